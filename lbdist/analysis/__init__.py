@@ -1,0 +1,1 @@
+"""From rows to statistics, tables, figures and the report; imports neither torch nor ray."""

@@ -1,0 +1,254 @@
+"""The configuration of a study: the dataclass schema of every key, its rules, and its composition.
+
+Hydra composes `experiments/` and the command line into one `Config`; `check` then applies the rules
+that a type cannot state. Every complaint is a `ConfigError` of one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A wrong input: one line that names the field, the value and what is allowed."""
+
+
+@dataclass
+class Search:
+    """How each remedy's hyperparameters are chosen, on a validation split carved from the training set."""
+
+    seeds: int = 1  # training runs a setting, each from its own start
+    samples: int = 4  # draws where a search space is continuous; grids are run whole
+    validation_fraction: float = 0.2
+    epochs: float = 1.0  # epochs of a search run, as a share of `epochs`
+
+
+@dataclass
+class Sharpness:
+    """Which values of Metric 2.1 are measured at every confirmed minimiser."""
+
+    epsilons: list[float] = field(default_factory=lambda: [1e-3, 5e-4])
+    spaces: list[str] = field(default_factory=lambda: ["full", "subspace"])
+    subspace_dimension: int = 100
+    draws: int = 1  # random subspaces, each its own row
+    solvers: list[str] = field(default_factory=lambda: ["paper", "converged"])
+    starts: int = 2  # starts of the converged solver
+    batch_norm: str = "running"  # statistics while measuring: running, batch or recalibrated
+    micro_batch_size: int = 1000
+
+
+@dataclass
+class Derived:
+    """What the network takes from the data, filled in once the data is read."""
+
+    inputs: int = 0
+    channels: int = 0
+    classes: int = 0
+
+
+@dataclass
+class Config:
+    """Every key of a study; `experiments/config.yaml` says what each is for."""
+
+    name: str = MISSING
+    network: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    remedy: dict[str, Any] = field(default_factory=dict)
+    small_batch: int = MISSING
+    large_batch: float = MISSING
+    epochs: int = MISSING
+    seeds: int = MISSING
+    num_workers: Any = "auto"
+    baseline_workers: Any = None
+    ghost_batch_size: int | None = None
+    micro_batch_size: int | None = None
+    evaluations: int = 20
+    derived: Derived = field(default_factory=Derived)
+    search: Search = field(default_factory=Search)
+    sharpness: Sharpness = field(default_factory=Sharpness)
+    storage: str = "results"
+    max_concurrent: int | None = None
+    retries: int = 2
+    dry_run: bool = False
+
+
+def config_root() -> Path:
+    """The folder `experiments/`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for root in (package.parent / "experiments", package / "experiments"):
+        if (root / "config.yaml").is_file():
+            return root
+    raise ConfigError(f"experiments: no configuration found beside or inside {package}; reinstall lbdist")
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that the command line's overrides ask for, typed by `Config`.
+
+    Args:
+        overrides: Hydra overrides such as `experiment=remedies`, `remedy.robust.rho=0.3`.
+
+    Raises:
+        ConfigError: An unknown study, key or type.
+    """
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="lbdist"):
+            config = hydra.compose("config", overrides=list(overrides))
+        OmegaConf.resolve(config.copy())  # `derived` is filled once the data is read; the rest must resolve now
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error, overrides)) from error
+    except OSError as error:  # a file that YAML cannot read
+        raise ConfigError(f"{error}") from error
+    return config
+
+
+def _one_line(error: BaseException, overrides: Sequence[str]) -> str:
+    """Hydra's complaint as one line, with the override it is about and the nearest key that exists."""
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and str(cause) not in text:
+        text += f": {cause}"
+    kept = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|Config search path|"
+                                         r"provider=|Set the environment)", line)
+    ]
+    line = re.sub(r"\s+", " ", "; ".join(kept))
+    wrong = re.search(r"Could not override '([\w.]+)'", line)
+    if wrong:
+        given = next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == wrong[1]), "")
+        known = [f.name for f in dataclasses.fields(Config)] + ["experiment"]
+        near = difflib.get_close_matches(wrong[1].split(".")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near and near[0] != wrong[1] else ""
+        if "Key '" in line or "not in" in line:
+            return f"{given or wrong[1]}: there is no key {wrong[1]}{hint} (`--help` lists the keys)"
+    full_key = re.search(r"full_key: (\S+)", text)
+    if full_key and full_key[1] not in line:
+        line = f"{full_key[1]}: {line}"
+    return line
+
+
+def options(group: str) -> dict[str, str]:
+    """The choices of a config group and the word each YAML's first line says of it."""
+    found = {}
+    for path in sorted((config_root() / group).glob("*.yaml")):
+        lines = path.read_text().splitlines()
+        words = [line.lstrip("# ") for line in lines[:2] if line.startswith("#") and "@package" not in line]
+        found[path.stem] = words[0] if words else ""
+    return found
+
+
+def require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Raises the one-line `ConfigError` of a key unless its condition holds."""
+    if not condition:
+        raise ConfigError(f"{key}={value}: must be {allowed}")
+
+
+def check(config: DictConfig) -> None:
+    """The rules of the keys that need neither data nor network.
+
+    Raises:
+        ConfigError: The first rule that is broken.
+    """
+    for key in ("name", "small_batch", "large_batch", "epochs", "seeds"):
+        require(not OmegaConf.is_missing(config, key), key, "???", "given")
+    require(bool(re.fullmatch(r"[\w.-]+", config.name)), "name", config.name, "letters, digits, '.', '_', '-'")
+    for key in ("small_batch", "epochs", "seeds", "evaluations"):
+        require(config[key] >= 1, key, config[key], "at least 1")
+    large = config.large_batch
+    require(
+        0 < large < 1 or (large >= 1 and float(large).is_integer()),
+        "large_batch",
+        large,
+        "a number of samples, or a share of the training set between 0 and 1",
+    )
+    for key in ("num_workers", "baseline_workers"):
+        workers = config[key]
+        require(
+            workers in ("auto", None) or (isinstance(workers, int) and workers >= 1),
+            key,
+            workers,
+            "auto or a whole number of at least 1",
+        )
+    for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent"):
+        require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
+    if config.micro_batch_size and config.ghost_batch_size:
+        require(
+            config.micro_batch_size % config.ghost_batch_size == 0,
+            "micro_batch_size",
+            config.micro_batch_size,
+            f"a multiple of ghost_batch_size={config.ghost_batch_size}",
+        )
+    require(config.retries >= 0, "retries", config.retries, "0 or more")
+    require(len(config.remedy) > 0, "remedy", "[]", "one or more of " + ", ".join(options("remedy")))
+    search = config.search
+    require(search.seeds >= 1, "search.seeds", search.seeds, "at least 1")
+    require(search.samples >= 1, "search.samples", search.samples, "at least 1")
+    fraction = search.validation_fraction
+    require(0 < fraction < 1, "search.validation_fraction", fraction, "between 0 and 1")
+    require(0 < search.epochs <= 1, "search.epochs", search.epochs, "a share in (0, 1]")
+    sharpness = config.sharpness
+    for epsilon in sharpness.epsilons:
+        require(0 < epsilon < float("inf"), "sharpness.epsilons", sharpness.epsilons, "all above 0")
+    for key, allowed in (("spaces", ("full", "subspace")), ("solvers", ("paper", "converged"))):
+        require(
+            set(sharpness[key]) <= set(allowed), f"sharpness.{key}", sharpness[key], "among " + ", ".join(allowed)
+        )
+    for key in ("subspace_dimension", "draws", "starts", "micro_batch_size"):
+        require(sharpness[key] >= 1, f"sharpness.{key}", sharpness[key], "at least 1")
+    modes = ("running", "batch", "recalibrated")
+    require(sharpness.batch_norm in modes, "sharpness.batch_norm", sharpness.batch_norm, " or ".join(modes))
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain dicts, lists and values."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
+    """Instantiates the `_target_` of a node; `name` and `search` are the project's own keys.
+
+    A dataclass's fields are converted and checked by their types first.
+
+    Args:
+        node: A mapping with `_target_` and its arguments.
+        key: Where the node stands in the configuration, for the complaint.
+        arguments: Positional arguments.
+
+    Raises:
+        ConfigError: The target cannot be imported or refuses its arguments.
+    """
+    values = {name: value for name, value in plain(node).items() if name not in ("name", "search")}
+    require("_target_" in values, f"{key}._target_", None, "the dotted path of a class")
+    try:
+        target = hydra.utils.get_object(values.pop("_target_"))
+        if dataclasses.is_dataclass(target):
+            allowed = {f.name for f in dataclasses.fields(target)}
+            for name in set(values) - allowed:
+                raise ConfigError(f"{key}.{name}={values[name]}: no such key; allowed: {', '.join(sorted(allowed))}")
+            values = dict(OmegaConf.merge(OmegaConf.structured(target), values))  # type: ignore[arg-type]
+            values = {name: plain(value) for name, value in values.items() if name in allowed}
+        return target(*arguments, **values)
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(key.split(".")[0]) else f"{key}.{text}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        raise ConfigError(f"{key}: {type(error).__name__}: {' '.join(str(error).split())}") from error

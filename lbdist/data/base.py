@@ -1,0 +1,188 @@
+"""What every data source gives (two splits of arrays), and the checks and subsets they share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbdist.config import ConfigError
+from lbdist.random import permutation
+
+_SUBSET_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples and their classes.
+
+    Attributes:
+        inputs: uint8 of shape (N, C, H, W) for images, float32 of shape (N, L) for signals.
+        labels: int64 of shape (N,).
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The samples at these positions, copied."""
+        return Split(self.inputs[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training split, the split to evaluate on, and the number of classes."""
+
+    train: Split
+    test: Split
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One sample's shape: (C, H, W) or (L,)."""
+        return self.train.inputs.shape[1:]
+
+    def validation_split(self, fraction: float, seed: int = 0) -> Dataset:
+        """Carves a validation split from the training split, which hyperparameters are chosen on.
+
+        Each class gives its share, rounded up or down so that the total is `fraction` of the training split.
+
+        Args:
+            fraction: Part of the training split to carve, strictly between 0 and 1.
+            seed: Which samples; the same seed gives the same ones.
+
+        Returns:
+            A data set whose `train` is the rest and whose `test` is the carved part, both in their old order;
+            the real test split is not in it.
+
+        Raises:
+            ConfigError: If the fraction is not between 0 and 1 or there is nothing to carve from.
+        """
+        total = len(self.train)
+        if not 0 < fraction < 1:
+            raise ConfigError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
+        if total < 2:
+            raise ConfigError(
+                f"validation fraction {fraction!r}: needs at least 2 training samples, not {total}"
+            )
+        count = min(max(round(fraction * total), 1), total - 1)
+        shuffled = permutation(total, seed=seed, epoch=0).numpy()
+        by_class = shuffled[np.argsort(self.train.labels[shuffled], kind="stable")]
+        # equal steps through the samples sorted by class: a class of k gives k * count / total, rounded
+        carved = np.zeros(total, bool)
+        carved[by_class[(2 * np.arange(count) + 1) * total // (2 * count)]] = True
+        return Dataset(
+            self.train.take(np.flatnonzero(~carved)), self.train.take(np.flatnonzero(carved)), self.classes
+        )
+
+
+@dataclass
+class DataSource(ABC):
+    """Reads one data set; its fields are what a YAML in experiments/data/ may set.
+
+    Attributes:
+        train_samples: How many training samples to use; None for all. A fixed shuffle chooses them, and a
+            smaller choice is part of a larger one.
+        test_samples: The same for the test split.
+    """
+
+    train_samples: int | None = None
+    test_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("train_samples", "test_samples"):
+            value = getattr(self, field)
+            require(
+                value is None or is_integer(value, 1),
+                field,
+                value,
+                "must be an integer of at least 1, or null",
+            )
+
+    @abstractmethod
+    def read(self) -> Dataset:
+        """The data set, unchecked; it is whole, or already what `subset` leaves of it."""
+
+    def load(self) -> Dataset:
+        """Reads, checks and subsets the data set.
+
+        Raises:
+            ConfigError: If the data is missing, unreadable, inconsistent, or smaller than asked for.
+        """
+        dataset = self.read()
+        for name, split in (("train", dataset.train), ("test", dataset.test)):
+            _check(name, split, dataset.classes)
+        test_shape = dataset.test.inputs.shape[1:]
+        if test_shape != dataset.shape:
+            raise ConfigError(
+                f"data: samples must have one shape, but the train split has {dataset.shape} "
+                f"and the test split {test_shape}"
+            )
+        return Dataset(
+            _subset("train_samples", dataset.train, self.train_samples),
+            _subset("test_samples", dataset.test, self.test_samples),
+            dataset.classes,
+        )
+
+
+def subset(total: int, count: int | None) -> np.ndarray:
+    """Which of `total` samples are used when `count` are asked for (None: all), as sorted positions."""
+    return np.sort(permutation(total, seed=_SUBSET_SEED, epoch=0).numpy()[:count])
+
+
+def to_float(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Inputs as a network takes them: uint8 scaled to [0, 1], floats as they are; no mean is subtracted."""
+    scaled = inputs.to(dtype)
+    return scaled / 255 if inputs.dtype == torch.uint8 else scaled
+
+
+def require(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raises the ConfigError that names a field of the data source, its value and what is allowed."""
+    if not condition:
+        raise ConfigError(f"data.{field}={value!r}: {allowed}")
+
+
+def is_integer(value: object, low: int) -> bool:
+    """Whether a value is an integer (True and False are not) of at least `low`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def cache_folder(root: str | None) -> Path:
+    """The folder to keep data in: `root`, else lbdist's folder in the user's cache."""
+    if root is not None:
+        return Path(root).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbdist"
+
+
+def _check(name: str, split: Split, classes: int) -> None:
+    if len(split.inputs) != len(split.labels):
+        raise ConfigError(
+            f"data: the {name} split has {len(split.inputs)} samples but {len(split.labels)} labels"
+        )
+    if not len(split):
+        raise ConfigError(f"data: the {name} split is empty; it needs at least 1 sample")
+    wrong = split.labels[(split.labels < 0) | (split.labels >= classes)]
+    if len(wrong):
+        raise ConfigError(f"data: label {wrong[0]} in the {name} split; allowed are 0 to {classes - 1}")
+
+
+def _subset(field: str, split: Split, count: int | None) -> Split:
+    if count is None:
+        return split
+    require(
+        count <= len(split), field, count, f"must be at most {len(split)}, which is all there are, or null"
+    )
+    return split.take(subset(len(split), count))

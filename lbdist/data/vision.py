@@ -1,0 +1,110 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, downloaded and checked through torchvision."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision import datasets
+
+from lbdist.config import ConfigError
+from lbdist.data.base import Dataset, DataSource, Split, cache_folder, one_line, require
+
+# name -> torchvision's class, its folder under the root, number of classes
+_SETS: dict[str, tuple[Any, str, int]] = {
+    "mnist": (datasets.MNIST, "MNIST", 10),
+    "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST", 10),
+    "cifar10": (datasets.CIFAR10, "cifar-10-batches-py", 10),
+    "cifar100": (datasets.CIFAR100, "cifar-100-python", 100),
+}
+
+
+@dataclass
+class Vision(DataSource):
+    """Images, uint8 of shape (N, C, H, W).
+
+    Attributes:
+        dataset: mnist, fashion_mnist, cifar10 or cifar100.
+        root: Folder in torchvision's layout; None for lbdist's in the user's cache.
+        download: Whether to fetch the data set when it is not there.
+    """
+
+    dataset: str = "mnist"
+    root: str | None = None
+    download: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.dataset in _SETS, "dataset", self.dataset, f"must be one of {', '.join(_SETS)}")
+        require(
+            self.root is None or isinstance(self.root, str), "root", self.root, "must be a folder, or null"
+        )
+        require(isinstance(self.download, bool), "download", self.download, "must be true or false")
+
+    def read(self) -> Dataset:
+        """Reads the data set from the root, after fetching it if it is not there and may be."""
+        source, name, classes = _SETS[self.dataset]
+        root = cache_folder(self.root)
+        remedy = (
+            f"set data.root to a folder that has {self.dataset} in torchvision's layout ({name}/), "
+            "or use data=parquet data.root=DIR"
+        )
+        if not (root / name).exists():
+            if not self.download:
+                raise ConfigError(
+                    f"data.root={root}: {self.dataset} is not there and data.download=false; {remedy}"
+                )
+            try:
+                _download(source, root, name)
+            except Exception as error:
+                raise ConfigError(
+                    f"data.root={root}: {self.dataset} is not there and its download failed "
+                    f"({one_line(error)}); {remedy}"
+                ) from error
+        try:
+            with _quiet():
+                train, test = (source(root, train=train) for train in (True, False))
+        except Exception as error:
+            raise ConfigError(
+                f"data.root={root}: {self.dataset} is there but cannot be read ({one_line(error)}); "
+                f"delete {root / name} to download it again, or {remedy}"
+            ) from error
+        return Dataset(_split(train), _split(test), classes)
+
+
+def _download(source: Any, root: Path, name: str) -> None:
+    """Fetches aside, then renames, so that the folder is whole or absent however many workers try."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
+        with _quiet():
+            source(aside, download=True)
+        try:
+            (Path(aside) / name).rename(root / name)
+        except OSError:
+            if not (root / name).exists():  # else another worker was faster
+                raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torchvision's progress bars and NumPy's remarks on CIFAR's old pickles."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _split(source: Any) -> Split:
+    pixels = np.asarray(source.data)  # (N, H, W) or (N, H, W, 3)
+    images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    return Split(np.ascontiguousarray(images), np.asarray(source.targets, dtype=np.int64))

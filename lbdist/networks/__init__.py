@@ -1,0 +1,71 @@
+"""Networks, one file a family, and how they are started: Glorot uniform, the same x0 for SB and LB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lbdist.config import ConfigError, build
+from lbdist.data.base import to_float
+
+__all__ = ["make", "parameter_count", "sample_flops"]
+
+
+def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """Builds a network at its starting point x0, which depends on the seed alone.
+
+    Weights of dense and convolutional layers are Glorot uniform, their biases zero (the paper: "uniformly
+    distributed random starting points"); other parameters are as their module makes them, under the same
+    seed.
+
+    Args:
+        node: Configuration with `_target_` and its arguments.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: The target cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = build(node, "network")
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return network
+
+
+def parameter_count(network: nn.Module) -> int:
+    """The number n of trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def sample_flops(network: nn.Module, inputs: np.ndarray, classes: int) -> float:
+    """FLOPs of one sample's forward and backward pass, taken as three forward passes; checks the shapes.
+
+    Args:
+        network: Maps inputs to class scores.
+        inputs: A few samples as stored.
+        classes: How many scores a sample must get.
+
+    Raises:
+        ConfigError: The network does not take such samples or gives another number of scores.
+    """
+    network.eval()
+    batch = to_float(torch.from_numpy(inputs.copy()))
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            scores = network(batch)
+    except Exception as error:
+        raise ConfigError(
+            f"network: does not take samples of shape {tuple(batch.shape[1:])} ({' '.join(str(error).split())[:200]})"
+        ) from error
+    if scores.shape != (len(batch), classes):
+        raise ConfigError(f"network: gives scores of shape {tuple(scores.shape)} for {len(batch)} samples of {classes} classes")
+    return 3 * counter.get_total_flops() / len(batch)

@@ -1,0 +1,63 @@
+"""A network's parameters as one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters in the order of the flat vector: the module's own."""
+    return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+
+
+def views(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """A flat vector x of shape (n,) cut into views named and shaped as the parameters.
+
+    Raises:
+        ValueError: x has another length than the network has parameters.
+    """
+    named = trainable(network)
+    sizes = [p.numel() for _, p in named]
+    if sum(sizes) != x.numel():
+        raise ValueError(f"a vector of {x.numel()} numbers for a network of {sum(sizes)} parameters")
+    return {name: part.view(p.shape) for (name, p), part in zip(named, x.split(sizes), strict=True)}
+
+
+def flatten(network: nn.Module) -> Tensor:
+    """A copy of the parameters as one vector of shape (n,)."""
+    return torch.cat([p.detach().reshape(-1) for _, p in trainable(network)])
+
+
+class Flat:
+    """A network whose parameters and gradients are views into two flat vectors.
+
+    The optimiser then runs on one tensor, gradients are reduced in one call, and a remedy writes
+    `x += r` for a whole network.
+
+    Args:
+        network: Changed in place: parameters keep their values and become views.
+
+    Attributes:
+        x: Parameters, shape (n,), itself an `nn.Parameter` whose `.grad` is `g`.
+        g: Gradient, shape (n,).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        vector = flatten(network)
+        self.x = nn.Parameter(vector)
+        self.g = torch.zeros_like(vector)
+        self.x.grad = self.g
+        parts = zip(views(network, self.x.detach()).items(), views(network, self.g).values(), strict=True)
+        for (name, part), gradient in parts:
+            parameter = network.get_parameter(name)
+            parameter.data = part
+            parameter.grad = gradient
+
+
+def buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that belong to a network's state (running statistics)."""
+    kept = network.state_dict(keep_vars=True)
+    return ((name, b) for name, b in network.named_buffers() if name in kept)

@@ -1,0 +1,38 @@
+"""Adversarial training (Keskar et al., section 4.3; Goodfellow et al., ICLR 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lbdist.remedies.base import Batch, Learner, Remedy
+
+
+@dataclass
+class Adversarial(Remedy):
+    """Trains on a mix of the samples and their fast-gradient-sign perturbations.
+
+    The loss is weight f(x; s) + (1 - weight) f(x; s + epsilon sign(grad_s f)); the paper does not state its
+    epsilon (choice).
+
+    Attributes:
+        epsilon: Size of the perturbation of each input.
+        weight: Share of the clean samples (Goodfellow et al., section 6: 0.5).
+    """
+
+    epsilon: float = 0.1
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.require("epsilon", "0 or more", self.epsilon >= 0)
+        self.require("weight", "between 0 and 1", 0 <= self.weight <= 1)
+
+    def step(self, learner: Learner, batch: Batch) -> None:
+        """One step along the gradient of the mixed loss."""
+        attacked = batch.inputs + self.epsilon * learner.input_gradient(batch).sign()
+        learner.gradient(batch, weight=self.weight)
+        learner.gradient(replace(batch, inputs=attacked), weight=1 - self.weight, add=True, statistics=False)
+        learner.update()
+
+    def gradients_per_step(self) -> float:
+        """The attack, the clean batch, the attacked batch."""
+        return 3.0

@@ -1,0 +1,287 @@
+"""The one command: compose, validate, plan, run, report.
+
+    python -m lbdist.run experiment=remedies
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lbdist import config as configuration
+from lbdist.config import ConfigError, build, plain
+
+_USAGE = """\
+usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--help | --cfg job]
+
+How large a batch can a model take, what does it cost, and which remedy buys it back?
+Every key can be overridden, in Hydra's syntax; a remedy's own keys are remedy.NAME.KEY.
+"""
+
+_KEYS = {
+    "small_batch": "SB's global batch, in samples",
+    "large_batch": "LB's global batch: samples, or a share of the training set",
+    "epochs": "passes over the training set",
+    "seeds": "confirmed runs a method, each from its own starting point",
+    "remedy": "the remedies of the study: remedy=[none,robust,growth]",
+    "num_workers": "data-parallel workers a run: a number, or auto",
+    "ghost_batch_size": "batch-norm group in samples; null is the whole global batch",
+    "data.root": "folder of the data set (downloaded there, or read from there)",
+    "search.epochs": "length of a search run, as a share of epochs",
+    "sharpness.solvers": "paper (as published), converged, or both",
+    "storage": "folder of the results: rows, checkpoints, Tune's folder, report",
+    "dry_run": "dry_run=true prints the cells that would run, and stops",
+}
+
+# set before Ray is imported; a user's own setting wins
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def help_text() -> str:
+    """What `--help` prints: studies, networks, data sets, remedies, optimisers and the main keys."""
+    lines = [_USAGE]
+    titles = {"experiment": "studies (experiment=)", "network": "networks (network=)", "data": "data sets (data=)",
+              "remedy": "remedies (remedy=)", "optimizer": "optimisers (optimizer=)"}
+    for group, title in titles.items():
+        lines.append(title)
+        lines += [f"  {name:<20} {words}" for name, words in configuration.options(group).items()]
+        lines.append("")
+    lines.append("main keys")
+    lines += [f"  {name:<20} {words}" for name, words in _KEYS.items()]
+    lines += ["", "`--cfg job` prints the whole configuration."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        0 when the study is finished, 1 when some of its cells failed, 2 for a wrong input, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        if {"--help", "-h"} & set(arguments):
+            print(help_text())
+            return 0
+        show = arguments[:2] if arguments[:1] == ["--cfg"] else arguments[-2:]
+        if "--cfg" in arguments:
+            if show != ["--cfg", "job"]:
+                raise ConfigError("--cfg: must be followed by job, at the end of the command")
+            arguments = [argument for argument in arguments if argument not in show]
+        wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
+        if wrong:
+            raise ConfigError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
+        config = configuration.compose(arguments)
+        if show == ["--cfg", "job"]:
+            print(OmegaConf.to_yaml(config), end="")
+            return 0
+        configuration.check(config)
+        return _Command(config, arguments).run()
+    except ConfigError as error:
+        print(f"lbdist: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        command = " ".join(["python -m lbdist.run", *arguments])
+        print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
+        return 130
+
+
+class _Command:
+    """One run of the program on a checked configuration."""
+
+    def __init__(self, config: DictConfig, arguments: Sequence[str]) -> None:
+        # torch and Ray take seconds to import: not before the configuration is known to be good
+        from lbdist import tuning
+        from lbdist.progress import Progress
+
+        self.config, self.arguments = config, arguments
+        if "://" in config.storage:
+            raise ConfigError(f"storage={config.storage}: must be a folder that every node of the cluster sees")
+        self.folder = Path(config.storage).expanduser().resolve() / config.name
+        self.progress_type = Progress
+        self.tuning = tuning
+        self.data = build(config.data, "data").load()
+        self.plan = self._plan()
+
+    def _plan(self) -> Any:
+        import torch
+
+        from lbdist import networks
+        from lbdist.plan import Candidates, Plan
+        from lbdist.training.loop import Learner, optimizer_factory
+        from lbdist.training.batches import Workers
+
+        config, shape = self.config, self.data.shape
+        config.derived.inputs = int(torch.Size(shape).numel())
+        config.derived.channels, config.derived.classes = int(shape[0]), int(self.data.classes)
+        OmegaConf.resolve(config)
+        candidates = []
+        for name, node in plain(config.remedy).items():
+            settings = self.tuning.settings(node.get("search"), config.search.samples, f"remedy.{name}")
+            for setting in [{}, *settings]:
+                build({**node, **setting}, f"remedy.{name}")
+            candidates.append(Candidates(name, node, settings))
+        if "none" not in config.remedy:
+            candidates.insert(0, Candidates("none", {"_target_": "lbdist.remedies.none.NoRemedy"}, [{}]))
+        network = networks.make(config.network)
+        flops = networks.sample_flops(network, self.data.train.inputs[:2], self.data.classes)
+        # every way in which a run could refuse its configuration is tried here, before a worker starts
+        Learner(network, optimizer_factory(plain(config.optimizer)), Workers(), config.ghost_batch_size,
+                config.micro_batch_size)
+        gpus = torch.cuda.device_count()
+        return Plan(config, len(self.data.train), candidates, flops, "GPU" if gpus else "CPU",
+                    gpus or os.cpu_count() or 1)
+
+    def run(self) -> int:
+        """Runs what has no rows yet, and reports."""
+        cells, values = self.plan.count()
+        config = self.config
+        head = (f"study {config.name}: {config.network.get('name', config.network._target_)} on "
+                f"{config.data.get('name', config.data._target_)}, {cells} cells, {values} sharpness values")
+        if config.dry_run:
+            self._dry_run(head)
+            return 0
+        print(head + f", in {self.folder}", flush=True)
+        print(self._workers_line(), flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _lock(self.folder):
+            study = self.tuning.replay(self.plan, self.folder)
+            if study.waiting or self._unmeasured(study):
+                study = self._measure(cells, values)
+            from lbdist import results
+
+            results.compact(self.folder)
+            self._report(study)
+        for job in study.failed:
+            print(f"lbdist: failed: {job.cells[0].label}; run the command again to retry", file=sys.stderr)
+        return 1 if study.failed else 0
+
+    def _workers_line(self) -> str:
+        asked, workers = self.config.num_workers, self.plan.workers(self.config.num_workers)
+        if asked != "auto":
+            return f"num_workers={asked}"
+        why = (f"a run's {self.plan.work:.1e} FLOPs are too few to pay for a worker group (from "
+               f"{self.plan.group_work:.0e} a worker)" if workers == 1 else f"a run has {self.plan.work:.1e} FLOPs")
+        baseline = self.config.baseline_workers
+        extra = f"; the LB baseline takes {baseline}, through Ray Train" if (baseline or 1) > 1 else ""
+        return f"num_workers=auto: {workers} process{'es' if workers > 1 else ''} a run, {why}{extra}"
+
+    def _dry_run(self, head: str) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        print(head)
+        print(self._workers_line())
+        records = self.plan.describe()
+        table = Table(*records[0], box=None, pad_edge=False)
+        for record in records:
+            table.add_row(*(str(value) for value in record.values()))
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+    def _unmeasured(self, study: Any) -> list[Any]:
+        from lbdist import results
+        from lbdist.sharpness.pool import Job
+
+        finished = results.finished_jobs(self.folder)
+        cells = [cell for cell in study.cells.values() if cell.stage == "confirm" and cell.id in finished]
+        jobs = [Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings()]
+        return [job for job in jobs if job.id not in finished]
+
+    def _measure(self, cells: int, values: int) -> Any:
+        import ray
+
+        from lbdist.sharpness import pool
+
+        with self.progress_type(cells, values) as progress, _ray(progress.note):
+            capacity = self.tuning.Capacity.of_cluster()
+            study = self.tuning.run(
+                self.plan, ray.put(self.data), self.folder, retries=self.config.retries,
+                max_concurrent=self.config.max_concurrent, finished=progress.trained,
+            )
+            jobs = self._unmeasured(study)
+            progress.begin_sharpness(len(jobs))
+            pool.measure_all(
+                jobs, ray.put(self.data.train), self.folder, actors=capacity.slots,
+                gpus_per_actor=1.0 if capacity.gpus else 0.0, retries=self.config.retries, done=progress.measured,
+            )
+        return study
+
+    def _report(self, study: Any) -> None:
+        from rich.console import Console
+
+        from lbdist import results
+        from lbdist.analysis.report import write_report
+        from lbdist.analysis.tables import print_table
+
+        rows = results.load(self.folder)
+        rows = rows[rows["cell"].isin(study.cells)].reset_index(drop=True)
+        console = Console(width=None if sys.stdout.isatty() else 110)
+        if rows.empty:
+            return
+        print_table(rows, console)
+        context = {
+            "command": " ".join(["python -m lbdist.run", *self.arguments]),
+            **results.provenance(),
+            "configuration": OmegaConf.to_yaml(self.config),
+        }
+        print(f"report: {write_report(self.folder, rows, context)}")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[IO[str]]:
+    """Holds a study's folder; the kernel lets go of it however the program ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"storage={folder}: another lbdist is at work there; wait for it or take another") from None
+        yield file
+
+
+@contextlib.contextmanager
+def _ray(say: Any) -> Iterator[None]:
+    """A connection to the running cluster, or a local Ray that ends with the program."""
+    import logging
+
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {} if address else {"object_store_memory": 1 << 30, "include_dashboard": True}
+    began = time.monotonic()
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    have = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")}
+    kind = f"joined the cluster at {address}" if address else "started a local Ray"
+    say(f"{kind} with {have['CPU']} CPUs and {have['GPU']} GPUs ({time.monotonic() - began:.1f} s)")
+    try:
+        yield
+    finally:
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        ray.shutdown()
+        signal.signal(signal.SIGINT, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

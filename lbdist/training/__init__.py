@@ -1,0 +1,1 @@
+"""Training: a loop that knows nothing of Ray, and Ray Train around it."""

@@ -1,0 +1,80 @@
+"""Global batches and each worker's slice of them: functions of (seed, epoch), never of the rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lbdist import random
+from lbdist.data.base import to_float
+from lbdist.remedies.base import Batch
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process's place in a data-parallel group."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Workers:
+        """The default process group of torch.distributed, or one worker where there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over the workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, count: int, unit: int = 1) -> tuple[int, int]:
+        """This worker's positions [start, stop) of `count`, in whole units but for a remainder at the end."""
+        units = max(1, count // unit)
+        start, stop = (units * r // self.size * unit for r in (self.rank, self.rank + 1))
+        return start, count if self.rank == self.size - 1 else stop
+
+
+def batches(
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    global_batch_size: int,
+    seed: int,
+    epoch: int,
+    workers: Workers,
+    ghost_batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Batch]:
+    """This worker's slices of an epoch's global batches; the last, smaller batch is kept.
+
+    Args:
+        inputs: All training samples on the device, (N, ...), uint8 or floating point.
+        labels: Their classes, (N,).
+        global_batch_size: Samples in a global batch, over all workers.
+        seed: The run's seed.
+        epoch: The epoch; with the seed it fixes the order of the samples.
+        workers: This worker's place.
+        ghost_batch_size: Batch-norm group, which is never cut between workers.
+        dtype: Precision of the samples given out.
+    """
+    order = random.permutation(len(labels), seed=seed, epoch=epoch).to(labels.device)
+    for begin in range(0, len(labels), global_batch_size):
+        size = min(global_batch_size, len(labels) - begin)
+        start, stop = workers.share(size, min(ghost_batch_size or 1, size))
+        samples = order[begin + start : begin + stop]
+        yield Batch(
+            inputs=to_float(inputs[samples], dtype),
+            labels=labels[samples],
+            samples=samples,
+            size=size,
+            offset=start,
+            seed=seed,
+            epoch=epoch,
+        )

@@ -1,0 +1,278 @@
+"""The training loop. It knows nothing of Ray: with a torch.distributed group it is data-parallel, without
+one it is a plain loop, and the trajectory is the same to rounding.
+
+    learner = Learner(...)
+    for epoch in epochs:
+        for batch in batches(seed, epoch):      # this worker's slice of each global batch
+            batch = remedy.transform(batch)
+            remedy.step(learner, batch)
+        remedy.after_epoch(learner, batch)
+        evaluate; report; checkpoint
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lbdist import networks
+from lbdist.config import ConfigError, build
+from lbdist.data.base import Dataset, Split, to_float
+from lbdist.networks.flat import Flat, buffers
+from lbdist.plan import Cell
+from lbdist.remedies.base import Batch, Remedy
+from lbdist.training import checkpoint
+from lbdist.training.batch_norm import group_batch_norm
+from lbdist.training.batches import Workers, batches
+from lbdist.training.dropout import Dropouts
+
+Row = dict[str, Any]
+
+
+class Learner:
+    """A network in training: the global gradient, the optimiser, and what they have cost so far.
+
+    Args:
+        network: The network at its starting point, on its device and in its precision; changed in place.
+        make_optimizer: Maps a list of parameters to an optimiser.
+        workers: The data-parallel group.
+        ghost_batch_size: Batch-norm group in samples; None for the whole global batch.
+        micro_batch_size: Samples taken through the network at once; None for all of this worker's share.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        workers: Workers,
+        ghost_batch_size: int | None = None,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self.network = network.train()
+        self.workers = workers
+        self.micro_batch_size = micro_batch_size
+        self.norms = group_batch_norm(network, workers, ghost_batch_size)
+        if micro_batch_size is not None and self.norms and ghost_batch_size is None:
+            raise ConfigError(
+                f"micro_batch_size={micro_batch_size}: batch normalisation over the global batch needs a "
+                "worker's whole share at once; set ghost_batch_size as well, or micro_batch_size=null"
+            )
+        self.dropouts = Dropouts(network)
+        self.flat = Flat(network)
+        self.x, self.g = self.flat.x.detach(), self.flat.g
+        self.optimizer = make_optimizer([self.flat.x])
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.x.device)  # summed over samples
+        self.loss_samples = 0.0
+        self.counts = {"steps": 0, "gradient_evaluations": 0, "samples": 0}
+
+    def gradient(self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True) -> None:
+        """Sets g to the gradient of the global batch's mean loss at x (see `remedies.base.Learner`)."""
+        before = self.g.clone() if add else None
+        self.g.zero_()
+        for norm in self.norms:
+            norm.tracking = statistics
+        limit = self.micro_batch_size or max(1, len(batch.labels))
+        scale = weight / batch.size
+        for start in range(0, max(1, len(batch.labels)), limit):
+            micro = batch if limit >= len(batch.labels) else batch.part(
+                batch.offset + start, min(batch.offset + start + limit, batch.offset + len(batch.labels)))
+            self.dropouts.draw(micro)
+            loss = F.cross_entropy(self.network(micro.inputs), micro.labels, reduction="sum") * scale
+            loss.backward()
+            self.loss += loss.detach() * batch.size
+        self.loss_samples += weight * batch.size
+        self.workers.sum(self.g)
+        if before is not None:
+            self.g += before
+        self.counts["gradient_evaluations"] += 1
+        self.counts["samples"] += batch.size
+
+    def input_gradient(self, batch: Batch) -> Tensor:
+        """The gradient of the summed loss with respect to this worker's inputs, in training mode."""
+        for norm in self.norms:
+            norm.tracking = False
+        self.dropouts.draw(batch)
+        inputs = batch.inputs.detach().requires_grad_()
+        loss = F.cross_entropy(self.network(inputs), batch.labels, reduction="sum")
+        self.counts["gradient_evaluations"] += 1
+        self.counts["samples"] += batch.size
+        return torch.autograd.grad(loss, inputs)[0]
+
+    def update(self) -> None:
+        """One step of the optimiser along g."""
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
+        """Mean loss and accuracy (percent) over a split, with the running averages of batch norm."""
+        inputs, labels = split
+        start, stop = self.workers.share(len(labels))
+        sums = torch.zeros(2, dtype=torch.float64, device=self.x.device)
+        self.network.eval()
+        for begin in range(start, stop, micro_batch_size):
+            part = slice(begin, min(begin + micro_batch_size, stop))
+            scores = self.network(to_float(inputs[part], self.x.dtype))
+            sums[0] += F.cross_entropy(scores, labels[part], reduction="sum")
+            sums[1] += (scores.argmax(1) == labels[part]).sum()
+        self.network.train()
+        loss, correct = (self.workers.sum(sums) / len(labels)).tolist()
+        return loss, 100 * correct
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "x": self.x,
+            "buffers": dict(buffers(self.network)),
+            "optimizer": self.optimizer.state_dict(),
+            "counts": self.counts,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.x.copy_(state["x"])
+        own = dict(buffers(self.network))
+        for name, value in state["buffers"].items():
+            own[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counts = dict(state["counts"])
+
+
+def optimizer_factory(node: dict[str, Any]) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    """The constructor of a configured optimiser; PyTorch's fused kernels are used where it has them."""
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = build(node, "optimizer", parameters)
+        if "fused" in optimizer.defaults and optimizer.defaults["fused"] is None:
+            return build({**node, "fused": True}, "optimizer", parameters)  # type: ignore[no-any-return]
+        return optimizer
+
+    return make
+
+
+def on_device(split: Split, device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A split as tensors: uint8 stays uint8, floating point takes the run's precision."""
+    inputs = torch.from_numpy(np.array(split.inputs, copy=not split.inputs.flags.writeable))
+    inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
+    return inputs, torch.from_numpy(np.array(split.labels, copy=not split.labels.flags.writeable)).to(device)
+
+
+def train(
+    cell: Cell,
+    data: Dataset,
+    *,
+    workers: Workers | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    path: Path | None = None,
+    report: Callable[[dict[str, float]], None] = lambda metrics: None,
+) -> tuple[list[Row], Tensor]:
+    """Trains one cell from its checkpoint or its start to its last epoch.
+
+    Args:
+        cell: What to train.
+        data: Training set, and the split on which the curve is measured (test or validation).
+        workers: This process's place in the data-parallel group; None asks torch.distributed.
+        device: Where to train.
+        dtype: Precision of parameters and samples.
+        path: Checkpoint file, read at the start and written after every epoch by worker 0; None keeps none.
+        report: Called by every worker after every epoch with the latest metrics.
+
+    Returns:
+        The cell's rows (the same on every worker) and the final parameters, shape (n,).
+    """
+    workers = workers or Workers.current()
+    remedy: Remedy = build(cell.remedy, f"remedy.{cell.remedy_name}")
+    network = networks.make(cell.network, cell.seed).to(device, dtype)
+    learner = Learner(network, optimizer_factory(cell.optimizer), workers, cell.ghost_batch_size, cell.micro_batch_size)
+    start = learner.x.clone()
+    train_split, test_split = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
+    split = "validation" if cell.stage == "search" else "test"
+    history: list[Row] = []
+    seconds, first, diverged = 0.0, 0, False
+    state = _resume(path, device)
+    if state is not None:
+        learner.restore(state["learner"])
+        remedy.restore(state["remedy"])
+        history, seconds, first, diverged = state["history"], state["seconds"], state["epoch"], state["diverged"]
+    every = max(1, cell.epochs // cell.evaluations)
+    for epoch in range(first, cell.epochs):
+        if diverged:
+            break
+        began = time.perf_counter()
+        learner.loss.zero_()
+        learner.loss_samples = 0.0
+        size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
+        whole = None
+        for batch in batches(
+            *train_split,
+            global_batch_size=size,
+            seed=cell.seed,
+            epoch=epoch,
+            workers=workers,
+            ghost_batch_size=cell.ghost_batch_size,
+            dtype=dtype,
+        ):
+            batch = remedy.transform(batch)
+            remedy.step(learner, batch)
+            learner.counts["steps"] += 1
+            whole = batch if batch.size == size or whole is None else whole
+        running = float(workers.sum(learner.loss)) / learner.loss_samples
+        diverged = not math.isfinite(running)
+        assert whole is not None
+        remedy.after_epoch(learner, whole)
+        point = {"epoch": epoch + 1, "step": learner.counts["steps"]}
+        history.append({**point, "metric": "running_loss", "value": running, "split": "train"})
+        metrics = {"epoch": epoch + 1, "running_loss": running}
+        last = epoch + 1 == cell.epochs or diverged
+        if last or (epoch + 1) % every == 0:
+            loss, accuracy = learner.evaluate(test_split)
+            history += [{**point, "metric": "loss", "value": loss, "split": split},
+                        {**point, "metric": "accuracy", "value": accuracy, "split": split}]
+            metrics |= {"loss": loss, "accuracy": accuracy}
+        seconds += time.perf_counter() - began
+        if path is not None and workers.rank == 0:
+            checkpoint.save(path, {
+                "learner": learner.state(), "remedy": remedy.state(), "history": history, "seconds": seconds,
+                "epoch": epoch + 1, "diverged": diverged})
+        report(metrics)
+    return history + _final(learner, train_split, test_split, split, start, seconds, diverged), learner.x
+
+
+def _resume(path: Path | None, device: torch.device | str) -> dict[str, Any] | None:
+    """The last whole checkpoint; a damaged one is as good as none."""
+    if path is None:
+        return None
+    try:
+        return checkpoint.load(path, device)
+    except (FileNotFoundError, ConfigError):
+        return None
+
+
+def _final(
+    learner: Learner,
+    train_split: tuple[Tensor, Tensor],
+    test_split: tuple[Tensor, Tensor],
+    split: str,
+    start: Tensor,
+    seconds: float,
+    diverged: bool,
+) -> list[Row]:
+    rows: list[Row] = []
+    for name, tensors in (("train", train_split), (split, test_split)):
+        loss, accuracy = learner.evaluate(tensors)
+        rows += [{"metric": "loss", "value": loss, "split": name}, {"metric": "accuracy", "value": accuracy, "split": name}]
+    totals = {
+        **learner.counts,
+        "seconds": seconds,
+        "distance_from_start": float((learner.x - start).norm()),
+        "diverged": float(diverged),
+    }
+    return rows + [{"metric": metric, "value": float(value)} for metric, value in totals.items()]

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.utils import get_class
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbdist.config import ConfigError
+from lbdist.data import Dataset, Split
+from lbdist.data.base import DataSource, to_float
+
+YAMLS = sorted((Path(__file__).parents[2] / "experiments/data").glob("*.yaml"))
+
+
+def split(labels: list[int]) -> Split:
+    """Each sample's input is its number."""
+    return Split(np.arange(len(labels), dtype=np.float32)[:, None], np.array(labels, np.int64))
+
+
+TRAIN, TEST = split([0, 1] * 20), split([0, 1] * 5)
+
+
+@dataclass
+class Given(DataSource):
+    train: Split = TRAIN
+    test: Split = TEST
+    classes: int = 2
+
+    def read(self) -> Dataset:
+        return Dataset(self.train, self.test, self.classes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=2, max_size=200),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 5),
+)
+def test_validation_split_is_a_stratified_partition(labels: list[int], fraction: float, seed: int) -> None:
+    whole = Dataset(split(labels), split([0]), 5)
+    carved = whole.validation_split(fraction, seed)
+    rest, validation = carved.train.inputs[:, 0], carved.test.inputs[:, 0]
+    assert sorted([*rest, *validation]) == list(range(len(labels)))
+    assert (np.diff(rest) > 0).all() and (np.diff(validation) > 0).all()
+    assert len(validation) == min(max(round(fraction * len(labels)), 1), len(labels) - 1)
+    for label in range(5):
+        share = labels.count(label) * len(validation) / len(labels)
+        assert abs((carved.test.labels == label).sum() - share) < 1
+    again = whole.validation_split(fraction, seed)
+    assert np.array_equal(again.test.inputs, carved.test.inputs)
+    assert carved.classes == 5
+
+
+def test_validation_split_depends_on_the_seed() -> None:
+    whole = Dataset(split([0, 1] * 100), split([0]), 2)
+    picked = [set(whole.validation_split(0.1, seed).test.inputs[:, 0]) for seed in (0, 1)]
+    assert picked[0] != picked[1]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+def test_validation_split_refuses_a_wrong_fraction(fraction: float) -> None:
+    with pytest.raises(ConfigError, match="strictly between 0 and 1"):
+        Dataset(split([0, 1]), split([0]), 2).validation_split(fraction)
+
+
+def test_validation_split_needs_two_samples() -> None:
+    with pytest.raises(ConfigError, match="at least 2"):
+        Dataset(split([0]), split([0]), 2).validation_split(0.5)
+
+
+def test_subsets_are_fixed_and_nested() -> None:
+    small, large, whole = (Given(train_samples=n, test_samples=3).load() for n in (5, 12, 40))
+    chosen = [set(d.train.inputs[:, 0]) for d in (small, large, whole)]
+    assert chosen[0] < chosen[1] < chosen[2]
+    assert (len(small.train), len(small.test), small.shape) == (5, 3, (1,))
+    assert chosen[0] != set(range(5))
+    assert np.array_equal(whole.train.inputs, Given().load().train.inputs)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "10"])
+def test_sample_counts_are_positive_integers(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_samples=.*at least 1"):
+        Given(train_samples=value)  # type: ignore[arg-type]
+
+
+def test_more_samples_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"data\.test_samples=11: must be at most 10"):
+        Given(test_samples=11).load()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train": split([0, 2])}, "label 2 in the train split; allowed are 0 to 1"),
+        ({"test": split([-1])}, "label -1 in the test split"),
+        ({"train": split([])}, "train split is empty"),
+        ({"test": Split(np.zeros((1, 2), np.float32), np.zeros(1, np.int64))}, "must have one shape"),
+        ({"test": Split(np.zeros((2, 1), np.float32), np.zeros(1, np.int64))}, "2 samples but 1 labels"),
+    ],
+)
+def test_inconsistent_data_is_refused(wrong: dict[str, Split], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Given(**wrong).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_to_float() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    assert to_float(pixels).tolist() == pytest.approx([0, 0.2, 1])
+    assert to_float(pixels).dtype == torch.float32
+    assert to_float(pixels, torch.float64).tolist() == [0, 51 / 255, 1]
+    signal = torch.tensor([-3.0, 300.0])
+    assert to_float(signal).equal(signal)
+    assert to_float(signal, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_yaml_holds_the_fields_and_their_defaults(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    values = yaml.safe_load(text)
+    source = get_class(values.pop("_target_"))
+    assert issubclass(source, DataSource)
+    assert values.pop("name") == path.stem
+    defaults = {field.name: field.default for field in fields(source)}
+    assert MISSING not in defaults.values()
+    if "dataset" in defaults:
+        defaults["dataset"] = path.stem
+    assert values == defaults
+
+
+def test_there_are_yamls() -> None:
+    assert {path.stem for path in YAMLS} >= {
+        "mnist1d",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "parquet",
+    }

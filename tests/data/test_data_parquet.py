@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lbdist.config import ConfigError
+from lbdist.data.base import subset
+from lbdist.data.parquet import Parquet
+
+SHARED = Path(__file__).parents[2].parent / "shared/data"
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (10, 6, 8, 3), np.uint8)
+GREY = RNG.integers(0, 256, (10, 6, 8), np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return stream.getvalue()
+
+
+def write(
+    file: Path,
+    images: list[bytes | None],
+    labels: list[int | None],
+    image: str = "image",
+    label: str = "label",
+) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    structs = pa.array(
+        [{"bytes": data, "path": None} for data in images], pa.struct({"bytes": "binary", "path": "string"})
+    )
+    pq.write_table(pa.table({image: structs, label: pa.array(labels, pa.int64())}), file, row_group_size=3)
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten training and two test images."""
+    images = [encode(image) for image in COLOUR]
+    write(tmp_path / "train.parquet", images, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1])
+    write(tmp_path / "test.parquet", images[:2], [3, 0])
+    return tmp_path
+
+
+def refused(folder: Path, **fields: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Parquet(root=str(folder), **fields).load()  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_colour(tmp_path: Path, kind: str) -> None:
+    """In shards, under data/, with a validation split instead of a test split."""
+    images = [encode(image, kind) for image in COLOUR]
+    write(tmp_path / "data/train-00000-of-00002.parquet", images[:7], list(range(7)), image="img")
+    write(tmp_path / "data/train-00001-of-00002.parquet", images[7:], [7, 8, 9], image="img")
+    write(tmp_path / "data/validation-00000-of-00001.parquet", images[4:6], [4, 5], image="img")
+    data = Parquet(root=str(tmp_path)).load()
+    assert (data.shape, data.classes) == ((3, 6, 8), 10)
+    assert data.train.inputs.dtype == np.uint8 and data.train.labels.dtype == np.int64
+    assert np.array_equal(data.train.inputs, COLOUR.transpose(0, 3, 1, 2))
+    assert np.array_equal(data.test.inputs, data.train.inputs[4:6])
+    assert data.train.labels.tolist() == list(range(10)) and data.test.labels.tolist() == [4, 5]
+
+
+def test_grey_png(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [encode(image) for image in GREY], [0, 1] * 5)
+    assert np.array_equal(Parquet(root=str(tmp_path)).load().train.inputs, GREY[:, None])
+    colour = Parquet(root=str(tmp_path), channels=3).load()
+    assert np.array_equal(colour.train.inputs, np.repeat(GREY[:, None], 3, 1))
+
+
+def test_grey_kept_in_webp(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [encode(image, "WEBP") for image in GREY], [0, 1] * 5)
+    assert Parquet(root=str(tmp_path)).load().shape == (3, 6, 8)
+    assert np.array_equal(Parquet(root=str(tmp_path), channels=1).load().train.inputs, GREY[:, None])
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    """Lossy, so a smooth image to a few grey levels."""
+    image = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [encode(image, "JPEG")], [1])
+    data = Parquet(root=str(tmp_path)).load()
+    assert np.abs(data.train.inputs[0, 0].astype(int) - image).max() < 12
+
+
+def test_palette_and_alpha_become_rgb(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(COLOUR[0]).convert("RGBA").save(stream, "PNG")
+    palette = io.BytesIO()
+    Image.fromarray(COLOUR[0]).quantize(48).save(palette, "PNG")
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [stream.getvalue(), palette.getvalue()], [0, 1])
+    data = Parquet(root=str(tmp_path)).load()
+    assert data.shape == (3, 6, 8)
+    assert np.array_equal(data.train.inputs[0], COLOUR[0].transpose(2, 0, 1))
+
+
+def test_many_batches_and_a_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbdist.data.parquet._BATCH", 4)
+    monkeypatch.setattr("lbdist.data.parquet._CHUNK", 2)
+    images = [encode(image) for image in COLOUR]
+    write(tmp_path / "train-0.parquet", images[:7], list(range(7)))
+    write(tmp_path / "train-1.parquet", images[7:], [7, 8, 9])
+    write(tmp_path / "test.parquet", images, list(range(10)))
+    whole = Parquet(root=str(tmp_path)).load()
+    assert np.array_equal(whole.train.inputs, COLOUR.transpose(0, 3, 1, 2))
+    for count in range(1, 11):
+        part = Parquet(root=str(tmp_path), train_samples=count, test_samples=1).load()
+        assert np.array_equal(part.train.inputs, whole.train.inputs[subset(10, count)])
+        assert np.array_equal(part.train.labels, subset(10, count))
+        assert part.classes == 10
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [encode(COLOUR[0])], [1], image="photo", label="kind")
+    data = Parquet(root=str(tmp_path), image="photo", label="kind", classes=5).load()
+    assert data.classes == 5
+    assert "there is no column label or fine_label; set data.label to one of photo, kind" in refused(tmp_path)
+    assert "there is no column image or img; set data.image" in refused(tmp_path, label="kind")
+    assert "no column picture" in refused(tmp_path, label="kind", image="picture")
+
+
+def test_fine_label(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [encode(COLOUR[0])], [1], label="fine_label")
+    assert Parquet(root=str(tmp_path)).load().train.labels.tolist() == [1]
+    assert "no column coarse" in refused(tmp_path, label="coarse")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    assert "there is no such folder" in refused(tmp_path / "absent")
+    assert "must hold train*.parquet" in refused(tmp_path)
+    write(tmp_path / "train.parquet", [encode(COLOUR[0])], [0])
+    assert "must hold test*.parquet or validation*.parquet or valid*.parquet" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a Parquet file", None])
+def test_files_that_are_not_parquet(folder: Path, content: bytes | None) -> None:
+    file = folder / "test.parquet"
+    file.write_bytes(file.read_bytes()[:-30] if content is None else content)
+    line = refused(folder)
+    assert str(file) in line and "cannot be read as Parquet" in line
+
+
+def test_damaged_pages(folder: Path) -> None:
+    """The footer is whole, what it points to is not."""
+    file = folder / "train.parquet"
+    data = bytearray(file.read_bytes())
+    data[4:-1500] = b"\xff" * (len(data) - 1504)
+    file.write_bytes(data)
+    assert str(file) in refused(folder)
+
+
+def test_images_that_cannot_be_decoded(folder: Path) -> None:
+    good = encode(COLOUR[0])
+    stream = io.BytesIO()
+    Image.fromarray(COLOUR[0]).save(stream, "GIF")
+    for bad in (b"", b"no image", good[:60], stream.getvalue()):
+        file = write(folder / "train.parquet", [good, bad], [0, 3])
+        line = refused(folder)
+        assert str(file) in line and "image in row 1 cannot be decoded" in line
+    write(folder / "train.parquet", [good, None], [0, 1])
+    assert "row 1 holds no image bytes" in refused(folder)
+
+
+def test_images_of_several_sizes(folder: Path) -> None:
+    images = [encode(COLOUR[0]), encode(COLOUR[0]), encode(COLOUR[0, :5]), encode(COLOUR[0, :4])]
+    file = write(folder / "train.parquet", images, [0, 1, 2, 3])
+    line = refused(folder)
+    assert str(file) in line and "row 2 has shape (3, 5, 8), but the first one has (3, 6, 8)" in line
+    write(folder / "train.parquet", [encode(COLOUR[0, :5])], [3])
+    assert "data: samples must have one shape" in refused(folder)
+
+
+def test_grey_among_colour(folder: Path) -> None:
+    write(folder / "train.parquet", [encode(COLOUR[0]), encode(GREY[0])], [0, 3])
+    assert "see data.channels" in refused(folder)
+    assert np.array_equal(Parquet(root=str(folder), channels=3).load().train.inputs[1, 2], GREY[0])
+
+
+def test_wrong_labels(folder: Path) -> None:
+    images = [encode(COLOUR[0])] * 2
+    file = write(folder / "test.parquet", images, [0, -1])
+    line = refused(folder)
+    assert str(file) in line and "label -1 in row 1; allowed are 0 to 3" in line
+    write(folder / "test.parquet", images, [0, 4])
+    assert "label 4 in row 1; allowed are 0 to 3" in refused(folder)
+    assert Parquet(root=str(folder), classes=5).load().classes == 5
+    assert "data.classes=2" in refused(folder, classes=2)
+    write(folder / "test.parquet", images, [0, None])
+    assert "1 rows have no label" in refused(folder)
+    pq.write_table(pa.table({"label": ["cat"]}), file)
+    assert "must be integers, not string" in refused(folder)
+
+
+def test_image_column_of_another_kind(folder: Path) -> None:
+    file = folder / "train.parquet"
+    pq.write_table(pa.table({"image": [b"bytes"], "label": [3]}), file)
+    line = refused(folder)
+    assert str(file) in line and "must be a struct of bytes and path, not binary" in line
+
+
+def test_an_empty_file(folder: Path) -> None:
+    write(folder / "test.parquet", [], [])
+    assert "test split is empty" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("root", None), ("classes", 1), ("classes", "10"), ("label", 3), ("image", 3), ("channels", 2)],
+)
+def test_wrong_fields(tmp_path: Path, field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{field}={value!r}: must be"):
+        Parquet(**{"root": str(tmp_path), field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "shape", "classes"),
+    [
+        ("mnist", 1, (1, 28, 28), 10),
+        ("cifar10", None, (3, 32, 32), 10),
+        ("cifar100", None, (3, 32, 32), 100),
+    ],
+)
+def test_real_data(name: str, channels: int | None, shape: tuple[int, ...], classes: int) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{SHARED / name} is not here")
+    data = Parquet(root=str(SHARED / name), channels=channels, train_samples=300, test_samples=100).load()
+    assert (data.shape, data.classes, len(data.train), len(data.test)) == (shape, classes, 300, 100)
+    assert 20 < data.train.inputs.mean() < 140

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import gzip
+import pickle
+import struct
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from lbdist.config import ConfigError
+from lbdist.data.vision import Vision
+
+RNG = np.random.default_rng(0)
+SIZES = {"train": 12, "t10k": 5}
+PIXELS = {part: RNG.integers(0, 256, (n, 28, 28), np.uint8) for part, n in SIZES.items()}
+LABELS = {part: RNG.integers(0, 10, n, np.uint8) for part, n in SIZES.items()}
+
+
+def write_idx(folder: Path, compress: bool = False) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, n in SIZES.items():
+        for kind, header, body in (
+            ("images-idx3", struct.pack(">IIII", 2051, n, 28, 28), PIXELS[part]),
+            ("labels-idx1", struct.pack(">II", 2049, n), LABELS[part]),
+        ):
+            data = header + body.tobytes()
+            name = f"{part}-{kind}-ubyte"
+            if compress:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(data))
+            else:
+                (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(("dataset", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_reads_idx(tmp_path: Path, dataset: str, folder: str) -> None:
+    write_idx(tmp_path / folder / "raw")
+    data = Vision(dataset=dataset, root=str(tmp_path), download=False).load()
+    assert (data.shape, data.classes) == ((1, 28, 28), 10)
+    assert data.train.inputs.dtype == np.uint8 and data.train.labels.dtype == np.int64
+    assert np.array_equal(data.train.inputs[:, 0], PIXELS["train"])
+    assert np.array_equal(data.test.labels, LABELS["t10k"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "key", "classes"),
+    [("cifar10", datasets.CIFAR10, "labels", 10), ("cifar100", datasets.CIFAR100, "fine_labels", 100)],
+)
+def test_reads_cifar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, source: type, key: str, classes: int
+) -> None:
+    """Batches of 4, with torchvision's checksums of the real files put aside."""
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(source, name, [[file, None] for file, _ in getattr(source, name)])
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": None})  # type: ignore[attr-defined]
+    folder = tmp_path / source.base_folder  # type: ignore[attr-defined]
+    folder.mkdir()
+    pixels = RNG.integers(0, 256, (4, 3, 32, 32), np.uint8)
+    for file, _ in source.train_list + source.test_list:  # type: ignore[attr-defined]
+        batch = {"data": pixels.reshape(4, -1), key: [0, 1, 2, classes - 1]}
+        (folder / file).write_bytes(pickle.dumps(batch))
+    (folder / source.meta["filename"]).write_bytes(  # type: ignore[attr-defined]
+        pickle.dumps({source.meta["key"]: []})  # type: ignore[attr-defined]
+    )
+    data = Vision(dataset=dataset, root=str(tmp_path), download=False).load()
+    assert (data.shape, data.classes) == ((3, 32, 32), classes)
+    assert np.array_equal(data.train.inputs[:4], pixels) and data.train.inputs.flags.c_contiguous
+    assert data.test.labels.tolist() == [0, 1, 2, classes - 1]
+
+
+def test_unchecked_pickles_are_not_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(pickle.dumps({}))
+    with pytest.raises(ConfigError, match="cifar10 is there but cannot be read"):
+        Vision(dataset="cifar10", root=str(tmp_path)).load()
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[str]:
+    """The address of a server on loopback that has MNIST's files."""
+    write_idx(tmp_path / "mirror", compress=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(tmp_path / "mirror"))) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_downloads_whole_or_not_at_all(
+    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror])
+    root = tmp_path / "root"
+    with pytest.raises(ConfigError, match="its download failed"):  # the checksums are not the real ones
+        Vision(root=str(root)).load()
+    assert list(root.iterdir()) == []
+    monkeypatch.setattr(datasets.MNIST, "resources", [(name, None) for name, _ in datasets.MNIST.resources])
+    data = Vision(root=str(root)).load()
+    assert np.array_equal(data.test.inputs[:, 0], PIXELS["t10k"])
+    assert [path.name for path in root.iterdir()] == ["MNIST"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
+    nowhere = "http://127.0.0.1:9/"
+    for source in (datasets.MNIST, datasets.FashionMNIST):
+        monkeypatch.setattr(source, "mirrors", [nowhere])
+    for source in (datasets.CIFAR10, datasets.CIFAR100):
+        monkeypatch.setattr(source, "url", nowhere)
+    for download, message in ((False, "download=false"), (True, "download failed")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            Vision(dataset=dataset, root=str(tmp_path), download=download).load()
+        line = str(caught.value)
+        assert line.startswith(f"data.root={tmp_path}: {dataset} is not there") and "\n" not in line
+        assert "torchvision's layout" in line and "data=parquet data.root=DIR" in line
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    write_idx(tmp_path / "MNIST/raw")
+    file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"mnist is there but cannot be read .*delete") as caught:
+        Vision(root=str(tmp_path)).load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("dataset", "imagenet"), ("root", 3), ("download", "yes"), ("test_samples", 0)]
+)
+def test_wrong_fields(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{field}={value!r}: must be"):
+        Vision(**{field: value})  # type: ignore[arg-type]
