@@ -50,12 +50,12 @@ class Progress:
         else:
             self.bar.console.print(line, highlight=False)
 
-    def trained(self, job: Any, metrics: Mapping[str, float] | None) -> None:
-        """Books a training job, with its final metrics or None if it failed."""
+    def trained(self, job: Any, metrics: Mapping[str, Any]) -> None:
+        """Books a training job, with its final metrics or its `error`."""
         self.cells_done += len(job.cells)
         label = job.cells[0].label_without_seed + " seed " + ", ".join(str(c.seed) for c in job.cells)
-        if metrics is None:
-            said = "failed"
+        if "error" in metrics:
+            said = "failed: " + str(metrics["error"]).strip().splitlines()[-1]
         elif metrics.get("diverged"):
             said = "diverged"
         else:

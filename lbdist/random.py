@@ -91,7 +91,7 @@ def keep_mask(key: Tensor, count: int, p: float) -> Tensor:
         bool tensor of shape (N, count).
     """
     words = _bits(key, (count + 3) // 4)
-    threshold = round(p * 65536) - 32768
+    threshold = min(round(p * 65536), 65535) - 32768
     return words.view(torch.int16)[:, :count] >= threshold
 
 

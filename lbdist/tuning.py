@@ -122,7 +122,7 @@ class Study(Searcher):
         capacity: Slots for training processes.
         folder: The study's folder.
         max_concurrent: Most trials at once; None for as many as fit.
-        finished: Called with each job and its final metrics, None if it failed.
+        finished: Called with each job and its final metrics, or its `error`.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Study(Searcher):
         capacity: Capacity,
         folder: Path,
         max_concurrent: int | None = None,
-        finished: Callable[[Job, Mapping[str, float] | None], None] = lambda job, metrics: None,
+        finished: Callable[[Job, Mapping[str, Any]], None] = lambda job, metrics: None,
     ) -> None:
         super().__init__(metric="accuracy", mode="max")
         self.plan, self.capacity, self.folder, self.finished = plan, capacity, folder, finished
@@ -170,14 +170,14 @@ class Study(Searcher):
         self.running[name] = self.waiting.pop(0)
         return self.running[name]
 
-    def complete(self, name: str, metrics: Mapping[str, float] | None) -> None:
+    def complete(self, name: str, metrics: Mapping[str, Any]) -> None:
         """Books a job that ended; the last search run of a remedy settles its setting."""
         job = self.running.pop(name)
-        if metrics is None:
+        if "error" in metrics:
             self.failed.append(job)
         for cell in job.cells:
             if cell.stage == "search":
-                self._score(cell, math.nan if metrics is None else metrics.get("accuracy", math.nan))
+                self._score(cell, metrics.get("accuracy", math.nan))
         self.finished(job, metrics)
 
     def _score(self, cell: Cell, accuracy: float) -> None:
@@ -208,7 +208,9 @@ class Study(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Books a trial that ended."""
-        self.complete(trial_id, None if error else result or {})
+        if error or not result:
+            result = {"error": "its process died more often than `retries` allows"}
+        self.complete(trial_id, result)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: a rerun plans anew from the rows."""
@@ -237,17 +239,26 @@ def replay(plan: Plan, folder: Path) -> Study:
 
 
 def trial(config: dict[str, Any], data: list[ray.ObjectRef], folder: str, use_gpu: bool, retries: int) -> None:
-    """What a trial runs: a cell in this process, or several in a worker group of their own."""
+    """What a trial runs: a cell in this process, or several in a worker group of their own.
+
+    A death of the process is Tune's to retry, one in the group Ray Train's. An exception would come again:
+    it is reported as the trial's `error`.
+    """
     home = Path(folder)
     cells = [read_cell(home, name) for name in config["cells"].split()]
-    if config["num_workers"] > 1:
-        ray_train.fit(cells, data[0], home, use_gpu=use_gpu, retries=retries, callbacks=[TuneReportCallback()])
-        tune.report(ray_train.final_metrics(results.job_rows(home, cells[-1].id)))
-        return
-    if not use_gpu:
-        torch.set_num_threads(1)
-    dataset: Dataset = ray.get(data[0])
-    tune.report(ray_train.run_cell(cells[0], dataset, home, "cuda" if use_gpu else "cpu", tune.report))
+    try:
+        if config["num_workers"] > 1:
+            ray_train.fit(cells, data[0], home, use_gpu=use_gpu, retries=retries, callbacks=[TuneReportCallback()])
+            final = ray_train.final_metrics(results.job_rows(home, cells[-1].id))
+        else:
+            if not use_gpu:
+                torch.set_num_threads(1)
+            dataset: Dataset = ray.get(data[0])
+            final = ray_train.run_cell(cells[0], dataset, home, "cuda" if use_gpu else "cpu", tune.report)
+    except Exception as error:
+        tune.report({"error": f"{type(error).__name__}: {error}"})
+    else:
+        tune.report(final)
 
 
 def read_cell(folder: Path, name: str) -> Cell:
@@ -269,7 +280,7 @@ def run(
     *,
     retries: int,
     max_concurrent: int | None,
-    finished: Callable[[Job, Mapping[str, float] | None], None],
+    finished: Callable[[Job, Mapping[str, Any]], None],
 ) -> Study:
     """Runs every cell of a study that has no rows yet; the others only report theirs.
 
@@ -279,7 +290,7 @@ def run(
         folder: The study's folder; Tune's own is `tune` in it.
         retries: Restarts of a trial that failed.
         max_concurrent: Most trials at once.
-        finished: Called on the driver with each job and its final metrics, None if it failed.
+        finished: Called on the driver with each job and its final metrics, or its `error`.
 
     Returns:
         The study: its cells, and the jobs that failed.

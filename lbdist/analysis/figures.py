@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, PAPER = "#16191d", "#5a626c", "#d8dce1", "#ffffff"
 """The colours that a page may replace by its own; see `report.py`."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 9,
     "text.parse_math": False,  # names of remedies are the user's
@@ -65,6 +66,7 @@ class Mark(NamedTuple):
     marker: str
     line: Any
     width: float
+    size: float = 1.0
 
 
 class Drawn(NamedTuple):
@@ -82,7 +84,10 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
     found = {"SB": Mark(INK, "o", "-", 2.0), "LB": Mark("#D55E00", "s", (0, (4, 1.6)), 2.0)}
     remedies = sorted(set(labels) - set(found))
     for place, label in enumerate(remedies):
-        found[label] = Mark(colors[place % 5], shapes[place % 7], "-", 1.3)
+        shape = shapes[place % 7]
+        found[label] = Mark(
+            colors[place % 5], shape, "-", 1.3, {"D": 0.85, "P": 1.2, "X": 1.2}.get(shape, 1.05)
+        )
     return found
 
 
@@ -172,7 +177,7 @@ def draw_curves(data: pd.DataFrame) -> Figure:
             linestyle=mark.line,
             linewidth=mark.width,
             marker=mark.marker,
-            markersize=5,
+            markersize=5 * mark.size,
             markeredgecolor=PAPER,
             markeredgewidth=0.6,
             markevery=(place % every, every),  # staggered, so that marks of close lines do not coincide
@@ -233,12 +238,16 @@ def _log_axis(axes: Axes, values: Iterable[float]) -> None:
     """A log x axis around positive values, with plain numbers at its ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    low, high = min(values), max(values)
-    pad = max(1.25, (high / low) ** 0.06)
-    low, high = low / pad, high * pad
+    def outward(value: float, up: bool) -> float:
+        """The nearest of 1, 2, 5 times a power of ten beyond a value."""
+        decade = 10.0 ** math.floor(math.log10(value))
+        steps = [step * decade for step in (1, 2, 5, 10)]
+        return min(s for s in steps if s >= value) if up else max(s for s in steps if s <= value)
+
+    low, high = outward(min(values) / 1.15, False), outward(max(values) * 1.15, True)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    wide = math.log10(high / low) >= 1.5
+    wide = high / low >= 50
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: three_digits(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -262,7 +271,7 @@ def draw_scatter(data: pd.DataFrame, epsilon: float) -> Figure:
             runs["accuracy"],
             linestyle="none",
             marker=mark.marker,
-            markersize=8,
+            markersize=8 * mark.size,
             color=mark.color,
             alpha=0.9,
             markeredgecolor=PAPER,
@@ -309,7 +318,7 @@ def draw_leaderboard(data: pd.DataFrame, epsilon: float | None) -> Figure:
                 xerr=[[below], [std]],
                 color=mark.color,
                 marker=mark.marker,
-                markersize=7,
+                markersize=7 * mark.size,
                 markeredgecolor=PAPER,
                 markeredgewidth=0.7,
                 capsize=3 if std else 0,
@@ -418,6 +427,7 @@ def save_figures(rows: pd.DataFrame, folder: Path) -> list[Path]:
         "svg": lambda figure, name: svg(figure, name).encode(),
     }
     for name, drawn in figures(rows).items():
+        drawn.figure.supxlabel(textwrap.fill(drawn.caption, 100), x=0.01, ha="left", fontsize=8, color=MUTED)
         for suffix, render in formats.items():
             path = Path(folder) / f"{name}.{suffix}"
             write_whole(path, render(drawn.figure, name))

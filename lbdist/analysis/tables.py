@@ -158,6 +158,8 @@ def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
     sb = cells.loc[cells["label"] == "SB", "accuracy"]
     kinds = values[["epsilon", "space", "solver"]].drop_duplicates()
     kinds = kinds.sort_values(["space", "solver", "epsilon"], ascending=[True, True, False])
+    found = values.groupby(["label", "epsilon", "space", "solver"])["phi"]
+    phis = {key: summarise(group) for key, group in found}
     table = []
     for label, group in cells.groupby("label"):
         own = values[values["label"] == label]
@@ -167,9 +169,8 @@ def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
             "accuracy": summarise(group["accuracy"]),
             "gap": Difference(*[math.nan] * 3) if label == "SB" else difference(sb, group["accuracy"]),
         }
-        for epsilon, space, solver in kinds.itertuples(index=False, name=None):
-            chosen = own[(own["epsilon"] == epsilon) & (own["space"] == space) & (own["solver"] == solver)]
-            row[phi_column(epsilon, space, solver)] = summarise(chosen["phi"])
+        for kind in kinds.itertuples(index=False, name=None):
+            row[phi_column(*kind)] = phis.get((label, *kind), summarise([]))
         row["n"] = row["accuracy"].n
         finished = group[~group["diverged"]]
         row.update({cost: float(finished[cost].mean()) for cost in COSTS})
@@ -312,7 +313,7 @@ def epsilon_text(epsilon: float) -> str:
 
 
 def headline_epsilon(values: pd.DataFrame) -> float | None:
-    """The box of the figures and sentences: the largest measured in the full space by the converged solver."""
+    """The box of figures and sentences: the largest measured in the full space by the converged solver."""
     found = values[(values["space"] == "full") & (values["solver"] == "converged")]["epsilon"]
     return float(found.max()) if len(found) else None
 
@@ -354,19 +355,19 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
     ]
     sharpness = {label: group["phi"].dropna() for label, group in found.groupby("label")}
 
-    def flatness(label: str, other: str, verb: str) -> str:
+    def flatness(label: str, other: str) -> str:
         """How a method's φ compares with another's, on a log scale; empty where either is missing."""
-        if any(label not in sharpness or not (sharpness[label] > 0).any() for label in (label, other)):
+        a, b = (sharpness.get(name, pd.Series(dtype=float)) for name in (label, other))
+        a, b = a[a > 0], b[b > 0]
+        if a.empty or b.empty:
             return ""
-        a, b = (sharpness[name][sharpness[name] > 0] for name in (label, other))
-        apart = difference(np.log(a), np.log(b))
         box = f"φ({epsilon_text(epsilon or 0)})"
-        against = f"({box} {three_digits(a.mean())} against {three_digits(b.mean())})"
+        against = f"{other} ({box} {three_digits(a.mean())} against {three_digits(b.mean())})"
+        apart = difference(np.log(a), np.log(b))
         if apart.sign == 0:
-            return f"not clearly sharper or flatter than {other} {against}"
+            return f"not clearly sharper or flatter than {against}"
         ratio, word = max(a.mean() / b.mean(), b.mean() / a.mean()), "sharp" if apart.mean > 0 else "flat"
-        times = number(ratio, 0 if ratio >= 10 else 1)
-        return f"{verb} {times} times as {word} as {other} {against}".strip()
+        return f"{number(ratio, 0 if ratio >= 10 else 1)} times as {word} as {against}"
 
     gap = difference(accuracy["SB"], accuracy["LB"])
     exists = gap.mean > 0 and gap.sign != 0
@@ -385,8 +386,8 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
         first = f"LB loses {_points(gap)} points of test accuracy to SB {_within(gap)}"
     else:
         first = f"No gap to close: LB is {_points(gap)} points more accurate than SB {_within(gap)}"
-    cost = flatness("LB", "SB", "")
-    sentences = [first + (f", and is {cost}" if cost else "") + "."]
+    cost = flatness("LB", "SB")
+    sentences = [first + "."] + ([f"LB is {cost}."] if cost else [])
 
     remedies = [label for label in table["method"] if label not in ("SB", "LB") and len(accuracy[label])]
     if not remedies:
@@ -404,14 +405,15 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
             text = f"{best} buys back the whole gap"
             text += f" and ends {_points(over)} points above SB {_within(over)}" if over.sign != 0 else ""
         else:
-            text = f"{best} buys back {gain.mean / gap.mean:.0%} of the gap, {_points(gain)} points {_within(gain)}"
-    flat = flatness(best, "LB", "")
+            share = number(100 * gain.mean / gap.mean)
+            text = f"{best} buys back {share} % of the gap, {_points(gain)} points {_within(gain)}"
+    flat = flatness(best, "LB")
     sentences.append(text + (f"; it is {flat}" if flat else "") + ".")
 
     measured = [label for label in remedies if label in sharpness and len(sharpness[label])]
     flattest = min(measured, key=lambda label: sharpness[label].mean(), default=best)
     if flattest != best:
-        compared = flatness(flattest, "LB", "")
+        compared = flatness(flattest, "LB")
         sentences.append(
             f"The flattest remedy is {flattest}"
             + (f", {compared}" if compared else "")
@@ -459,19 +461,28 @@ def print_table(rows: pd.DataFrame, console: Console) -> None:
 
     Args:
         rows: The rows of one study.
-        console: Where to; 96 columns suffice for the usual names.
+        console: Where to; 100 columns suffice for the usual names. No number is ever cut off: a narrower
+            terminal wraps the tables' lines.
     """
     table = leaderboard(rows)
     sharpness = sharpness_table(rows)
+
+    def show(item: Table) -> None:
+        width = console.width
+        console.width = max(width, 110)
+        console.print(item, highlight=False)
+        console.width = width
+        console.print()
+
     if not table.empty:
-        console.print(_leaderboard_table(table, sharpness))
+        show(_leaderboard_table(table, sharpness))
     console.print(" ".join(conclusion(rows)), highlight=False, markup=False)
     if not table.empty:
         console.print()
         console.print(agreement_sentence(rows), highlight=False, markup=False)
     if not sharpness.empty:
         console.print()
-        console.print(_solver_table(sharpness))
+        show(_solver_table(sharpness))
 
 
 def _table(title: str, *headers: str) -> Table:
@@ -490,10 +501,7 @@ def _leaderboard_table(board: pd.DataFrame, sharpness: pd.DataFrame) -> Table:
         ("\nmethod", lambda row: row["method"]),
         ("test\naccuracy %", lambda row: percent(row["accuracy"])),
         ("gap\nto SB", lambda row: number(row["gap"].mean, 2)),
-        *[
-            (f"sharpness\nφ({epsilon_text(e)})", lambda row, e=e: phi(row[phi_column(e)]))  # type: ignore[misc]
-            for e in epsilons
-        ],
+        *[(f"sharpness\nφ({epsilon_text(e)})", lambda row, e=e: phi(row[phi_column(e)])) for e in epsilons],
         ("\nsteps", lambda row: number(row["steps"])),
         ("gradient\nevals", lambda row: number(row["gradient_evaluations"])),
         ("\nseconds", lambda row: seconds(row["seconds"])),
@@ -516,8 +524,11 @@ def _solver_table(sharpness: pd.DataFrame) -> Table:
     table = _table(title, "\nmethod", "\nε", *[f"{space},\n{solver}" for space, solver in columns])
     found = sharpness.set_index(["epsilon", "method", "space"])
     starred = False
+    last = None
     for epsilon, method in found.index.droplevel("space").unique():
-        texts = []
+        if last not in (None, epsilon):
+            table.add_row()
+        last, texts = epsilon, []
         for space, solver in columns:
             row = found.loc[(epsilon, method, space)] if (epsilon, method, space) in found.index else None
             texts.append("–" if row is None else solver_phi(row, solver))

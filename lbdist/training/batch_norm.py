@@ -26,8 +26,9 @@ class _Normalise(torch.autograd.Function):
         mean = x.sum(dims) / count.clamp_min(1)
         squares = ((x - mean.view(shape)) ** 2).sum(dims)
         local = torch.cat([count, mean, squares])
-        gathered = local.new_empty((dist.get_world_size(), len(local)))
-        dist.all_gather_into_tensor(gathered, local)
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local)
+        gathered = torch.stack(parts)
         # the pooled moments of the workers (Chan, Golub & LeVeque 1979)
         counts, means, m2 = gathered[:, :1], *gathered[:, 1:].chunk(2, 1)
         total = counts.sum()

@@ -172,7 +172,7 @@ def test_images_that_cannot_be_decoded(folder: Path) -> None:
         file = write(folder / "train.parquet", [good, bad], [0, 3])
         line = refused(folder)
         assert str(file) in line and "image in row 1 cannot be decoded" in line
-    write(folder / "train.parquet", [good, None], [0, 1])
+    write(folder / "train.parquet", [good, None], [0, 3])
     assert "row 1 holds no image bytes" in refused(folder)
 
 

@@ -1,0 +1,114 @@
+"""Rows of a study that nobody ran: numbers with a mean and a standard deviation that the tests know."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from lbdist.results import SCHEMA
+
+# test accuracy (mean, std), φ(1e-3) (mean, std), setting, steps, gradient evaluations, seconds
+STORY = {
+    "SB": (72.3, 0.5, 16.3, 0.6, "", 5000, 5000, 9.4),
+    "LB": (65.5, 0.7, 1290.0, 85.0, "", 400, 400, 6.1),
+    "augmentation": (80.6, 0.4, 350.0, 21.0, "strength=1", 400, 400, 7.9),
+    "conservative": (69.3, 0.6, 670.0, 44.0, "proximal=0.1", 1200, 1200, 12.2),
+    "adversarial": (66.0, 0.8, 1100.0, 90.0, "epsilon=0.03", 400, 800, 9.8),
+    "robust": (73.0, 0.5, 56.0, 4.0, "rho=0.5", 400, 800, 9.9),
+    "growth": (74.1, 0.3, 15.1, 0.5, "stages=6", 1900, 1900, 7.2),
+}
+OTHER_SETTING = {
+    "augmentation": "strength=0.5",
+    "conservative": "proximal=0.001",
+    "adversarial": "epsilon=0.1",
+    "robust": "rho=0.2",
+    "growth": "stages=3",
+}
+
+
+def frame(rows):
+    """Rows as `lbdist.results.load` returns them."""
+    return pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
+
+
+def spread(mean, std, n):
+    """n values with exactly this mean and sample standard deviation."""
+    if n == 1:
+        return [mean]
+    steps = np.arange(n) - (n - 1) / 2
+    return list(mean + std * steps / steps.std(ddof=1))
+
+
+def training(name, seed, accuracy, *, workers=1, stage="confirm", setting=None, epochs=(), shift=0.0, diverged=0):
+    """The rows of one trained cell; `name` is SB, LB or a remedy of LB."""
+    story = STORY.get(name, STORY["LB"])
+    method, remedy = (name, "none") if name in ("SB", "LB") else ("LB", name)
+    setting = story[4] if setting is None else setting
+    cell = f"{stage}-{name}-{setting}-{workers}-{seed}"
+    split = "test" if stage == "confirm" else "validation"
+    common = {
+        "experiment": "remedies", "network": "mlp", "data": "mnist1d", "job": cell, "cell": cell,
+        "method": method, "remedy": remedy, "seed": seed, "stage": stage, "setting": setting,
+        "global_batch_size": 32 if name == "SB" else 400, "num_workers": workers,
+    }  # fmt: skip
+    rows = [
+        {"metric": "accuracy", "split": split, "value": accuracy},
+        {"metric": "accuracy", "split": "train", "value": 100.0},
+        {"metric": "loss", "split": split, "value": 1.2},
+        {"metric": "steps", "value": story[5]},
+        {"metric": "gradient_evaluations", "value": story[6]},
+        {"metric": "seconds", "value": story[7] + seed},
+        {"metric": "diverged", "value": diverged},
+    ]
+    for epoch in epochs:
+        wiggle = math.sin(7 * seed + epoch) * 0.4
+        curve = accuracy - (accuracy - 10) * math.exp(-epoch / (4 if name == "SB" else 7)) + wiggle
+        at = {"epoch": epoch, "step": epoch * story[5] // 40}
+        rows += [
+            {**at, "metric": "accuracy", "split": split, "value": curve},
+            {**at, "metric": "loss", "split": split, "value": 1 + 1 / epoch},
+            {**at, "metric": "running_loss", "split": "train", "value": (1 + shift * epoch) / epoch},
+        ]
+    return [{**common, **row} for row in rows]
+
+
+def sharpness(cell, phi, *, epsilon=1e-3, space="full", solver="converged", converged=True, draw=0, error=None):
+    """The row of one sharpness value of a trained cell's rows."""
+    row = {key: value for key, value in cell[0].items() if key not in ("split", "value")}
+    return {
+        **row, "job": f"{row['cell']}-{epsilon}-{space}-{solver}-{draw}", "metric": "sharpness", "value": phi,
+        "split": "train", "epsilon": epsilon, "space": space, "solver": solver, "draw": draw,
+        "converged": converged, "evaluations": 11 if solver == "paper" else 60, "error": error,
+    }  # fmt: skip
+
+
+def study(names=tuple(STORY), *, seeds=3, epochs=(), measure=True, search=False, check=False):
+    """A study's rows: confirmed cells, and if asked for curves, φ, search cells and the extra LB cell."""
+    rows = []
+    for name in names:
+        mean, std, phi, phi_std, setting, *_ = STORY.get(name, STORY["LB"])
+        sharp = spread(phi, phi_std, seeds)
+        for seed, accuracy in enumerate(spread(mean, std, seeds)):
+            workers = 2 if name == "LB" else 1
+            cell = training(name, seed, accuracy, workers=workers, epochs=epochs)
+            rows += cell
+            if measure:
+                rows += [
+                    sharpness(
+                        cell,
+                        sharp[seed] * (0.27 if epsilon < 1e-3 else 1) * (1e-2 if space == "subspace" else 1)
+                        * (0.9 if solver == "paper" else 1) * (0 if solver == "paper" and name == "LB" else 1),
+                        epsilon=epsilon, space=space, solver=solver, converged=solver == "converged",
+                    )
+                    for epsilon in (1e-3, 5e-4) for space in ("full", "subspace")
+                    for solver in ("paper", "converged")
+                ]  # fmt: skip
+        if search and name in OTHER_SETTING:
+            rows += training(name, 10_000, mean - 2, stage="search", setting=setting)
+            rows += training(name, 10_000, mean - 3, stage="search", setting=OTHER_SETTING[name])
+    if check:
+        rows += training("LB", 0, STORY["LB"][0] - STORY["LB"][1] + 0.05, workers=1, epochs=epochs, shift=1e-6)
+    return frame(rows)
