@@ -133,7 +133,7 @@ class Study(Searcher):
         max_concurrent: int | None = None,
         finished: Callable[[Job, Mapping[str, Any]], None] = lambda job, metrics: None,
     ) -> None:
-        super().__init__(metric="accuracy", mode="max")
+        super().__init__()
         self.plan, self.capacity, self.folder, self.finished = plan, capacity, folder, finished
         self.max_concurrent = max_concurrent or capacity.slots
         self.cells: dict[str, Cell] = {}

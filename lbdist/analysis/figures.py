@@ -24,7 +24,6 @@ from lbdist.analysis.tables import (
     leaderboard,
     phi_column,
     sharpness_values,
-    three_digits,
 )
 from lbdist.results import write_whole
 
@@ -128,7 +127,7 @@ def scatter_data(rows: pd.DataFrame) -> pd.DataFrame:
     kept = (values["epsilon"] == headline_epsilon(values)) & (values["space"] == "full")
     found = values[kept & (values["solver"] == "converged")]
     found = found.assign(accuracy=found["cell"].map(cells["accuracy"]))
-    found = found[np.isfinite(found["accuracy"]) & np.isfinite(found["phi"])]
+    found = found.astype({"accuracy": float, "phi": float}).dropna(subset=["accuracy", "phi"])
     return found[["label", "seed", "accuracy", "phi"]].reset_index(drop=True)
 
 
@@ -249,7 +248,7 @@ def _log_axis(axes: Axes, values: Iterable[float]) -> None:
     axes.set_xlim(low, high)
     wide = high / low >= 50
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: three_digits(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=2)
 
@@ -296,7 +295,7 @@ def draw_leaderboard(data: pd.DataFrame, epsilon: float | None) -> Figure:
     phi = epsilon is not None and (data["phi"] > 0).any()
     height = 1.15 + 0.36 * len(data)
     figure = Figure(figsize=(7.2, height), layout="constrained")
-    panels = figure.subplots(1, 2 if phi else 1, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, 2 if phi else 1, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.08})[0]
     style = marks(data["label"])
     places = np.arange(len(data))
     columns = [("mean", "std"), ("phi", "phi_std")]
@@ -427,7 +426,7 @@ def save_figures(rows: pd.DataFrame, folder: Path) -> list[Path]:
         "svg": lambda figure, name: svg(figure, name).encode(),
     }
     for name, drawn in figures(rows).items():
-        drawn.figure.supxlabel(textwrap.fill(drawn.caption, 100), x=0.01, ha="left", fontsize=8, color=MUTED)
+        drawn.figure.supxlabel(textwrap.fill(drawn.caption, 118), x=0.01, ha="left", fontsize=8, color=MUTED)
         for suffix, render in formats.items():
             path = Path(folder) / f"{name}.{suffix}"
             write_whole(path, render(drawn.figure, name))

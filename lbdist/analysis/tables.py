@@ -38,20 +38,19 @@ def _one_study(rows: pd.DataFrame) -> None:
 def _cells(rows: pd.DataFrame, stage: str) -> pd.DataFrame:
     """One row a trained cell of a stage, with its final values as columns."""
     _one_study(rows)
-    rows = rows[(rows["stage"] == stage) & rows["epsilon"].isna()]
     identity = ["cell", "method", "remedy", "setting", "global_batch_size", "num_workers", "seed"]
+    mine = (rows["stage"] == stage) & rows["epsilon"].isna() & rows["epoch"].isna()
+    rows = rows.loc[mine, [*identity, "metric", "split", "value"]]
     cells = rows[identity].drop_duplicates("cell").set_index("cell")
     cells["setting"] = cells["setting"].fillna("")
-    for column in ("global_batch_size", "num_workers", "seed"):
-        cells[column] = cells[column].astype(int)
+    cells = cells.astype({"global_batch_size": int, "num_workers": int, "seed": int})
     cells["label"] = [method_label(m, r) for m, r in zip(cells["method"], cells["remedy"], strict=True)]
-    final = rows[rows["epoch"].isna()]
+    metrics = ["accuracy", *COSTS, "diverged"]
     split = "test" if stage == "confirm" else "validation"
-    for metric in ["accuracy", *COSTS, "diverged"]:
-        found = final[final["metric"] == metric]
-        if metric == "accuracy":
-            found = found[found["split"] == split]
-        cells[metric] = found.drop_duplicates("cell", keep="last").set_index("cell")["value"]
+    final = rows[rows["metric"].isin(metrics) & ((rows["metric"] != "accuracy") | (rows["split"] == split))]
+    final = final.drop_duplicates(["cell", "metric"], keep="last")
+    values = final.pivot(index="cell", columns="metric", values="value")
+    cells = cells.join(values.reindex(columns=metrics).astype(float))
     cells["diverged"] = cells["diverged"] == 1
     cells.loc[cells["diverged"], "accuracy"] = math.nan
     return cells
@@ -73,7 +72,15 @@ def counted_cells(rows: pd.DataFrame) -> pd.DataFrame:
         "label"
     )
     kept = set(sizes[variant].itertuples(index=False, name=None))
-    return cells[[row in kept for row in cells[variant].itertuples(index=False, name=None)]]
+    counted = [row in kept for row in cells[variant].itertuples(index=False, name=None)]
+    return cells[np.array(counted, dtype=bool)]
+
+
+def _order(cells: pd.DataFrame) -> list[str]:
+    """The labels of the leaderboard from top to bottom."""
+    means = cells.groupby("label")["accuracy"].mean().fillna(-math.inf)
+    baselines = [label for label in ("SB", "LB") if label in means.index]
+    return baselines + sorted(means.index.difference(baselines), key=lambda label: (-means[label], label))
 
 
 def sharpness_values(rows: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +124,7 @@ def sharpness_table(rows: pd.DataFrame) -> pd.DataFrame:
     columns `paper_measured`, `paper_converged`, `paper_failed`, `paper_evaluations` and so on.
     """
     values = sharpness_values(rows)
-    order = {label: place for place, label in enumerate(leaderboard(rows)["method"])}
+    order = {label: place for place, label in enumerate(_order(counted_cells(rows)))}
     table = []
     for (epsilon, space, label), group in values.groupby(["epsilon", "space", "label"]):
         row: dict[str, Any] = {"method": label, "epsilon": epsilon, "space": space}
@@ -161,7 +168,9 @@ def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
     found = values.groupby(["label", "epsilon", "space", "solver"])["phi"]
     phis = {key: summarise(group) for key, group in found}
     table = []
-    for label, group in cells.groupby("label"):
+    groups = dict(list(cells.groupby("label")))
+    for label in _order(cells):
+        group = groups[label]
         own = values[values["label"] == label]
         row: dict[str, Any] = {
             "method": label,
@@ -182,12 +191,6 @@ def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
         row["not_converged"] = row["measured"] - int(sought["converged"].sum())
         table.append(row)
 
-    def rank(row: dict[str, Any]) -> tuple[int, float, str]:
-        accuracy = row["accuracy"].mean
-        place = ["SB", "LB"].index(row["method"]) if row["method"] in ("SB", "LB") else 2
-        return place, math.inf if math.isnan(accuracy) else -accuracy, row["method"]
-
-    table.sort(key=rank)
     columns = ["method", "setting", "accuracy", "gap", "n", *COSTS, "global_batch_size", "num_workers"]
     return pd.DataFrame(table, columns=None if table else [*columns, "diverged", "measured", "not_converged"])
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from lbdist.results import SCHEMA
@@ -42,7 +42,9 @@ def spread(mean, std, n):
     return list(mean + std * steps / steps.std(ddof=1))
 
 
-def training(name, seed, accuracy, *, workers=1, stage="confirm", setting=None, epochs=(), shift=0.0, diverged=0):
+def training(
+    name, seed, accuracy, *, workers=1, stage="confirm", setting=None, epochs=(), shift=0.0, diverged=0
+):
     """The rows of one trained cell; `name` is SB, LB or a remedy of LB."""
     story = STORY.get(name, STORY["LB"])
     method, remedy = (name, "none") if name in ("SB", "LB") else ("LB", name)
@@ -75,7 +77,9 @@ def training(name, seed, accuracy, *, workers=1, stage="confirm", setting=None, 
     return [{**common, **row} for row in rows]
 
 
-def sharpness(cell, phi, *, epsilon=1e-3, space="full", solver="converged", converged=True, draw=0, error=None):
+def sharpness(
+    cell, phi, *, epsilon=1e-3, space="full", solver="converged", converged=True, draw=0, error=None
+):
     """The row of one sharpness value of a trained cell's rows."""
     row = {key: value for key, value in cell[0].items() if key not in ("split", "value")}
     return {
@@ -95,20 +99,18 @@ def study(names=tuple(STORY), *, seeds=3, epochs=(), measure=True, search=False,
             workers = 2 if name == "LB" else 1
             cell = training(name, seed, accuracy, workers=workers, epochs=epochs)
             rows += cell
-            if measure:
-                rows += [
-                    sharpness(
-                        cell,
-                        sharp[seed] * (0.27 if epsilon < 1e-3 else 1) * (1e-2 if space == "subspace" else 1)
-                        * (0.9 if solver == "paper" else 1) * (0 if solver == "paper" and name == "LB" else 1),
-                        epsilon=epsilon, space=space, solver=solver, converged=solver == "converged",
-                    )
-                    for epsilon in (1e-3, 5e-4) for space in ("full", "subspace")
-                    for solver in ("paper", "converged")
-                ]  # fmt: skip
+            for epsilon, space, solver in product((1e-3, 5e-4), ("full", "subspace"), ("paper", "converged")):
+                value = sharp[seed] * (1 if epsilon == 1e-3 else 0.27) * (1 if space == "full" else 0.01)
+                if solver == "paper":
+                    value *= 0 if name == "LB" else 0.9
+                if measure:
+                    where = {"epsilon": epsilon, "space": space, "solver": solver}
+                    rows.append(sharpness(cell, value, converged=solver == "converged", **where))
         if search and name in OTHER_SETTING:
             rows += training(name, 10_000, mean - 2, stage="search", setting=setting)
             rows += training(name, 10_000, mean - 3, stage="search", setting=OTHER_SETTING[name])
     if check:
-        rows += training("LB", 0, STORY["LB"][0] - STORY["LB"][1] + 0.05, workers=1, epochs=epochs, shift=1e-6)
+        rows += training(
+            "LB", 0, STORY["LB"][0] - STORY["LB"][1] + 0.05, workers=1, epochs=epochs, shift=1e-6
+        )
     return frame(rows)

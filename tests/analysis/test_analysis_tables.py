@@ -1,0 +1,267 @@
+import io
+import math
+
+import pytest
+from analysis_rows import STORY, frame, sharpness, spread, study, training
+from rich.console import Console
+
+from lbdist.analysis import tables
+from lbdist.analysis.statistics import Difference, Summary, difference, summarise
+from lbdist.results import load, write_rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return study(epochs=(1, 20, 40), search=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def board(rows):
+    return tables.leaderboard(rows)
+
+
+def printed(rows, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    tables.print_table(rows, console)
+    return console.file.getvalue()
+
+
+def test_order_is_sb_lb_then_remedies_by_accuracy(board):
+    remedies = sorted((name for name in STORY if len(name) > 2), key=lambda name: -STORY[name][0])
+    assert list(board["method"]) == ["SB", "LB", *[f"LB + {name}" for name in remedies]]
+
+
+def test_every_number_of_the_leaderboard(board):
+    for _, row in board.iterrows():
+        name = row["method"].removeprefix("LB + ")
+        mean, std, phi, phi_std, setting, steps, gradients, seconds = STORY[name]
+        assert row["setting"] == setting
+        assert row["accuracy"].mean == pytest.approx(mean) and row["accuracy"].std == pytest.approx(std)
+        assert row["n"] == row["accuracy"].n == 3
+        full = row["phi 0.001 full converged"]
+        assert full.mean == pytest.approx(phi) and full.std == pytest.approx(phi_std)
+        assert row["phi 0.0005 full converged"].mean == pytest.approx(0.27 * phi)
+        assert row["phi 0.001 subspace converged"].mean == pytest.approx(0.01 * phi)
+        literal = 0 if name == "LB" else 0.9 * phi
+        assert row["phi 0.001 full paper"].mean == pytest.approx(literal)
+        assert (row["steps"], row["gradient_evaluations"]) == (steps, gradients)
+        assert row["seconds"] == pytest.approx(seconds + 1)  # seeds 0, 1, 2 take one second more each
+        assert row["global_batch_size"] == (32 if name == "SB" else 400)
+        assert (row["diverged"], row["measured"], row["not_converged"]) == (0, 12, 0)
+
+
+def test_gap_is_sb_minus_method_with_welchs_interval(board):
+    gaps = board.set_index("method")["gap"]
+    sb, lb = spread(72.3, 0.5, 3), spread(65.5, 0.7, 3)
+    assert gaps["LB"] == difference(sb, lb)
+    assert gaps["LB"].mean == pytest.approx(6.8)
+    assert gaps["LB + augmentation"].mean == pytest.approx(-8.3)
+    assert math.isnan(gaps["SB"].mean)
+
+
+def test_the_extra_cell_on_another_number_of_workers_counts_once(rows, board):
+    lb = board[board["method"] == "LB"].iloc[0]
+    assert (lb["n"], lb["num_workers"]) == (3, 2)
+    alone = study(("LB",), seeds=1, check=True)  # one cell each: the baseline's is the larger number
+    assert tables.leaderboard(alone).iloc[0]["num_workers"] == 2
+
+
+def test_agreement(rows):
+    (pair,) = tables.agreement(rows).to_dict("records")
+    assert (pair["method"], pair["seed"], pair["workers_a"], pair["workers_b"]) == ("LB", 0, 1, 2)
+    assert pair["accuracy_a"] - pair["accuracy_b"] == pytest.approx(0.05)
+    # the cell on one worker has its loss shifted by a relative 1e-6 an epoch
+    assert pair["first_epoch"] == pytest.approx(1e-6, rel=1e-3)
+    assert pair["last_epoch"] == pytest.approx(4e-5, rel=1e-3)
+    assert pair["seed_std"] == pytest.approx(0.7)
+    text = tables.agreement_sentence(rows)
+    assert "on 1 and 2 workers" in text and "1.0e-06" in text and "4.0e-05" in text
+    assert "was not measured" in tables.agreement_sentence(study(("SB", "LB")))
+
+
+def test_search_table(rows):
+    table = tables.search_table(rows)
+    assert len(table) == 10 and table["chosen"].sum() == 5
+    robust = table[table["method"] == "LB + robust"]
+    assert list(robust["setting"]) == ["rho=0.5", "rho=0.2"]  # the better first
+    assert list(robust["chosen"]) == [True, False]
+    assert robust["accuracy"].iloc[0].mean == pytest.approx(71.0)
+    assert tables.search_table(study(("SB", "LB"))).empty
+
+
+def test_sharpness_table_counts_and_stars():
+    cells = [training("LB", seed, 65.0) for seed in range(2)]
+    rows = [row for cell in cells for row in cell]
+    rows += [sharpness(cells[0], 10.0, space="subspace", draw=draw) for draw in range(2)]
+    rows += [sharpness(cells[0], 40.0, space="subspace", draw=2, converged=False)]
+    rows += [sharpness(cells[1], 30.0, space="subspace", draw=0)]
+    rows += [sharpness(cells[1], math.nan, space="subspace", draw=1, converged=None, error="killed")]
+    table = tables.sharpness_table(frame(rows))
+    (row,) = table.to_dict("records")
+    assert row["converged"] == summarise([20.0, 30.0])  # draws are averaged in a run; n counts runs
+    assert (row["converged_measured"], row["converged_converged"], row["converged_failed"]) == (5, 3, 1)
+    assert row["paper_measured"] == 0 and row["paper"].n == 0
+    assert tables.solver_phi(table.iloc[0], "converged").endswith("*")
+    assert tables.solver_phi(table.iloc[0], "paper") == "–"
+    assert tables.leaderboard(frame(rows)).iloc[0]["not_converged"] == 2
+
+
+def test_a_diverged_run_is_counted_and_in_no_mean():
+    rows = [row for seed, a in enumerate([65, 66]) for row in training("LB", seed, a)]
+    lost = training("LB", 2, 9.8, diverged=1)
+    nan = training("LB", 3, math.nan, diverged=1)
+    table = tables.leaderboard(frame([*rows, *lost, *nan, sharpness(lost, 1e9)]))
+    row = table.iloc[0]
+    assert row["accuracy"] == summarise([65, 66]) and (row["n"], row["diverged"]) == (2, 2)
+    assert not [column for column in table if column.startswith("phi")]
+    assert "di-" in printed(frame([*rows, *lost]))
+
+
+def test_all_diverged():
+    rows = study(("SB",)).to_dict("records")
+    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    rows = frame([*rows, *training("LB", 0, math.nan, diverged=1)])
+    assert tables.conclusion(rows)[0] == "There is no finished run of LB, so there is no gap to measure."
+    assert list(tables.leaderboard(rows)["method"]) == ["SB", "LB"]
+    assert "72.30" in printed(rows)
+
+
+def test_several_studies_are_refused(rows):
+    two = rows.copy()
+    two.loc[: len(two) // 2, "network"] = "f1"
+    with pytest.raises(ValueError, match=r"network=f1,mlp"):
+        tables.leaderboard(two)
+
+
+def test_rows_that_went_through_files(tmp_path):
+    for seed, accuracy in enumerate([65.0, 66.0]):
+        cell = training("LB", seed, accuracy, epochs=(1, 2))
+        write_rows(tmp_path, cell[0]["job"], cell)
+        value = sharpness(cell, 1290.0)
+        write_rows(tmp_path, value["job"], [value])
+    (row,) = tables.leaderboard(load(tmp_path)).to_dict("records")
+    assert row["accuracy"] == summarise([65, 66]) and row["phi 0.001 full converged"].mean == 1290
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def only(**groups):
+    """Rows without φ: test accuracies by method."""
+    return frame(
+        [row for name, values in groups.items() for s, a in enumerate(values) for row in training(name, s, a)]
+    )
+
+
+def test_the_story(rows):
+    text = " ".join(tables.conclusion(rows))
+    assert "LB loses 6.8 points of test accuracy to SB (95 % interval 5.4 to 8.2)" in text
+    assert "LB is 79 times as sharp as SB (φ(1e-3) 1,290 against 16.3)" in text
+    assert "LB + augmentation buys back the whole gap and ends 8.3 points above SB" in text
+    assert "it is 3.7 times as flat as LB" in text
+    assert "The flattest remedy is LB + growth, 85 times as flat as LB" in text
+
+
+def test_part_of_the_gap():
+    rows = only(SB=[72, 72.5, 71.5], LB=[65.0, 65.5, 64.5], robust=[68.5, 69.0, 68.0])
+    text = tables.conclusion(rows)[1]
+    assert text.startswith("LB + robust buys back 50 % of the gap, 3.5 points (95 % interval")
+    assert "φ" not in text and "flat" not in text  # nothing was measured
+
+
+def test_no_gap():
+    assert "which includes zero" in tables.conclusion(only(SB=[70, 72, 71], LB=[71, 70, 71]))[0]
+    assert "No gap to close" in tables.conclusion(only(SB=[70, 70.2], LB=[75, 75.1]))[0]
+
+
+def test_no_remedy_helps():
+    text = tables.conclusion(only(SB=[72, 72.1, 72.2], LB=[65, 66, 67], robust=[65.1, 66.1, 67.1]))[1]
+    assert text.startswith("No remedy clearly gains on LB: the best, LB + robust, differs by +0.10 points")
+
+
+def test_single_runs_settle_nothing():
+    rows = study(seeds=1)
+    text = tables.conclusion(rows)
+    assert "which cannot be told from chance" in text[0]
+    assert "no interval" in " ".join(text[1:])
+    output = printed(rows)
+    assert (
+        "72.30  " in output and "±" not in output.split("Mean ±")[1].split("LB's")[0].split("converged", 1)[1]
+    )
+
+
+def test_one_method_only():
+    text = tables.conclusion(study(("SB",)))
+    assert text == [
+        "There is no finished run of LB, so there is no gap to measure.",
+        "Test accuracy: SB 72.30 ± 0.50 % (n = 3).",
+    ]
+    assert tables.conclusion(study(("SB", "LB")))[-1] == "No remedy was measured."
+
+
+def test_equal_sharpness_is_not_called_flatter():
+    cells = {name: [training(name, s, a) for s, a in enumerate(accuracies)] for name, accuracies in
+             {"SB": [72, 72.5, 73], "LB": [65, 65.5, 66]}.items()}  # fmt: skip
+    phis = {"SB": [10, 20, 30], "LB": [30, 20, 11]}
+    rows = [row for group in cells.values() for cell in group for row in cell]
+    rows += [
+        sharpness(cell, phi) for name in cells for cell, phi in zip(cells[name], phis[name], strict=True)
+    ]
+    assert "LB is not clearly sharper or flatter than SB" in " ".join(tables.conclusion(frame(rows)))
+
+
+def test_no_rows():
+    assert tables.leaderboard(frame([])).empty
+    assert tables.sharpness_table(frame([])).empty
+    assert printed(frame([])).strip() == "No run is confirmed yet."
+    assert "No run is confirmed yet." in printed(frame(training("robust", 1, 50.0, stage="search")))
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (1287, 85.2, "1,290 ± 85"),
+        (16.34, 0.61, "16.3 ± 0.6"),
+        (999.6, 4.4, "1,000 ± 4"),
+        (12345, 1234, "12,300 ± 1,230"),
+        (0.04567, 0.0012, "0.0457 ± 0.0012"),
+        (2.5e7, 1e6, "2.50e+07 ± 1.00e+06"),
+        (0.0, 0.0, "0 ± 0"),
+        (350, math.nan, "350"),
+        (math.nan, math.nan, "–"),
+    ],
+)
+def test_phi_has_three_digits(mean, std, text):
+    assert tables.phi(Summary(mean, std, 3, 0, 0)) == text
+
+
+def test_other_texts():
+    assert tables.phi(None) == "–"
+    assert tables.number(-0.001, 2) == "0.00" and tables.number(-1234.5, 1) == "−1,234.5"
+    assert tables.seconds(9.87) == "9.9" and tables.seconds(12345.6) == "12,346"
+    assert tables.interval(Difference(1, -0.5, 2.5)) == "−0.50 to 2.50"
+    assert tables.interval(Difference(1, math.nan, math.nan)) == ""
+    assert [tables.epsilon_text(e) for e in (1e-3, 5e-4, 0.25)] == ["1e-3", "5e-4", "2.5e-1"]
+
+
+def test_terminal(rows):
+    output = printed(rows)
+    assert max(len(line.rstrip()) for line in output.splitlines()) <= 100
+    for text in (
+        "LB + augmentation",
+        "72.30 ± 0.50",
+        "−8.30",
+        "1,290 ± 85",
+        "gradient",
+        "subspace",
+        "φ(5e-4)",
+    ):
+        assert text in output
+    assert "…" not in printed(rows, width=40)
+
+
+def test_names_are_not_console_markup():
+    assert "LB + [red]x[/nonsense]" in printed(study(("SB", "LB", "[red]x[/nonsense]")))
