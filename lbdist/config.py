@@ -109,7 +109,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="lbdist"):
             config = hydra.compose("config", overrides=list(overrides))
-        OmegaConf.resolve(config.copy())  # `derived` is filled once the data is read; the rest must resolve now
+        OmegaConf.resolve(
+            config.copy()
+        )  # `derived` is filled once the data is read; the rest must resolve now
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error, overrides)) from error
     except OSError as error:  # a file that YAML cannot read
@@ -126,8 +128,12 @@ def _one_line(error: BaseException, overrides: Sequence[str]) -> str:
     kept = [
         line.strip()
         for line in text.splitlines()
-        if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|Config search path|"
-                                         r"provider=|Set the environment)", line)
+        if line.strip()
+        and not re.match(
+            r"\s*(full_key|object_type|reference_type|Config search path|"
+            r"provider=|Set the environment)",
+            line,
+        )
     ]
     line = re.sub(r"\s+", " ", "; ".join(kept))
     wrong = re.search(r"Could not override '([\w.]+)'", line)
@@ -168,7 +174,9 @@ def check(config: DictConfig) -> None:
     """
     for key in ("name", "small_batch", "large_batch", "epochs", "seeds"):
         require(not OmegaConf.is_missing(config, key), key, "???", "given")
-    require(bool(re.fullmatch(r"[\w.-]+", config.name)), "name", config.name, "letters, digits, '.', '_', '-'")
+    require(
+        bool(re.fullmatch(r"[\w.-]+", config.name)), "name", config.name, "letters, digits, '.', '_', '-'"
+    )
     for key in ("small_batch", "epochs", "seeds", "evaluations"):
         require(config[key] >= 1, key, config[key], "at least 1")
     large = config.large_batch
@@ -208,7 +216,10 @@ def check(config: DictConfig) -> None:
         require(0 < epsilon < float("inf"), "sharpness.epsilons", sharpness.epsilons, "all above 0")
     for key, allowed in (("spaces", ("full", "subspace")), ("solvers", ("paper", "converged"))):
         require(
-            set(sharpness[key]) <= set(allowed), f"sharpness.{key}", sharpness[key], "among " + ", ".join(allowed)
+            set(sharpness[key]) <= set(allowed),
+            f"sharpness.{key}",
+            sharpness[key],
+            "among " + ", ".join(allowed),
         )
     for key in ("subspace_dimension", "draws", "starts", "micro_batch_size"):
         require(sharpness[key] >= 1, f"sharpness.{key}", sharpness[key], "at least 1")
@@ -241,8 +252,10 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
         if dataclasses.is_dataclass(target):
             allowed = {f.name for f in dataclasses.fields(target)}
             for name in set(values) - allowed:
-                raise ConfigError(f"{key}.{name}={values[name]}: no such key; allowed: {', '.join(sorted(allowed))}")
-            values = dict(OmegaConf.merge(OmegaConf.structured(target), values))  # type: ignore[arg-type]
+                raise ConfigError(
+                    f"{key}.{name}={values[name]}: no such key; allowed: {', '.join(sorted(allowed))}"
+                )
+            values = dict(OmegaConf.merge(OmegaConf.structured(target), values))
             values = {name: plain(value) for name, value in values.items() if name in allowed}
         return target(*arguments, **values)
     except ConfigError as error:

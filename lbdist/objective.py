@@ -109,8 +109,10 @@ class Objective:
         if not self._deterministic:
             first, second = self.value(x), self.value(x)
             if first != second and not (first != first and second != second):
-                raise ConfigError(f"network: two evaluations of one x gave {first!r} and {second!r}; "
-                                  "sharpness needs a deterministic network (is a dropout of its own left on?)")
+                raise ConfigError(
+                    f"network: two evaluations of one x gave {first!r} and {second!r}; "
+                    "sharpness needs a deterministic network (is a dropout of its own left on?)"
+                )
             self._deterministic = True
         self.evaluations += 1
         total = torch.zeros((), dtype=torch.float64, device=x.device)

@@ -214,8 +214,14 @@ class Plan:
         wanted = plain(self.config.sharpness)
         shared = {key: wanted[key] for key in ("starts", "batch_norm", "micro_batch_size")}
         return [
-            {**shared, "space": space, "epsilon": epsilon, "solver": solver, "draw": draw,
-             "dimension": wanted["subspace_dimension"] if space == "subspace" else 0}
+            {
+                **shared,
+                "space": space,
+                "epsilon": epsilon,
+                "solver": solver,
+                "draw": draw,
+                "dimension": wanted["subspace_dimension"] if space == "subspace" else 0,
+            }
             for space in wanted["spaces"]
             for draw in range(wanted["draws"] if space == "subspace" else 1)
             for solver in wanted["solvers"]
@@ -241,17 +247,20 @@ class Plan:
         records: dict[tuple[str, str, int], dict[str, Any]] = {}
         for label, cell, count in cells:
             share = math.ceil(cell.global_batch_size / cell.num_workers)
-            records.setdefault((cell.stage, label, cell.num_workers), {
-                "stage": cell.stage,
-                "cell": label,
-                "seeds": count,
-                "epochs": cell.epochs,
-                "global batch": cell.global_batch_size,
-                "workers": cell.num_workers,
-                "per worker": share,
-                "accumulation": math.ceil(share / (cell.micro_batch_size or share)),
-                "lr": cell.optimizer.get("lr", "default"),
-            })
+            records.setdefault(
+                (cell.stage, label, cell.num_workers),
+                {
+                    "stage": cell.stage,
+                    "cell": label,
+                    "seeds": count,
+                    "epochs": cell.epochs,
+                    "global batch": cell.global_batch_size,
+                    "workers": cell.num_workers,
+                    "per worker": share,
+                    "accumulation": math.ceil(share / (cell.micro_batch_size or share)),
+                    "lr": cell.optimizer.get("lr", "default"),
+                },
+            )
         return list(records.values())
 
 

@@ -29,8 +29,13 @@ class Progress:
         self.cells_run, self.values_run = 0, 0
         self.plain = not sys.stdout.isatty()
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"),
-            console=Console(), disable=self.plain, transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=Console(),
+            disable=self.plain,
+            transient=True,
         )
         self.task = self.bar.add_task("training", total=cells, left="")
 
@@ -60,7 +65,8 @@ class Progress:
             said = "diverged"
         else:
             split = "validation" if job.cells[0].stage == "search" else "test"
-            said = f"{split} accuracy {metrics.get('accuracy', math.nan):.1f} %, {metrics.get('seconds', 0):.1f} s"
+            accuracy, seconds = (metrics.get(key, math.nan) for key in ("accuracy", "seconds"))
+            said = f"{split} accuracy {accuracy:.1f} %, {seconds:.1f} s"
         left = self._left(self.cells_done, self.cells)
         self.note(f"[{self.cells_done}/{self.cells}] {label}: {said}{left if self.plain else ''}")
         self.bar.update(self.task, completed=self.cells_done, left=left)
@@ -78,7 +84,9 @@ class Progress:
         self.bar.update(self.task, completed=self.values_done, left=left)
         if row.get("error"):
             self.note(f"sharpness of {job.cell.label}: {row['error']}")
-        elif self.plain and (self.values_done % max(1, self.values // 8) == 0 or self.values_done == self.values):
+        elif self.plain and (
+            self.values_done % max(1, self.values // 8) == 0 or self.values_done == self.values
+        ):
             self.note(f"[{self.values_done}/{self.values}] sharpness values{left}")
 
     def _left(self, done: int, total: int) -> str:

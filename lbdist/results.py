@@ -66,16 +66,23 @@ SCHEMA = pa.schema(
 Row = Mapping[str, Any]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: aside first, then renamed over the name."""
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file whole or not at all: aside first, then renamed over the name.
+
+    Args:
+        path: The file; its folder is made.
+        content: All of it.
+        durable: Waits until the disk has it, against a loss of power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(aside, "wb") as file:
+        with aside.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -143,9 +150,9 @@ def job_rows(folder: str | Path, job: str) -> list[dict[str, Any]]:
     """The rows of one job; none if it is not finished."""
     part, whole = Path(folder) / "rows" / f"{job}.parquet", Path(folder) / "rows.parquet"
     if part.exists():
-        return pq.read_table(part, schema=SCHEMA).to_pylist()  # type: ignore[no-any-return]
+        return pq.read_table(part, schema=SCHEMA).to_pylist()
     if whole.exists():
-        return pq.read_table(whole, schema=SCHEMA, filters=[("job", "=", job)]).to_pylist()  # type: ignore[no-any-return]
+        return pq.read_table(whole, schema=SCHEMA, filters=[("job", "=", job)]).to_pylist()
     return []
 
 

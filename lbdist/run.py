@@ -1,6 +1,6 @@
 """The one command: compose, validate, plan, run, report.
 
-    python -m lbdist.run experiment=remedies
+python -m lbdist.run experiment=remedies
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,7 +49,7 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -58,8 +58,13 @@ _ENVIRONMENT = {
 def help_text() -> str:
     """What `--help` prints: studies, networks, data sets, remedies, optimisers and the main keys."""
     lines = [_USAGE]
-    titles = {"experiment": "studies (experiment=)", "network": "networks (network=)", "data": "data sets (data=)",
-              "remedy": "remedies (remedy=)", "optimizer": "optimisers (optimizer=)"}
+    titles = {
+        "experiment": "studies (experiment=)",
+        "network": "networks (network=)",
+        "data": "data sets (data=)",
+        "remedy": "remedies (remedy=)",
+        "optimizer": "optimisers (optimizer=)",
+    }
     for group, title in titles.items():
         lines.append(title)
         lines += [f"  {name:<20} {words}" for name, words in configuration.options(group).items()]
@@ -119,7 +124,9 @@ class _Command:
 
         self.config, self.arguments = config, arguments
         if "://" in config.storage:
-            raise ConfigError(f"storage={config.storage}: must be a folder that every node of the cluster sees")
+            raise ConfigError(
+                f"storage={config.storage}: must be a folder that every node of the cluster sees"
+            )
         self.folder = Path(config.storage).expanduser().resolve() / config.name
         self.progress_type = Progress
         self.tuning = tuning
@@ -131,8 +138,8 @@ class _Command:
 
         from lbdist import networks
         from lbdist.plan import Candidates, Plan
-        from lbdist.training.loop import Learner, optimizer_factory
         from lbdist.training.batches import Workers
+        from lbdist.training.loop import Learner, optimizer_factory
 
         config, shape = self.config, self.data.shape
         config.derived.inputs = int(torch.Size(shape).numel())
@@ -149,18 +156,31 @@ class _Command:
         network = networks.make(config.network)
         flops = networks.sample_flops(network, self.data.train.inputs[:2], self.data.classes)
         # every way in which a run could refuse its configuration is tried here, before a worker starts
-        Learner(network, optimizer_factory(plain(config.optimizer)), Workers(), config.ghost_batch_size,
-                config.micro_batch_size)
+        Learner(
+            network,
+            optimizer_factory(plain(config.optimizer)),
+            Workers(),
+            config.ghost_batch_size,
+            config.micro_batch_size,
+        )
         gpus = torch.cuda.device_count()
-        return Plan(config, len(self.data.train), candidates, flops, "GPU" if gpus else "CPU",
-                    gpus or os.cpu_count() or 1)
+        return Plan(
+            config,
+            len(self.data.train),
+            candidates,
+            flops,
+            "GPU" if gpus else "CPU",
+            gpus or os.cpu_count() or 1,
+        )
 
     def run(self) -> int:
         """Runs what has no rows yet, and reports."""
         cells, values = self.plan.count()
         config = self.config
-        head = (f"study {config.name}: {config.network.get('name', config.network._target_)} on "
-                f"{config.data.get('name', config.data._target_)}, {cells} cells, {values} sharpness values")
+        head = (
+            f"study {config.name}: {config.network.get('name', config.network._target_)} on "
+            f"{config.data.get('name', config.data._target_)}, {cells} cells, {values} sharpness values"
+        )
         if config.dry_run:
             self._dry_run(head)
             return 0
@@ -183,8 +203,12 @@ class _Command:
         asked, workers = self.config.num_workers, self.plan.workers(self.config.num_workers)
         if asked != "auto":
             return f"num_workers={asked}"
-        why = (f"a run's {self.plan.work:.1e} FLOPs are too few to pay for a worker group (from "
-               f"{self.plan.group_work:.0e} a worker)" if workers == 1 else f"a run has {self.plan.work:.1e} FLOPs")
+        why = (
+            f"a run's {self.plan.work:.1e} FLOPs are too few to pay for a worker group (from "
+            f"{self.plan.group_work:.0e} a worker)"
+            if workers == 1
+            else f"a run has {self.plan.work:.1e} FLOPs"
+        )
         baseline = self.config.baseline_workers
         extra = f"; the LB baseline takes {baseline}, through Ray Train" if (baseline or 1) > 1 else ""
         return f"num_workers=auto: {workers} process{'es' if workers > 1 else ''} a run, {why}{extra}"
@@ -218,14 +242,23 @@ class _Command:
         with self.progress_type(cells, values) as progress, _ray(progress.note):
             capacity = self.tuning.Capacity.of_cluster()
             study = self.tuning.run(
-                self.plan, ray.put(self.data), self.folder, retries=self.config.retries,
-                max_concurrent=self.config.max_concurrent, finished=progress.trained,
+                self.plan,
+                ray.put(self.data),
+                self.folder,
+                retries=self.config.retries,
+                max_concurrent=self.config.max_concurrent,
+                finished=progress.trained,
             )
             jobs = self._unmeasured(study)
             progress.begin_sharpness(len(jobs))
             pool.measure_all(
-                jobs, ray.put(self.data.train), self.folder, actors=capacity.slots,
-                gpus_per_actor=1.0 if capacity.gpus else 0.0, retries=self.config.retries, done=progress.measured,
+                jobs,
+                ray.put(self.data.train),
+                self.folder,
+                actors=capacity.slots,
+                gpus_per_actor=1.0 if capacity.gpus else 0.0,
+                retries=self.config.retries,
+                done=progress.measured,
             )
         return study
 
@@ -253,11 +286,13 @@ class _Command:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[IO[str]]:
     """Holds a study's folder; the kernel lets go of it however the program ends."""
-    with open(folder / ".lock", "w") as file:
+    with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"storage={folder}: another lbdist is at work there; wait for it or take another") from None
+            raise ConfigError(
+                f"storage={folder}: another lbdist is at work there; wait for it or take another"
+            ) from None
         yield file
 
 
@@ -271,14 +306,16 @@ def _ray(say: Any) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {} if address else {"object_store_memory": 1 << 30, "include_dashboard": True}
     began = time.monotonic()
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     have = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")}
     kind = f"joined the cluster at {address}" if address else "started a local Ray"
     say(f"{kind} with {have['CPU']} CPUs and {have['GPU']} GPUs ({time.monotonic() - began:.1f} s)")
     try:
         yield
     finally:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        previous = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a second Ctrl-C must not leave processes behind
         ray.shutdown()
         signal.signal(signal.SIGINT, previous)
 

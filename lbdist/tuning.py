@@ -25,7 +25,7 @@ from lbdist import results
 from lbdist.config import ConfigError
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell, Plan, name_setting
-from lbdist.training import ray_train
+from lbdist.training import loop
 
 
 def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[dict[str, Any]]:
@@ -153,7 +153,9 @@ class Study(Searcher):
         for cell in cells:
             self.cells[cell.id] = cell
             alone = cell.num_workers == 1
-            groups.setdefault(cell.id if alone else f"{cell.stage} {cell.label_without_seed}", []).append(cell)
+            groups.setdefault(cell.id if alone else f"{cell.stage} {cell.label_without_seed}", []).append(
+                cell
+            )
         for members in groups.values():
             size = math.ceil(len(members) / max(1, self.capacity.slots // members[0].num_workers))
             self.waiting += [Job(tuple(members[i : i + size])) for i in range(0, len(members), size)]
@@ -231,14 +233,16 @@ def replay(plan: Plan, folder: Path) -> Study:
         rows = [results.job_rows(folder, cell.id) for cell in job.cells]
         if all(rows):
             study.running[job.id] = job
-            study.complete(job.id, ray_train.final_metrics(rows[-1]))
+            study.complete(job.id, loop.final_metrics(rows[-1]))
         else:
             missing.append(job)
     study.waiting = missing
     return study
 
 
-def trial(config: dict[str, Any], data: list[ray.ObjectRef], folder: str, use_gpu: bool, retries: int) -> None:
+def trial(
+    config: dict[str, Any], data: list[ray.ObjectRef], folder: str, use_gpu: bool, retries: int
+) -> None:
     """What a trial runs: a cell in this process, or several in a worker group of their own.
 
     A death of the process is Tune's to retry, one in the group Ray Train's. An exception would come again:
@@ -248,13 +252,17 @@ def trial(config: dict[str, Any], data: list[ray.ObjectRef], folder: str, use_gp
     cells = [read_cell(home, name) for name in config["cells"].split()]
     try:
         if config["num_workers"] > 1:
-            ray_train.fit(cells, data[0], home, use_gpu=use_gpu, retries=retries, callbacks=[TuneReportCallback()])
-            final = ray_train.final_metrics(results.job_rows(home, cells[-1].id))
+            from lbdist.training import ray_train  # slow to import, and few studies need it here
+
+            ray_train.fit(
+                cells, data[0], home, use_gpu=use_gpu, retries=retries, callbacks=[TuneReportCallback()]
+            )
+            final = loop.final_metrics(results.job_rows(home, cells[-1].id))
         else:
             if not use_gpu:
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
-            final = ray_train.run_cell(cells[0], dataset, home, "cuda" if use_gpu else "cpu", tune.report)
+            final = loop.run_cell(cells[0], dataset, home, "cuda" if use_gpu else "cpu", tune.report)
     except Exception as error:
         tune.report({"error": f"{type(error).__name__}: {error}"})
     else:
@@ -303,7 +311,9 @@ def run(
     needed = max(job.workers for job in study.waiting)
     if needed > capacity.slots:
         kind = "GPUs" if capacity.gpus else "CPUs"
-        raise ConfigError(f"num_workers={needed}: must be at most {capacity.slots}, the {kind} of the cluster")
+        raise ConfigError(
+            f"num_workers={needed}: must be at most {capacity.slots}, the {kind} of the cluster"
+        )
     use_gpu = capacity.gpus > 0
     one = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
 

@@ -64,8 +64,12 @@ def sample_flops(network: nn.Module, inputs: np.ndarray, classes: int) -> float:
             scores = network(batch)
     except Exception as error:
         raise ConfigError(
-            f"network: does not take samples of shape {tuple(batch.shape[1:])} ({' '.join(str(error).split())[:200]})"
+            f"network: does not take samples of shape {tuple(batch.shape[1:])} "
+            f"({' '.join(str(error).split())[:200]})"
         ) from error
     if scores.shape != (len(batch), classes):
-        raise ConfigError(f"network: gives scores of shape {tuple(scores.shape)} for {len(batch)} samples of {classes} classes")
+        raise ConfigError(
+            f"network: gives scores of shape {tuple(scores.shape)} for {len(batch)} samples of {classes} "
+            "classes"
+        )
     return 3 * counter.get_total_flops() / len(batch)

@@ -44,10 +44,20 @@ class Augmentation(Remedy):
         """Augments the samples, by numbers that depend on (seed, epoch, sample) alone."""
         key, x, s = batch.keys(_STREAM), batch.inputs, self.strength
         if x.ndim == 4:
-            x = augment_images(x, random.uniform(key, 4, x.dtype), flip=self.flip,
-                               degrees=s * self.degrees, translate=s * self.translate)
+            x = augment_images(
+                x,
+                random.uniform(key, 4, x.dtype),
+                flip=self.flip,
+                degrees=s * self.degrees,
+                translate=s * self.translate,
+            )
         else:
-            x = augment_signals(x, random.uniform(key, 2, x.dtype),
-                                random.normal(batch.keys(_STREAM + 1), x.shape[1], x.dtype),
-                                shift=s * self.shift, scale=s * self.scale, noise_level=s * self.noise)
+            x = augment_signals(
+                x,
+                random.uniform(key, 2, x.dtype),
+                random.normal(batch.keys(_STREAM + 1), x.shape[1], x.dtype),
+                shift=s * self.shift,
+                scale=s * self.scale,
+                noise_level=s * self.noise,
+            )
         return replace(batch, inputs=x)

@@ -75,7 +75,9 @@ class Learner(Protocol):
     x: Tensor
     g: Tensor
 
-    def gradient(self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True) -> None:
+    def gradient(
+        self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True
+    ) -> None:
         """Sets g to the gradient of the global batch's mean loss at x.
 
         Args:

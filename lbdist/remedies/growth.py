@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ class Growth(Remedy):
             return
         total, squares = torch.zeros_like(learner.g), torch.zeros_like(learner.g)
         bounds = [batch.size * j // self.groups for j in range(self.groups + 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             learner.gradient(batch.part(start, stop), statistics=False)
             total += learner.g
             squares += learner.g**2

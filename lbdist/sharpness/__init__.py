@@ -1,8 +1,8 @@
 """Sharpness: Metric 2.1 of Keskar et al. in the full space and in random subspaces, usable by itself.
 
-    f = Objective(network, (inputs, labels))
-    result = box_sharpness(f, f.x, epsilon=1e-3)
-    print(result.value, result.converged)
+f = Objective(network, (inputs, labels))
+result = box_sharpness(f, f.x, epsilon=1e-3)
+print(result.value, result.converged)
 """
 
 from lbdist.sharpness.metric import SharpnessResult, box_sharpness

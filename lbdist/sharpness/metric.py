@@ -115,7 +115,7 @@ def box_sharpness(
 
     if solver == "converged":
         options.setdefault("seed", seed)
-    found = SOLVERS[solver](in_box, bound, f0, space.transpose(g0), **options)  # type: ignore[operator]
+    found = SOLVERS[solver](in_box, bound, f0, space.transpose(g0), **options)
     return SharpnessResult(
         value=100 * (found.value - f0) / (1 + f0),
         f0=f0,

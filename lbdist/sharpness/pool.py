@@ -60,14 +60,15 @@ class Evaluator:
         """f at the job's cell."""
         key = (job.cell.id, job.setting["batch_norm"], job.setting["micro_batch_size"])
         if self._objective[0] != key:
-            state = checkpoint.load(self.folder / "cells" / job.cell.id / "checkpoint.pt", self.device)["learner"]
+            state = checkpoint.load(self.folder / "cells" / job.cell.id / "checkpoint.pt", self.device)[
+                "learner"
+            ]
             network = networks.make(job.cell.network, job.cell.seed).to(self.device)
             own = {**dict(network.named_parameters()), **dict(buffers(network))}
             with torch.no_grad():
                 for name, value in {**views(network, state["x"]), **state["buffers"]}.items():
                     own[name].copy_(value)
-            self._objective = key, Objective(
-                network, self.data, batch_norm=key[1], micro_batch_size=key[2])  # type: ignore[arg-type]
+            self._objective = key, Objective(network, self.data, batch_norm=key[1], micro_batch_size=key[2])  # type: ignore[arg-type]
         assert self._objective[1] is not None
         return self._objective[1]
 
@@ -84,10 +85,19 @@ class Evaluator:
                     self._subspace = key, Subspace(key[0], key[1], draw=key[2], like=x)
                 space = self._subspace[1]
             options = {"starts": setting["starts"]} if setting["solver"] == "converged" else {}
-            found = box_sharpness(f, x, epsilon=setting["epsilon"], subspace=space, solver=setting["solver"],
-                                  draw=setting["draw"], **options)
-            row |= {key: getattr(found, key) for key in
-                    ("value", "converged", "evaluations", "start", "iterations", "fraction_at_bound")}
+            found = box_sharpness(
+                f,
+                x,
+                epsilon=setting["epsilon"],
+                subspace=space,
+                solver=setting["solver"],
+                draw=setting["draw"],
+                **options,
+            )
+            row |= {
+                key: getattr(found, key)
+                for key in ("value", "converged", "evaluations", "start", "iterations", "fraction_at_bound")
+            }
         except Exception as error:
             row |= {"value": float("nan"), "converged": False, "error": f"{type(error).__name__}: {error}"}
         results.write_rows(self.folder, job.id, [row])
@@ -137,8 +147,12 @@ def measure_all(
             if tries < retries:
                 waiting.appendleft((job, tries + 1))
                 continue
-            row = {**job.row(), "value": float("nan"), "converged": False,
-                   "error": f"its process died {tries + 1} times: {error.__class__.__name__}"}
+            row = {
+                **job.row(),
+                "value": float("nan"),
+                "converged": False,
+                "error": f"its process died {tries + 1} times: {error.__class__.__name__}",
+            }
             results.write_rows(folder, job.id, [row])
         else:
             idle.append(actor)

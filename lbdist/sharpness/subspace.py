@@ -1,4 +1,4 @@
-"""The space in which Metric 2.1 looks for its maximum: all of R^n, or the range of a random n x p matrix A."""
+"""The space in which Metric 2.1 looks for its maximum: R^n, or the range of a random n x p matrix A."""
 
 from __future__ import annotations
 

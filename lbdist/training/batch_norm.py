@@ -19,7 +19,9 @@ class _Normalise(torch.autograd.Function):
     """Normalises over the samples of all workers; gradients of weight and bias stay this worker's share."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.new_tensor([x.numel() // x.shape[1]])
@@ -92,7 +94,9 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self._move(mean, variance * (total / (total - 1)) if total > 1 else None)
             return out
         if x.numel() == x.shape[1]:  # one value a channel has no variance
-            return torch.batch_norm(x, weight, bias, self.running_mean, self.running_var, False, 0.0, self.eps, False)
+            return torch.batch_norm(
+                x, weight, bias, self.running_mean, self.running_var, False, 0.0, self.eps, False
+            )
         running = (self.running_mean, self.running_var) if self.tracking else (None, None)
         return torch.batch_norm(x, weight, bias, *running, True, self.momentum or 0.1, self.eps, False)
 

@@ -17,7 +17,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a state of tensors, numbers, strings, lists and dicts."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), durable=False)  # a lost one costs an epoch, waiting costs more
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lbdist import networks
+from lbdist import networks, results
 from lbdist.config import ConfigError, build
 from lbdist.data.base import Dataset, Split, to_float
 from lbdist.networks.flat import Flat, buffers
@@ -73,7 +73,9 @@ class Learner:
         self.loss_samples = 0.0
         self.counts = {"steps": 0, "gradient_evaluations": 0, "samples": 0}
 
-    def gradient(self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True) -> None:
+    def gradient(
+        self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True
+    ) -> None:
         """Sets g to the gradient of the global batch's mean loss at x (see `remedies.base.Learner`)."""
         before = self.g.clone() if add else None
         self.g.zero_()
@@ -82,8 +84,13 @@ class Learner:
         limit = self.micro_batch_size or max(1, len(batch.labels))
         scale = weight / batch.size
         for start in range(0, max(1, len(batch.labels)), limit):
-            micro = batch if limit >= len(batch.labels) else batch.part(
-                batch.offset + start, min(batch.offset + start + limit, batch.offset + len(batch.labels)))
+            micro = (
+                batch
+                if limit >= len(batch.labels)
+                else batch.part(
+                    batch.offset + start, min(batch.offset + start + limit, batch.offset + len(batch.labels))
+                )
+            )
             self.dropouts.draw(micro)
             loss = F.cross_entropy(self.network(micro.inputs), micro.labels, reduction="sum") * scale
             loss.backward()
@@ -151,13 +158,15 @@ def optimizer_factory(node: dict[str, Any]) -> Callable[[list[nn.Parameter]], to
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = build(node, "optimizer", parameters)
         if "fused" in optimizer.defaults and optimizer.defaults["fused"] is None:
-            return build({**node, "fused": True}, "optimizer", parameters)  # type: ignore[no-any-return]
+            return build({**node, "fused": True}, "optimizer", parameters)
         return optimizer
 
     return make
 
 
-def on_device(split: Split, device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def on_device(
+    split: Split, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """A split as tensors: uint8 stays uint8, floating point takes the run's precision."""
     inputs = torch.from_numpy(np.array(split.inputs, copy=not split.inputs.flags.writeable))
     inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
@@ -191,7 +200,9 @@ def train(
     workers = workers or Workers.current()
     remedy: Remedy = build(cell.remedy, f"remedy.{cell.remedy_name}")
     network = networks.make(cell.network, cell.seed).to(device, dtype)
-    learner = Learner(network, optimizer_factory(cell.optimizer), workers, cell.ghost_batch_size, cell.micro_batch_size)
+    learner = Learner(
+        network, optimizer_factory(cell.optimizer), workers, cell.ghost_batch_size, cell.micro_batch_size
+    )
     start = learner.x.clone()
     train_split, test_split = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
     split = "validation" if cell.stage == "search" else "test"
@@ -201,7 +212,12 @@ def train(
     if state is not None:
         learner.restore(state["learner"])
         remedy.restore(state["remedy"])
-        history, seconds, first, diverged = state["history"], state["seconds"], state["epoch"], state["diverged"]
+        history, seconds, first, diverged = (
+            state["history"],
+            state["seconds"],
+            state["epoch"],
+            state["diverged"],
+        )
     every = max(1, cell.epochs // cell.evaluations)
     for epoch in range(first, cell.epochs):
         if diverged:
@@ -234,14 +250,24 @@ def train(
         last = epoch + 1 == cell.epochs or diverged
         if last or (epoch + 1) % every == 0:
             loss, accuracy = learner.evaluate(test_split)
-            history += [{**point, "metric": "loss", "value": loss, "split": split},
-                        {**point, "metric": "accuracy", "value": accuracy, "split": split}]
+            history += [
+                {**point, "metric": "loss", "value": loss, "split": split},
+                {**point, "metric": "accuracy", "value": accuracy, "split": split},
+            ]
             metrics |= {"loss": loss, "accuracy": accuracy}
         seconds += time.perf_counter() - began
         if path is not None and workers.rank == 0:
-            checkpoint.save(path, {
-                "learner": learner.state(), "remedy": remedy.state(), "history": history, "seconds": seconds,
-                "epoch": epoch + 1, "diverged": diverged})
+            checkpoint.save(
+                path,
+                {
+                    "learner": learner.state(),
+                    "remedy": remedy.state(),
+                    "history": history,
+                    "seconds": seconds,
+                    "epoch": epoch + 1,
+                    "diverged": diverged,
+                },
+            )
         report(metrics)
     return history + _final(learner, train_split, test_split, split, start, seconds, diverged), learner.x
 
@@ -268,7 +294,10 @@ def _final(
     rows: list[Row] = []
     for name, tensors in (("train", train_split), (split, test_split)):
         loss, accuracy = learner.evaluate(tensors)
-        rows += [{"metric": "loss", "value": loss, "split": name}, {"metric": "accuracy", "value": accuracy, "split": name}]
+        rows += [
+            {"metric": "loss", "value": loss, "split": name},
+            {"metric": "accuracy", "value": accuracy, "split": name},
+        ]
     totals = {
         **learner.counts,
         "seconds": seconds,
@@ -276,3 +305,38 @@ def _final(
         "diverged": float(diverged),
     }
     return rows + [{"metric": metric, "value": float(value)} for metric, value in totals.items()]
+
+
+def run_cell(
+    cell: Cell,
+    data: Dataset,
+    folder: Path,
+    device: torch.device | str = "cpu",
+    report: Callable[[dict[str, float]], None] = lambda metrics: None,
+) -> dict[str, float]:
+    """Trains a cell and writes its rows; a cell that has its rows is only read.
+
+    Every worker of a group calls this; worker 0 writes.
+
+    Returns:
+        The final metrics, for Tune.
+    """
+    rows: Sequence[Row] = results.job_rows(folder, cell.id)
+    if not rows:
+        workers = Workers.current()
+        if cell.validation_fraction is not None:
+            data = data.validation_split(cell.validation_fraction)
+        path = folder / "cells" / cell.id / "checkpoint.pt"
+        rows, _ = train(cell, data, workers=workers, device=device, path=path, report=report)
+        if workers.rank == 0:
+            results.write_rows(folder, cell.id, [{**cell.columns(), **row} for row in rows])
+    return final_metrics(rows)
+
+
+def final_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """The final values among a cell's rows, by name; `accuracy` and `loss` are those off the training set."""
+    return {
+        row["metric"]: row["value"]
+        for row in rows
+        if row.get("epoch") is None and row.get("split") != "train"
+    }

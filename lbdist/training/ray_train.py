@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +13,15 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from lbdist import results
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
-from lbdist.training import loop
-from lbdist.training.batches import Workers
+from lbdist.training.loop import run_cell
 
 REPORT_SECONDS = 1.0
 """Ray Train's report costs about 0.1 s, so short epochs share one."""
 
 
-def run_cell(
-    cell: Cell, data: Dataset, folder: Path, device: torch.device | str, report: Callable[[dict[str, float]], None]
-) -> dict[str, float]:
-    """Trains a cell and writes its rows; a cell that has its rows is only read.
-
-    Every worker of a group calls this; worker 0 writes.
-
-    Returns:
-        The final metrics, for Tune.
-    """
-    rows: Sequence[Mapping[str, Any]] = results.job_rows(folder, cell.id)
-    if not rows:
-        workers = Workers.current()
-        if cell.validation_fraction is not None:
-            data = data.validation_split(cell.validation_fraction)
-        path = folder / "cells" / cell.id / "checkpoint.pt"
-        rows, _ = loop.train(cell, data, workers=workers, device=device, path=path, report=report)
-        if workers.rank == 0:
-            results.write_rows(folder, cell.id, [{**cell.columns(), **row} for row in rows])
-    return final_metrics(rows)
-
-
-def final_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The final values among a cell's rows, by name; `accuracy` and `loss` are those off the training set."""
-    return {
-        row["metric"]: row["value"] for row in rows if row.get("epoch") is None and row.get("split") != "train"
-    }
-
-
-def _worker(config: dict[str, Any]) -> dict[str, float]:
+def _worker(config: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     torch.set_num_threads(1 if get_device().type == "cpu" else torch.get_num_threads())
     data: Dataset = ray.get(config["data"][0])
@@ -70,11 +39,16 @@ def _worker(config: dict[str, Any]) -> dict[str, float]:
     for cell in config["cells"]:
         final = run_cell(cell, data, Path(config["folder"]), get_device(), report)
     ray.train.report(final)
-    return final
 
 
 def fit(
-    cells: Sequence[Cell], data: ray.ObjectRef, folder: Path, *, use_gpu: bool, retries: int, callbacks: Sequence[Any]
+    cells: Sequence[Cell],
+    data: ray.ObjectRef,
+    folder: Path,
+    *,
+    use_gpu: bool,
+    retries: int,
+    callbacks: Sequence[Any],
 ) -> None:
     """Trains cells that share a number of workers in one worker group.
 
