@@ -45,6 +45,7 @@ class Sharpness:
     subspace_dimension: int = 100
     draws: int = 1  # random subspaces, each its own row
     solvers: list[str] = field(default_factory=lambda: ["paper", "converged"])
+    remedy_solvers: list[str] | None = None  # the same at the remedies' minimisers; None: as `solvers`
     starts: int = 2  # starts of the converged solver
     batch_norm: str = "running"  # statistics while measuring: running, batch or recalibrated
     micro_batch_size: int = 1000
@@ -214,9 +215,10 @@ def check(config: DictConfig) -> None:
     sharpness = config.sharpness
     for epsilon in sharpness.epsilons:
         require(0 < epsilon < float("inf"), "sharpness.epsilons", sharpness.epsilons, "all above 0")
-    for key, allowed in (("spaces", ("full", "subspace")), ("solvers", ("paper", "converged"))):
+    known = ("paper", "converged")
+    for key, allowed in (("spaces", ("full", "subspace")), ("solvers", known), ("remedy_solvers", known)):
         require(
-            set(sharpness[key]) <= set(allowed),
+            set(sharpness[key] or ()) <= set(allowed),
             f"sharpness.{key}",
             sharpness[key],
             "among " + ", ".join(allowed),

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -209,9 +210,12 @@ class Plan:
         """The confirmation of a remedy's chosen setting over fresh seeds."""
         return [self.cell("LB", remedy, setting, seed) for seed in range(self.config.seeds)]
 
-    def sharpness_settings(self) -> list[dict[str, Any]]:
-        """The sharpness values measured at each confirmed minimiser."""
+    def sharpness_settings(self, remedy: str) -> list[dict[str, Any]]:
+        """The sharpness values measured at each confirmed minimiser of a remedy."""
         wanted = plain(self.config.sharpness)
+        solvers = wanted["solvers"]
+        if remedy != "none" and wanted["remedy_solvers"] is not None:
+            solvers = wanted["remedy_solvers"]
         shared = {key: wanted[key] for key in ("starts", "batch_norm", "micro_batch_size")}
         return [
             {
@@ -224,14 +228,17 @@ class Plan:
             }
             for space in wanted["spaces"]
             for draw in range(wanted["draws"] if space == "subspace" else 1)
-            for solver in wanted["solvers"]
+            for solver in solvers
             for epsilon in wanted["epsilons"]
         ]
 
     def count(self) -> tuple[int, int]:
         """How many cells and how many sharpness values a whole run of the study has."""
-        confirmed = len(self.baselines()) + len(self.remedies()) * self.config.seeds
-        return confirmed + len(self.search()), confirmed * len(self.sharpness_settings())
+        confirmed = Counter(
+            {"none": len(self.baselines()), **dict.fromkeys(self.remedies(), self.config.seeds)}
+        )
+        values = sum(count * len(self.sharpness_settings(name)) for name, count in confirmed.items())
+        return confirmed.total() + len(self.search()), values
 
     def describe(self) -> list[dict[str, Any]]:
         """What a dry run prints: one record for cells that differ only in their seed."""

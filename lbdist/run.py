@@ -231,7 +231,9 @@ class _Command:
 
         finished = results.finished_jobs(self.folder)
         cells = [cell for cell in study.cells.values() if cell.stage == "confirm" and cell.id in finished]
-        jobs = [Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings()]
+        jobs = [
+            Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings(cell.remedy_name)
+        ]
         return [job for job in jobs if job.id not in finished]
 
     def _measure(self, cells: int, values: int) -> Any:

@@ -49,19 +49,22 @@ class Batch:
         """One random key a sample for a consumer (see `lbdist.random.keys`)."""
         return random.keys(self.samples, seed=self.seed, epoch=self.epoch, stream=stream)
 
-    def part(self, start: int, stop: int) -> Batch:
-        """The sub-batch of the global positions start to stop, a global batch of its own."""
-        low = min(max(start - self.offset, 0), len(self.labels))
-        high = min(max(stop - self.offset, 0), len(self.labels))
-        cut = slice(low, high)
+    def local(self, start: int, stop: int) -> Batch:
+        """The slice's own samples start to stop, still of the same global batch."""
+        cut = slice(start, stop)
         return replace(
             self,
             inputs=self.inputs[cut],
             labels=self.labels[cut],
             samples=self.samples[cut],
-            size=min(stop, self.size) - start,
-            offset=max(self.offset - start, 0),
+            offset=self.offset + start,
         )
+
+    def part(self, start: int, stop: int) -> Batch:
+        """This worker's slice of the sub-batch of global positions start to stop, a batch of its own."""
+        low, high = (min(max(at - self.offset, 0), len(self.labels)) for at in (start, stop))
+        cut = self.local(low, high)
+        return replace(cut, size=min(stop, self.size) - start, offset=max(cut.offset - start, 0))
 
 
 class Learner(Protocol):

@@ -62,17 +62,20 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
         workers: The data-parallel group.
         ghost: Samples in a group; None for the whole global batch.
         tracking: Whether a forward pass in training mode moves the running averages.
+        pending: Sums over the ghost groups since the last `finish`: means, variances, their number.
     """
 
     workers: Workers
     ghost: int | None
     tracking: bool
+    pending: Tensor | None
 
     @classmethod
     def adopt(cls, layer: nn.modules.batchnorm._BatchNorm, workers: Workers, ghost: int | None) -> None:
         """Turns a layer into one of this class in place: its parameters, buffers and name stay."""
         layer.__class__ = cls
-        layer.workers, layer.ghost, layer.tracking = workers, ghost, True  # type: ignore[assignment]
+        layer.workers, layer.ghost = workers, ghost  # type: ignore[assignment]
+        layer.tracking, layer.pending = True, None  # type: ignore[assignment]
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any shape (N, C, ...) goes: the layer that was adopted checked its own."""
@@ -93,28 +96,44 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.tracking:
                 self._move(mean, variance * (total / (total - 1)) if total > 1 else None)
             return out
-        if x.numel() == x.shape[1]:  # one value a channel has no variance
-            return torch.batch_norm(
-                x, weight, bias, self.running_mean, self.running_var, False, 0.0, self.eps, False
-            )
+        if x.numel() == x.shape[1]:  # one value a channel: its mean is known, its variance is not
+            if self.tracking:
+                self._move(x.detach().view(-1), None)
+            return torch.batch_norm(x, weight, bias, None, None, True, 0.0, self.eps, False)
         running = (self.running_mean, self.running_var) if self.tracking else (None, None)
         return torch.batch_norm(x, weight, bias, *running, True, self.momentum or 0.1, self.eps, False)
 
     def _ghosts(self, x: Tensor, weight: Tensor, bias: Tensor, ghost: int) -> Tensor:
         groups = max(1, len(x) // ghost) if len(x) else 0
-        parts, stats = [], x.new_zeros((3, x.shape[1]))
+        parts = []
         for index in range(groups):
             part = x[index * ghost : len(x) if index == groups - 1 else (index + 1) * ghost]
             out, mean, inverse = torch.native_batch_norm(part, weight, bias, None, None, True, 0.0, self.eps)
             count = part.numel() // part.shape[1]
             parts.append(out)
             variance = (inverse.detach() ** -2 - self.eps) * (count / max(1, count - 1))
-            stats += torch.stack([mean.detach(), variance, torch.ones_like(variance)])
-        if self.tracking:
-            mean, variance, total = self.workers.sum(stats)
-            self._move(mean / total, variance / total)
+            if self.tracking:
+                self._pending(x).add_(torch.stack([mean.detach(), variance, torch.ones_like(variance)]))
         # a worker without samples still has to give a differentiable output
         return torch.cat(parts) if parts else x * weight.view([1, -1] + [1] * (x.ndim - 2))
+
+    def _pending(self, x: Tensor) -> Tensor:
+        if self.pending is None:
+            self.pending = x.new_zeros((3, x.shape[1]))
+        return self.pending
+
+    def finish(self) -> None:
+        """Moves the running averages by the mean over the ghost groups of a whole global batch.
+
+        Called by every worker after the last of its micro-batches, of which it may have none.
+        """
+        if self.ghost is None or not self.tracking:
+            return
+        assert self.running_mean is not None
+        sums = self._pending(self.running_mean[None])
+        mean, variance, total = self.workers.sum(sums)
+        self._move(mean / total, variance / total)
+        self.pending = None
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor | None) -> None:

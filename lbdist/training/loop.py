@@ -58,7 +58,7 @@ class Learner:
     ) -> None:
         self.network = network.train()
         self.workers = workers
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
         self.norms = group_batch_norm(network, workers, ghost_batch_size)
         if micro_batch_size is not None and self.norms and ghost_batch_size is None:
             raise ConfigError(
@@ -81,26 +81,30 @@ class Learner:
         self.g.zero_()
         for norm in self.norms:
             norm.tracking = statistics
-        limit = self.micro_batch_size or max(1, len(batch.labels))
         scale = weight / batch.size
-        for start in range(0, max(1, len(batch.labels)), limit):
-            micro = (
-                batch
-                if limit >= len(batch.labels)
-                else batch.part(
-                    batch.offset + start, min(batch.offset + start + limit, batch.offset + len(batch.labels))
-                )
-            )
+        for start, stop in self._micro_batches(len(batch.labels)):
+            micro = batch.local(start, stop)
             self.dropouts.draw(micro)
             loss = F.cross_entropy(self.network(micro.inputs), micro.labels, reduction="sum") * scale
             loss.backward()
             self.loss += loss.detach() * batch.size
+        for norm in self.norms:
+            norm.finish()
         self.loss_samples += weight * batch.size
         self.workers.sum(self.g)
         if before is not None:
             self.g += before
         self.counts["gradient_evaluations"] += 1
         self.counts["samples"] += batch.size
+
+    def _micro_batches(self, count: int) -> list[tuple[int, int]]:
+        """Bounds of this worker's micro-batches; what is less than a ghost group joins the one before.
+
+        A worker without samples still takes part, in the batch norm's collective calls.
+        """
+        size, ghost = self.micro_batch_size or max(1, count), self.ghost_batch_size or 1
+        starts = [s for s in range(0, count, size) if s == 0 or count - s >= ghost] or [0]
+        return list(zip(starts, [*starts[1:], count], strict=True))
 
     def input_gradient(self, batch: Batch) -> Tensor:
         """The gradient of the summed loss with respect to this worker's inputs, in training mode."""

@@ -1,0 +1,175 @@
+"""One test over all remedies, found by listing the folder: 1, 2 and 4 workers give the same result."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import images, signals
+from omegaconf import OmegaConf
+from torch import nn
+from training_cells import ADAM, CONVOLUTIONAL, SGD, make_cell, train_in_group
+
+from lbdist import networks
+from lbdist.config import ConfigError, build, config_root, plain
+from lbdist.remedies.growth import Growth
+from lbdist.training.loop import train
+
+NAMES = sorted(path.stem for path in (config_root() / "remedy").glob("*.yaml"))
+VARIANTS = {
+    "growth": {"rule": "norm_test", "start": 20, "theta": 0.5},
+    "robust": {"ascent_steps": 2, "norm": "inf", "rho": 0.01},
+}
+
+
+def remedy(name, **changes):
+    node = OmegaConf.create({"small_batch": 16, **OmegaConf.load(config_root() / "remedy" / f"{name}.yaml")})
+    return {**{k: v for k, v in plain(node)[name].items() if k != "search"}, **changes}
+
+
+def cases():
+    """(id, cell, data): every remedy as shipped and in its other forms, on signals and on images."""
+    for name in NAMES:
+        for variant in [{}] + ([VARIANTS[name]] if name in VARIANTS else []):
+            # 130 samples in batches of 48: the last has 34, which 4 workers cannot share evenly
+            cell = make_cell(remedy_name=name, remedy=remedy(name, **variant))
+            label = "-".join([name, *map(str, variant.values())])
+            yield label, cell, signals()
+            image = make_cell(remedy_name=name, remedy=remedy(name, **variant), network=CONVOLUTIONAL,
+                              global_batch_size=32, optimizer=SGD)  # fmt: skip
+            yield f"{label}-images", image, images()
+    yield "ghost", make_cell(ghost_batch_size=8), signals()
+    yield "ghost-accumulation", make_cell(ghost_batch_size=4, micro_batch_size=8, optimizer=SGD), signals()
+    yield "tiny-last-batch", make_cell(global_batch_size=43), signals(train=130)
+
+
+CASES = {label: (cell, data) for label, cell, data in cases()}
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return {size: dict(zip(CASES, train_in_group(size, list(CASES.values()), torch.float64), strict=True))
+            for size in (2, 4)}  # fmt: skip
+
+
+def live(cell):
+    """Which parameters f depends on: not the biases that a batch norm subtracts again.
+
+    Their gradient is rounding, which ADAM scales up; the function is the same.
+    """
+    network = networks.make(cell.network)
+    flags = {name: torch.ones_like(p, dtype=torch.bool) for name, p in network.named_parameters()}
+    for (name, _), (_, after) in itertools.pairwise(network.named_children()):
+        if isinstance(after, nn.modules.batchnorm._BatchNorm):
+            flags[f"{name}.bias"].zero_()
+    return torch.cat([flag.flatten() for flag in flags.values()])
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_any_number_of_workers_gives_the_same_result(label, groups):
+    cell, data = CASES[label]
+    rows, x = train(cell, data, dtype=torch.float64)
+    values = {(r["metric"], r.get("split"), r.get("epoch")): r["value"] for r in rows if r["metric"] != "seconds"}
+    kept = live(cell)
+    for size, results in groups.items():
+        other_rows, other = results[label]
+        assert torch.linalg.norm((other - x)[kept]) <= 1e-9 * torch.linalg.norm(x[kept]), f"{size} workers"
+        for r in other_rows:
+            if r["metric"] not in ("seconds", "distance_from_start"):
+                assert r["value"] == pytest.approx(values[r["metric"], r.get("split"), r.get("epoch")], rel=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_remedy_learns_and_counts_its_cost(name):
+    cell = make_cell(remedy_name=name, remedy=remedy(name), epochs=12)
+    rows, _ = train(cell, signals(train=300))
+    final = {r["metric"]: r["value"] for r in rows if r.get("epoch") is None and r.get("split") != "train"}
+    assert final["accuracy"] > 60  # chance is 25
+    made = build(cell.remedy, "remedy")
+    sizes = [made.batch_size(48, epoch, 12) for epoch in range(12)]
+    steps = sum(-(-300 // size) for size in sizes)
+    assert final["steps"] == steps
+    assert final["gradient_evaluations"] == steps * made.gradients_per_step()
+    assert final["samples"] == 12 * 300 * made.gradients_per_step()
+
+
+def run(cell, data):
+    return train(cell, data, dtype=torch.float64)[1]
+
+
+def test_a_remedy_switched_off_is_plain_training():
+    plain_run = run(make_cell(), signals())
+    off = {
+        "conservative": {"proximal": 0.0, "iterations": 1},
+        "robust": {"rho": 0.0},
+        "adversarial": {"epsilon": 0.0},
+        "augmentation": {"strength": 0.0},
+        "growth": {"start": 48},
+    }
+    for name, fields in off.items():
+        x = run(make_cell(remedy_name=name, remedy=remedy(name, **fields)), signals())
+        torch.testing.assert_close(x, plain_run, rtol=1e-9, atol=1e-12)
+
+
+class Quadratic:
+    """A learner whose f is ½ |x - 1|²: what each remedy does to it is known in closed form."""
+
+    def __init__(self, x, lr):
+        self.x, self.g, self.lr, self.at = x.clone(), torch.zeros_like(x), lr, []
+
+    def gradient(self, batch, *, weight=1.0, add=False, statistics=True):
+        self.at.append(self.x.clone())
+        self.g.copy_(self.x - 1)
+
+    def update(self):
+        self.x -= self.lr * self.g
+
+
+def test_conservative_solves_the_proximal_problem():
+    x = torch.randn(5, dtype=torch.float64)
+    learner, strength = Quadratic(x, lr=0.3), 0.7
+    build(remedy("conservative", proximal=strength, iterations=200), "remedy").step(learner, None)
+    torch.testing.assert_close(learner.x, (1 + strength * x) / (1 + strength))  # argmin ½|y-1|² + λ/2|y-x|²
+
+
+def test_robust_descends_from_x_along_the_gradient_at_the_worst_point():
+    x = torch.randn(5, dtype=torch.float64)
+    learner = Quadratic(x, lr=0.1)
+    build(remedy("robust", rho=0.25), "remedy").step(learner, None)
+    worst = x + 0.25 * (x - 1) / (x - 1).norm()
+    torch.testing.assert_close(learner.at[1], worst)
+    torch.testing.assert_close(learner.x, x - 0.1 * (worst - 1))
+    learner = Quadratic(x, lr=0.1)
+    build(remedy("robust", rho=0.25, ascent_steps=3, norm="inf"), "remedy").step(learner, None)
+    torch.testing.assert_close(learner.at[-1], x + 0.25 * (x - 1).sign())
+
+
+def test_growth_goes_from_small_to_large():
+    made = Growth(start=32, stages=4)
+    sizes = [made.batch_size(400, epoch, 40) for epoch in range(40)]
+    assert sizes[0] == 32 and sizes[-1] == 400 and sizes == sorted(sizes)
+    assert [len(list(group)) for _, group in itertools.groupby(sizes)] == [10, 10, 10, 10]
+
+
+def test_the_norm_test_grows_when_the_gradient_drowns_in_noise():
+    cell = make_cell(remedy_name="growth", remedy=remedy("growth", rule="norm_test", start=16, theta=0.3), epochs=25)
+    rows, _ = train(cell, signals(train=300))
+    steps = [r["step"] for r in rows if r["metric"] == "running_loss"]
+    per_epoch = [b - a for a, b in itertools.pairwise([0, *steps])]
+    assert per_epoch[0] == 19 and per_epoch[-1] < 19 and per_epoch == sorted(per_epoch, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("robust", {"rho": -1}, "remedy.robust.rho=-1"),
+        ("robust", {"norm": "1"}, "remedy.robust.norm=1"),
+        ("growth", {"stages": 1}, "remedy.growth.stages=1"),
+        ("adversarial", {"weight": 2}, "remedy.adversarial.weight=2"),
+        ("conservative", {"iterations": 0}, "remedy.conservative.iterations=0"),
+        ("augmentation", {"shift": -0.1}, "remedy.augmentation.shift=-0.1"),
+    ],
+)
+def test_a_wrong_hyperparameter_is_one_clear_line(name, fields, said):
+    with pytest.raises(ConfigError, match="must be") as error:
+        build(remedy(name, **fields), f"remedy.{name}")
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)

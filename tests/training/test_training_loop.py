@@ -1,0 +1,240 @@
+"""The loop: what it computes against plain PyTorch, resuming, divergence, batches, batch norm, dropout."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import images, signals
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from training_cells import ADAM, CONVOLUTIONAL, SGD, make_cell
+
+from lbdist import networks, random, results
+from lbdist.config import ConfigError
+from lbdist.remedies.base import Batch
+from lbdist.training import checkpoint
+from lbdist.training.batch_norm import group_batch_norm
+from lbdist.training.batches import Workers, batches
+from lbdist.training.dropout import Dropouts
+from lbdist.training.loop import run_cell, train
+
+
+def plain_pytorch(cell, data):
+    """What a user would write: one process, PyTorch's own layers and optimiser."""
+    network = networks.make(cell.network, cell.seed).double()
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[cell.optimizer["name"]]
+    optimizer = kind(network.parameters(), **{k: v for k, v in cell.optimizer.items() if k not in ("_target_", "name")})
+    inputs, labels = torch.tensor(data.train.inputs).double(), torch.tensor(data.train.labels)
+    for epoch in range(cell.epochs):
+        order = random.permutation(len(labels), seed=cell.seed, epoch=epoch)
+        for index in order.split(cell.global_batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(network(inputs[index]), labels[index]).backward()
+            optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, SGD])
+def test_the_loop_equals_plain_pytorch(optimizer):
+    cell, data = make_cell(optimizer=optimizer, epochs=3), signals()
+    reference = plain_pytorch(cell, data)
+    rows, x = train(cell, data, dtype=torch.float64)
+    flat = torch.cat([p.detach().flatten() for p in reference.parameters()])
+    torch.testing.assert_close(x, flat, rtol=1e-9, atol=1e-12)
+    reference.eval()
+    scores = reference(torch.tensor(data.test.inputs).double()).detach()
+    labels = torch.tensor(data.test.labels)
+    final = {(r["metric"], r.get("split")): r["value"] for r in rows if r.get("epoch") is None}
+    assert final["loss", "test"] == pytest.approx(float(F.cross_entropy(scores, labels)), rel=1e-9)
+    assert final["accuracy", "test"] == pytest.approx(100 * float((scores.argmax(1) == labels).double().mean()))
+    start = torch.cat([p.detach().flatten() for p in networks.make(cell.network, 0).double().parameters()])
+    assert final["distance_from_start", None] == pytest.approx(float((flat - start).norm()))
+
+
+def test_the_running_loss_is_the_mean_over_the_epochs_samples():
+    cell, data = make_cell(optimizer={**SGD, "lr": 0.0}, epochs=1, global_batch_size=130), signals()
+    rows, _ = train(cell, data, dtype=torch.float64)
+    network = networks.make(cell.network, 0).double().train()
+    loss = F.cross_entropy(network(torch.tensor(data.train.inputs).double()), torch.tensor(data.train.labels))
+    (running,) = [r["value"] for r in rows if r["metric"] == "running_loss"]
+    assert running == pytest.approx(loss.item(), rel=1e-9)
+
+
+def test_small_and_large_batch_start_from_the_same_point():
+    one, other = (networks.make(make_cell(global_batch_size=b).network, 3) for b in (8, 64))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+@pytest.mark.parametrize("remedy", ["none.NoRemedy", "growth.Growth"])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy):
+    fields = {"rule": "norm_test", "start": 16} if remedy.startswith("growth") else {}
+    changes = {"remedy": {"_target_": f"lbdist.remedies.{remedy}", **fields}, "epochs": 6}
+    data = signals()
+    if network == "convolutional":
+        changes, data = {**changes, "network": CONVOLUTIONAL}, images()
+    cell = make_cell(**changes)
+    whole_rows, whole = train(cell, data)
+    path, seen = tmp_path / "checkpoint.pt", []
+
+    def stop(metrics):
+        seen.append(metrics["epoch"])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cell, data, path=path, report=stop)
+    rows, x = train(cell, data, path=path, report=lambda m: seen.append(m["epoch"]))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(x, whole)
+    timeless = [[r for r in some if r["metric"] != "seconds"] for some in (rows, whole_rows)]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path):
+    cell, data, path = make_cell(), signals(), tmp_path / "checkpoint.pt"
+    _, x = train(cell, data, path=path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ConfigError, match="not a checkpoint"):
+        checkpoint.load(path)
+    assert torch.equal(train(cell, data, path=path)[1], x)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"x": Attack()}, tmp_path / "bad.pt")
+    with pytest.raises(ConfigError, match="not a checkpoint of tensors"):
+        checkpoint.load(tmp_path / "bad.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_diverged_run_ends_as_a_row(tmp_path):
+    cell = make_cell(optimizer={**SGD, "lr": 1e30}, epochs=50)
+    final = run_cell(cell, signals(), tmp_path)
+    assert final["diverged"] == 1.0
+    rows = results.load(tmp_path)
+    assert rows.query("metric == 'running_loss'").epoch.max() < 50
+    assert set(rows["cell"]) == {cell.id}
+
+
+def test_a_finished_cell_is_not_run_again(tmp_path):
+    cell = make_cell()
+    first = run_cell(cell, signals(), tmp_path)
+    calls = []
+    assert run_cell(cell, signals(), tmp_path, report=calls.append) == first
+    assert calls == []
+
+
+@given(
+    n=st.integers(1, 200),
+    batch=st.integers(1, 70),
+    workers=st.integers(1, 5),
+    ghost=st.one_of(st.none(), st.integers(1, 20)),
+    epoch=st.integers(0, 3),
+)
+def test_the_workers_slices_make_up_each_global_batch(n, batch, workers, ghost, epoch):
+    inputs, labels = torch.arange(n)[:, None].float(), torch.arange(n)
+    share = [
+        list(batches(inputs, labels, global_batch_size=batch, seed=1, epoch=epoch, workers=Workers(rank, workers),
+                     ghost_batch_size=ghost))
+        for rank in range(workers)
+    ]  # fmt: skip
+    (whole,) = [
+        list(batches(inputs, labels, global_batch_size=batch, seed=1, epoch=epoch, workers=Workers(),
+                     ghost_batch_size=ghost))
+    ]  # fmt: skip
+    assert sorted(int(i) for b in whole for i in b.samples) == list(range(n))
+    assert [b.size for b in whole] == [len(b.samples) for b in whole]
+    for step, reference in enumerate(whole):
+        parts = [slices[step] for slices in share]
+        assert torch.equal(torch.cat([p.samples for p in parts]), reference.samples)
+        assert torch.equal(torch.cat([p.inputs for p in parts])[:, 0].long(), reference.samples)
+        for rank, part in enumerate(parts):
+            assert part.offset == sum(len(p.samples) for p in parts[:rank])
+            if ghost and rank and len(part.samples):
+                assert part.offset % min(ghost, part.size) == 0  # a ghost group is never cut
+
+
+def make_batch(n, seed=0, epoch=0):
+    samples = torch.randperm(1000, generator=torch.Generator().manual_seed(n))[:n]
+    return Batch(torch.randn(n, 3), torch.zeros(n, dtype=torch.int64), samples, n, 0, seed, epoch)
+
+
+@given(start=st.integers(0, 30), length=st.integers(0, 30), cut=st.integers(0, 30))
+def test_parts_of_a_slice_are_parts_of_the_global_batch(start, length, cut):
+    whole = make_batch(30)
+    local = whole.part(cut, 30)  # a worker's slice, as if it were a batch of its own
+    local = Batch(local.inputs, local.labels, local.samples, 30, cut, 0, 0)
+    stop = min(30, start + length)
+    if stop <= start:
+        return
+    part = local.part(start, stop)
+    assert torch.equal(part.samples, whole.samples[max(start, cut) : stop])
+    assert part.size == stop - start
+
+
+def test_dropout_depends_on_the_sample_not_on_its_place():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    dropouts = Dropouts(network)
+    batch = make_batch(64)
+    ones = torch.ones(64, 40)
+    dropouts.draw(batch)
+    whole = network[0](ones)
+    half = Batch(batch.inputs[32:], batch.labels[32:], batch.samples[32:], 64, 32, 0, 0)
+    dropouts.draw(half)
+    assert torch.equal(network[0](ones[32:]), whole[32:])
+    assert set(whole.unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < float((whole > 0).float().mean()) < 0.6
+    dropouts.draw(batch)
+    assert not torch.equal(network[1](ones), whole)  # layers draw apart
+    dropouts.draw(make_batch(64, epoch=1))
+    assert not torch.equal(network[0](ones), whole)  # and epochs
+
+
+def test_other_kinds_of_dropout_are_refused():
+    with pytest.raises(ConfigError, match="Dropout2d"):
+        Dropouts(nn.Sequential(nn.Dropout2d(0.5)))
+
+
+def test_global_batch_norm_on_one_worker_is_pytorchs():
+    layer = nn.BatchNorm2d(5).double()
+    ours = nn.Sequential(copy.deepcopy(layer))
+    group_batch_norm(ours, Workers(), None)
+    for _ in range(3):
+        x = torch.randn(7, 5, 3, 3, dtype=torch.float64)
+        torch.testing.assert_close(ours(x), layer(x))
+    torch.testing.assert_close(dict(ours[0].named_buffers())["running_var"], layer.running_var)
+    ours.eval(), layer.eval()
+    torch.testing.assert_close(ours(x), layer(x))
+
+
+def test_a_ghost_batch_norm_normalises_each_group_by_itself():
+    layer = nn.BatchNorm1d(5, momentum=1.0).double()
+    ours = nn.Sequential(copy.deepcopy(layer))
+    group_batch_norm(ours, Workers(), 8)
+    x = torch.randn(27, 5, dtype=torch.float64, requires_grad=True)
+    groups = [x[:8], x[8:16], x[16:]]  # the remainder joins the last
+    expected = torch.cat([copy.deepcopy(layer)(g) for g in groups])
+    out = ours(x)
+    ours[0].finish()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.pow(3).sum(), x)[0], torch.autograd.grad(expected.pow(3).sum(), x)[0]
+    )
+    torch.testing.assert_close(ours[0].running_mean, torch.stack([g.mean(0) for g in groups]).mean(0).detach())
+    torch.testing.assert_close(ours[0].running_var, torch.stack([g.var(0) for g in groups]).mean(0).detach())
+
+
+def test_accumulation_needs_a_declared_group():
+    with pytest.raises(ConfigError, match="micro_batch_size=8"):
+        train(make_cell(micro_batch_size=8), signals())
+
+
+def test_a_batch_of_one_sample_is_no_trouble():
+    rows, x = train(make_cell(global_batch_size=43), signals(train=44))
+    assert torch.isfinite(x).all()

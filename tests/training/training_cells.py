@@ -1,0 +1,75 @@
+"""Small cells, and a group of real gloo processes to train them in."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbdist.config import plain
+from lbdist.data.base import Dataset
+from lbdist.plan import Cell
+
+DENSE = {"_target_": "lbdist.networks.dense.Dense", "name": "dense", "inputs": 12, "widths": [16, 16], "classes": 4}
+CONVOLUTIONAL = {"_target_": "training_cells.Small", "name": "small"}
+ADAM = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 1e-2}
+SGD = {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.05, "momentum": 0.9}
+
+
+class Small(nn.Sequential):
+    """Convolution, batch norm, dropout and pooling for 3 x 8 x 8 images."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(96, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4),
+        )  # fmt: skip
+
+
+def make_cell(**changes: Any) -> Cell:
+    """A cell of the dense network on signals, LB without remedy, changed as asked."""
+    base = Cell(
+        experiment="test", network=DENSE, data={"_target_": "none", "name": "signals"}, optimizer=ADAM,
+        method="LB", remedy_name="none", remedy={"_target_": "lbdist.remedies.none.NoRemedy"},
+        global_batch_size=48, epochs=2, seed=0, stage="confirm", asked_workers=1, num_workers=1,
+        ghost_batch_size=None, micro_batch_size=None, evaluations=10, validation_fraction=None,
+    )  # fmt: skip
+    return dataclasses.replace(base, **plain(changes))
+
+
+def train_in_group(size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype) -> list[tuple[Any, Tensor]]:
+    """Trains cells one after the other in `size` real processes joined by gloo; worker 0's results."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype)))
+        command = [sys.executable, str(Path(__file__)), str(home)]
+        group = [subprocess.Popen([*command, str(rank), str(size)]) for rank in range(size)]
+        codes = [process.wait(timeout=240) for process in group]
+        assert codes == [0] * size
+        results: list[tuple[Any, Tensor]] = pickle.loads((home / "results.pickle").read_bytes())
+        return results
+
+
+def _member(home: Path, rank: int, size: int) -> None:
+    import torch.distributed as dist
+
+    from lbdist.training.loop import train
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{home}/store", rank=rank, world_size=size)
+    work, dtype = pickle.loads((home / "work.pickle").read_bytes())
+    results = [train(cell, data, dtype=dtype) for cell, data in work]
+    if rank == 0:
+        (home / "results.pickle").write_bytes(pickle.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _member(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
