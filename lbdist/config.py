@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -90,7 +91,7 @@ class Config:
 def config_root() -> Path:
     """The folder `experiments/`: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
-    for root in (package.parent / "experiments", package / "experiments"):
+    for root in (package / "experiments", package.parent / "experiments"):
         if (root / "config.yaml").is_file():
             return root
     raise ConfigError(f"experiments: no configuration found beside or inside {package}; reinstall lbdist")
@@ -105,6 +106,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: An unknown study, key or type.
     """
+    for text in overrides:
+        _check_override(text)
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     try:
@@ -117,7 +120,54 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         raise ConfigError(_one_line(error, overrides)) from error
     except OSError as error:  # a file that YAML cannot read
         raise ConfigError(f"{error}") from error
+    for prefix, schema in (("", Config), ("search.", Search), ("sharpness.", Sharpness)):
+        node, names = OmegaConf.select(config, prefix[:-1]) if prefix else config, _fields(schema)
+        for name in sorted(set(node) ^ set(names)):  # Hydra's + and ~ go past the schema
+            raise ConfigError(f"{prefix}{name}: " + ("must be given" if name in names else "no such key"))
     return config
+
+
+def _fields(schema: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema)]
+
+
+def _check_override(text: str) -> None:
+    """Refuses an override that is malformed or that names a choice its group does not have."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+        key, value, sweep = override.key_or_group, override.value(), override.is_sweep_override()
+    except HydraException as error:
+        raise ConfigError(f"{text}: must be KEY=VALUE in Hydra's syntax") from error
+    if sweep:
+        raise ConfigError(f"{text}: must be one value; a list is written {key}=[A,B]")
+    if not key:
+        raise ConfigError(f"{text}: must be KEY=VALUE, but there is no key")
+    if not override.is_delete() and (config_root() / key).is_dir():
+        several = isinstance(value, list) and key == "remedy"
+        chosen = value if isinstance(value, list) and several else [value]
+        known = options(key)
+        for name in chosen or [None]:
+            if not isinstance(name, str) or name not in known:
+                number = "one or more" if key == "remedy" else "one"
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"{text}: must be {number} of {', '.join(known)}{hint}")
+
+
+# what OmegaConf says of a wrong type, and what is allowed
+_TYPES = {
+    "converted to Integer": "a whole number",
+    "converted to Float": "a number",
+    "valid bool": "true or false",
+    "ListConfig": "a list, as in [A,B]",
+    "not Optional": "given, not null",
+    "not a subclass of": "a group of keys, set one by one as in search.seeds=2",
+}
+
+
+def _allowed(complaint: str) -> str | None:
+    """What a key's type allows, from OmegaConf's complaint."""
+    return next((allowed for words, allowed in _TYPES.items() if words in complaint), None)
 
 
 def _one_line(error: BaseException, overrides: Sequence[str]) -> str:
@@ -138,16 +188,26 @@ def _one_line(error: BaseException, overrides: Sequence[str]) -> str:
     ]
     line = re.sub(r"\s+", " ", "; ".join(kept))
     wrong = re.search(r"Could not override '([\w.]+)'", line)
-    if wrong:
-        given = next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == wrong[1]), "")
-        known = [f.name for f in dataclasses.fields(Config)] + ["experiment"]
-        near = difflib.get_close_matches(wrong[1].split(".")[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near and near[0] != wrong[1] else ""
-        if "Key '" in line or "not in" in line:
-            return f"{given or wrong[1]}: there is no key {wrong[1]}{hint} (`--help` lists the keys)"
-    full_key = re.search(r"full_key: (\S+)", text)
-    if full_key and full_key[1] not in line:
-        line = f"{full_key[1]}: {line}"
+    if wrong and ("Key '" in line or "not in" in line):
+        key = wrong[1]
+        given = next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == key), key)
+        known = [*_fields(Config), "experiment"]
+        known += [f"search.{name}" for name in _fields(Search)]
+        known += [f"sharpness.{name}" for name in _fields(Sharpness)]
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
+        group, _, rest = key.partition(".")
+        if group == "remedy" and rest.split(".")[0] in options("remedy"):
+            hint = f"; is {rest.split('.')[0]} among the study's remedies?"
+        return f"{given}: there is no key {key}{hint} (`--help` lists the keys)"
+    merging = next((o for o in overrides if f"Error merging override {o}: " in line), None)
+    if merging:
+        allowed = _allowed(line)
+        line = line.split(f"Error merging override {merging}: ", 1)[1]
+        return f"{merging}: must be {allowed}" if allowed else f"{merging}: {line}"
+    full_key = getattr(error, "full_key", None)
+    if full_key and full_key not in line:
+        line = f"{full_key}: {line}"
     return line
 
 
@@ -176,7 +236,10 @@ def check(config: DictConfig) -> None:
     for key in ("name", "small_batch", "large_batch", "epochs", "seeds"):
         require(not OmegaConf.is_missing(config, key), key, "???", "given")
     require(
-        bool(re.fullmatch(r"[\w.-]+", config.name)), "name", config.name, "letters, digits, '.', '_', '-'"
+        bool(re.fullmatch(r"\w[\w.-]*", config.name)),
+        "name",
+        config.name,
+        "letters, digits, '.', '_', '-', the first a letter or digit",
     )
     for key in ("small_batch", "epochs", "seeds", "evaluations"):
         require(config[key] >= 1, key, config[key], "at least 1")
@@ -190,7 +253,9 @@ def check(config: DictConfig) -> None:
     for key in ("num_workers", "baseline_workers"):
         workers = config[key]
         require(
-            workers in ("auto", None) or (isinstance(workers, int) and workers >= 1),
+            workers == "auto"
+            or (workers is None and key == "baseline_workers")
+            or (isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1),
             key,
             workers,
             "auto or a whole number of at least 1",
@@ -247,6 +312,7 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
     Raises:
         ConfigError: The target cannot be imported or refuses its arguments.
     """
+    require(isinstance(node, Mapping), key, node, "a group of keys with _target_, the dotted path of a class")
     values = {name: value for name, value in plain(node).items() if name not in ("name", "search")}
     require("_target_" in values, f"{key}._target_", None, "the dotted path of a class")
     try:
@@ -264,6 +330,9 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
         text = str(error)
         raise ConfigError(text if text.startswith(key.split(".")[0]) else f"{key}.{text}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
+        name, line = error.full_key or "", str(error).splitlines()[0]
+        allowed = _allowed(line)
+        complaint = f"={values.get(name)}: must be {allowed}" if allowed and name in values else f": {line}"
+        raise ConfigError(f"{key}.{name}{complaint}") from error
     except Exception as error:
         raise ConfigError(f"{key}: {type(error).__name__}: {' '.join(str(error).split())}") from error
