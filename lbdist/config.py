@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -118,12 +120,14 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         )  # `derived` is filled once the data is read; the rest must resolve now
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error, overrides)) from error
-    except OSError as error:  # a file that YAML cannot read
-        raise ConfigError(f"{error}") from error
-    for prefix, schema in (("", Config), ("search.", Search), ("sharpness.", Sharpness)):
-        node, names = OmegaConf.select(config, prefix[:-1]) if prefix else config, _fields(schema)
-        for name in sorted(set(node) ^ set(names)):  # Hydra's + and ~ go past the schema
-            raise ConfigError(f"{prefix}{name}: " + ("must be given" if name in names else "no such key"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"experiments: a YAML cannot be read: {_words(error)}") from error
+    for prefix, node, schema in [("", config, Config)] + [
+        (f"{k}.", config.get(k), s) for k, s in _SECTIONS.items()
+    ]:
+        for name in sorted(set(node or ()) ^ set(_fields(schema))):  # Hydra's + and ~ go past the schema
+            known = name in _fields(schema)
+            raise ConfigError(f"{prefix}{name}: " + ("must be given" if known else "there is no such key"))
     return config
 
 
@@ -149,10 +153,10 @@ def _check_override(text: str) -> None:
         for name in chosen or [None]:
             if not isinstance(name, str) or name not in known:
                 number = "one or more" if key == "remedy" else "one"
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"{text}: must be {number} of {', '.join(known)}{hint}")
+                raise ConfigError(f"{text}: must be {number} of {', '.join(known)}")
 
+
+_SECTIONS = {"search": Search, "sharpness": Sharpness}
 
 # what OmegaConf says of a wrong type, and what is allowed
 _TYPES = {
@@ -191,24 +195,23 @@ def _one_line(error: BaseException, overrides: Sequence[str]) -> str:
     if wrong and ("Key '" in line or "not in" in line):
         key = wrong[1]
         given = next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == key), key)
-        known = [*_fields(Config), "experiment"]
-        known += [f"search.{name}" for name in _fields(Search)]
-        known += [f"sharpness.{name}" for name in _fields(Sharpness)]
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
         group, _, rest = key.partition(".")
-        if group == "remedy" and rest.split(".")[0] in options("remedy"):
-            hint = f"; is {rest.split('.')[0]} among the study's remedies?"
+        names = _fields(_SECTIONS[group]) if group in _SECTIONS else []
+        known = [f"{group}.{name}" for name in names] or [*_fields(Config), "experiment"]
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near and (names or not rest) else ""
+        remedy = rest.split(".")[0]
+        if group == "remedy" and f"Key '{remedy}'" in line and remedy in options("remedy"):
+            hint = f", since {remedy} is not among the study's remedies; add it to remedy=[...]"
         return f"{given}: there is no key {key}{hint} (`--help` lists the keys)"
     merging = next((o for o in overrides if f"Error merging override {o}: " in line), None)
     if merging:
         allowed = _allowed(line)
         line = line.split(f"Error merging override {merging}: ", 1)[1]
         return f"{merging}: must be {allowed}" if allowed else f"{merging}: {line}"
-    full_key = getattr(error, "full_key", None)
-    if full_key and full_key not in line:
-        line = f"{full_key}: {line}"
-    return line
+    about = (o for o in overrides if "${" in o or f"'{o.lstrip('+~').split('=')[0]}'" in line)
+    given = next(about, getattr(error, "full_key", None))
+    return line if not given or given in line else f"{given}: {line}"
 
 
 def options(group: str) -> dict[str, str]:
@@ -299,7 +302,7 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
+def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = object) -> Any:
     """Instantiates the `_target_` of a node; `name` and `search` are the project's own keys.
 
     A dataclass's fields are converted and checked by their types first.
@@ -308,15 +311,22 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
         node: A mapping with `_target_` and its arguments.
         key: Where the node stands in the configuration, for the complaint.
         arguments: Positional arguments.
+        kind: What the result must be an instance of.
 
     Raises:
-        ConfigError: The target cannot be imported or refuses its arguments.
+        ConfigError: The target cannot be imported, refuses its arguments or gives something else.
     """
     require(isinstance(node, Mapping), key, node, "a group of keys with _target_, the dotted path of a class")
     values = {name: value for name, value in plain(node).items() if name not in ("name", "search")}
     require("_target_" in values, f"{key}._target_", None, "the dotted path of a class")
+    path = values.pop("_target_")
     try:
-        target = hydra.utils.get_object(values.pop("_target_"))
+        target = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}._target_={path}: must be the dotted path of a class ({_words(error)})"
+        ) from error
+    try:
         if dataclasses.is_dataclass(target):
             allowed = {f.name for f in dataclasses.fields(target)}
             for name in set(values) - allowed:
@@ -325,14 +335,21 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any) -> Any:
                 )
             values = dict(OmegaConf.merge(OmegaConf.structured(target), values))
             values = {name: plain(value) for name, value in values.items() if name in allowed}
-        return target(*arguments, **values)
+        made = target(*arguments, **values)
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(key.split(".")[0]) else f"{key}.{text}") from error
     except OmegaConfBaseException as error:
         name, line = error.full_key or "", str(error).splitlines()[0]
-        allowed = _allowed(line)
-        complaint = f"={values.get(name)}: must be {allowed}" if allowed and name in values else f": {line}"
+        wanted = _allowed(line)
+        complaint = f"={values.get(name)}: must be {wanted}" if wanted and name in values else f": {line}"
         raise ConfigError(f"{key}.{name}{complaint}") from error
     except Exception as error:
-        raise ConfigError(f"{key}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ConfigError(f"{key}: {path}({given}): {type(error).__name__}: {_words(error)}") from error
+    require(isinstance(made, kind), f"{key}._target_", path, f"a {kind.__module__}.{kind.__qualname__}")
+    return made
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -65,7 +65,7 @@ class Objective:
         loss: Maps (scores, labels) to the sum of the samples' losses.
 
     Raises:
-        ConfigError: An empty data set or an unknown mode.
+        ConfigError: An empty data set, an unknown mode, or a micro-batch of no samples.
     """
 
     def __init__(
@@ -82,6 +82,8 @@ class Objective:
             raise ConfigError("data: an empty data set has no loss")
         if batch_norm not in BATCH_NORM_MODES:
             raise ConfigError(f"batch_norm={batch_norm}: must be one of {', '.join(BATCH_NORM_MODES)}")
+        if micro_batch_size < 1:
+            raise ConfigError(f"micro_batch_size={micro_batch_size}: must be at least 1")
         self.network = network
         self.batch_norm = batch_norm
         self.micro_batch_size = micro_batch_size
@@ -156,13 +158,15 @@ class Objective:
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         momenta = [m.momentum for m in norms]
         state = views(self.network, self.x)
-        held = {n: torch.zeros_like(b) for n, b in self._buffers.items()}
+        held = {n: b.clone() for n, b in self._buffers.items()}
+        seen = 0
         try:
-            for norm in norms:
-                norm.momentum = None  # a cumulative average over the micro-batches
             with full_precision(), _evaluating(self.network, True):
                 for start in range(0, len(self.labels), self.micro_batch_size):
                     inputs = to_float(self.inputs[start : start + self.micro_batch_size], self.x.dtype)
+                    seen += len(inputs)
+                    for norm in norms:
+                        norm.momentum = len(inputs) / seen  # a mean over the micro-batches by their sizes
                     functional_call(self.network, {**state, **held}, (inputs,))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

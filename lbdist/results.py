@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SCHEMA = pa.schema(
@@ -157,13 +158,14 @@ def job_rows(folder: str | Path, job: str) -> list[dict[str, Any]]:
 
 
 def _read(folder: Path) -> pa.Table:
-    tables = []
+    parts = sorted((folder / "rows").glob("*.parquet"))
+    tables = [pq.read_table(path, schema=SCHEMA) for path in parts]
     if (folder / "rows.parquet").exists():
-        tables.append(pq.read_table(folder / "rows.parquet", schema=SCHEMA))
-    known = set(tables[0]["job"].unique().to_pylist()) if tables else set()
-    for path in sorted((folder / "rows").glob("*.parquet")):
-        if path.stem not in known:  # a compaction that was cut off leaves both
-            tables.append(pq.read_table(path, schema=SCHEMA))
+        table = pq.read_table(folder / "rows.parquet", schema=SCHEMA)
+        # a compaction that was cut off leaves both; a part is never the older of the two
+        tables.append(
+            table.filter(~pc.is_in(pc.field("job"), pa.array([path.stem for path in parts], pa.string())))
+        )
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 

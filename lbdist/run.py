@@ -120,6 +120,7 @@ class _Command:
     def __init__(self, config: DictConfig, arguments: Sequence[str]) -> None:
         # torch and Ray take seconds to import: not before the configuration is known to be good
         from lbdist import tuning
+        from lbdist.data.base import DataSource
         from lbdist.progress import Progress
 
         self.config, self.arguments = config, arguments
@@ -130,14 +131,15 @@ class _Command:
         self.folder = Path(config.storage).expanduser().resolve() / config.name
         self.progress_type = Progress
         self.tuning = tuning
-        self.data = build(config.data, "data").load()
+        self.data = build(config.data, "data", kind=DataSource).load()
         self.plan = self._plan()
 
     def _plan(self) -> Any:
         import torch
 
         from lbdist import networks
-        from lbdist.plan import Candidates, Plan
+        from lbdist.plan import Candidates, Plan, name_setting
+        from lbdist.remedies.base import Remedy
         from lbdist.training.batches import Workers
         from lbdist.training.loop import Learner, optimizer_factory
 
@@ -147,12 +149,16 @@ class _Command:
         OmegaConf.resolve(config)
         candidates = []
         for name, node in plain(config.remedy).items():
+            build(node, f"remedy.{name}", kind=Remedy)
             settings = self.tuning.settings(node.get("search"), config.search.samples, f"remedy.{name}")
-            for setting in [{}, *settings]:
+            if len({name_setting(setting) for setting in settings}) < max(1, len(settings)):
+                raise ConfigError(f"remedy.{name}.search={node['search']}: must be lists of different values")
+            for setting in settings:
                 build({**node, **setting}, f"remedy.{name}")
             candidates.append(Candidates(name, node, settings))
         if "none" not in config.remedy:
             candidates.insert(0, Candidates("none", {"_target_": "lbdist.remedies.none.NoRemedy"}, [{}]))
+        build(config.network, "network", kind=torch.nn.Module)
         network = networks.make(config.network)
         flops = networks.sample_flops(network, self.data.train.inputs[:2], self.data.classes)
         # every way in which a run could refuse its configuration is tried here, before a worker starts
@@ -163,6 +169,11 @@ class _Command:
             config.ghost_batch_size,
             config.micro_batch_size,
         )
+        dimension, largest = config.sharpness.subspace_dimension, networks.parameter_count(network)
+        if "subspace" in config.sharpness.spaces and dimension > largest:
+            raise ConfigError(
+                f"sharpness.subspace_dimension={dimension}: must be at most {largest}, the parameters"
+            )
         gpus = torch.cuda.device_count()
         return Plan(
             config,
@@ -186,7 +197,6 @@ class _Command:
             return 0
         print(head + f", in {self.folder}", flush=True)
         print(self._workers_line(), flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with _lock(self.folder):
             study = self.tuning.replay(self.plan, self.folder)
             if study.waiting or self._unmeasured(study):
@@ -268,6 +278,7 @@ class _Command:
         from rich.console import Console
 
         from lbdist import results
+        from lbdist.analysis.figures import save_figures
         from lbdist.analysis.report import write_report
         from lbdist.analysis.tables import print_table
 
@@ -282,13 +293,19 @@ class _Command:
             **results.provenance(),
             "configuration": OmegaConf.to_yaml(self.config),
         }
+        save_figures(rows, self.folder / "figures")
         print(f"report: {write_report(self.folder, rows, context)}")
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[IO[str]]:
     """Holds a study's folder; the kernel lets go of it however the program ends."""
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"storage: {folder} must be a folder to write in ({error.strerror})") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -57,7 +57,7 @@ def reference(
     )
     loss = total / len(labels)
     gradient = torch.autograd.grad(loss, list(network.parameters()))
-    return float(loss), torch.cat([g.reshape(-1) for g in gradient])
+    return loss.item(), torch.cat([g.reshape(-1) for g in gradient])
 
 
 def close(found: tuple[float, Tensor], expected: tuple[float, Tensor], tolerance: float = 1e-12) -> None:
@@ -156,7 +156,7 @@ def recalibrate(network: nn.Module, inputs: Tensor, sizes: list[int]) -> nn.Modu
     return network
 
 
-@pytest.mark.parametrize("micro", [4, 7, 22 // 2, 5000])
+@pytest.mark.parametrize("micro", [4, 7, 21, 5000])
 def test_batch_mode_uses_each_micro_batch_s_statistics(micro: int) -> None:
     network, data = mlp(), samples()
     f = Objective(network, data, batch_norm="batch", micro_batch_size=micro)
@@ -382,7 +382,7 @@ def test_wrong_length_of_x() -> None:
 @pytest.mark.parametrize("mode", BATCH_NORM_MODES)
 def test_gradient_is_the_finite_difference(mode: str) -> None:
     f = Objective(mlp(), samples(), batch_norm=mode, micro_batch_size=8)
-    x, step = f.x, 1e-5
+    x, step = f.x, 1e-6
     gradient = f(x)[1]
     generator = torch.Generator().manual_seed(2)
     directions = itertools.chain(
@@ -391,7 +391,7 @@ def test_gradient_is_the_finite_difference(mode: str) -> None:
     )
     for direction in directions:
         slope = (f.value(x + step * direction) - f.value(x - step * direction)) / (2 * step)
-        assert slope == pytest.approx(float(gradient @ direction), abs=1e-8)
+        assert slope == pytest.approx(float(gradient @ direction), rel=1e-6, abs=1e-8)
 
 
 def test_x_is_the_network_s() -> None:

@@ -48,7 +48,7 @@ class Deep(nn.Sequential):
             for index in range(depth):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
                 if index < depth - 1:
-                    layers.append(nn.Dropout(0.3 if channels == 3 else 0.4))
+                    layers.append(nn.Dropout(0.3 if len(layers) == 3 else 0.4))
                 channels = width
             layers.append(nn.MaxPool2d(2))
         layers += [nn.Flatten(), nn.Dropout(0.5)]

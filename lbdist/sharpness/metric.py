@@ -83,7 +83,7 @@ def box_sharpness(
         options: Options of the solver, such as `starts`.
 
     Raises:
-        ConfigError: epsilon or p out of range, an unknown solver, or x or f(x) not finite.
+        ConfigError: epsilon, p or A out of range, an unknown solver, or x or f(x) not finite.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ConfigError(f"epsilon={epsilon}: must be above 0")
@@ -98,14 +98,16 @@ def box_sharpness(
     elif isinstance(subspace, Subspace):
         space = subspace
     elif isinstance(subspace, Tensor):
-        space = Subspace(len(x), subspace.shape[1], like=x, matrix=subspace)
+        if subspace.ndim != 2 or len(subspace) != len(x):
+            raise ConfigError(f"subspace: A has shape {tuple(subspace.shape)}; must have {len(x)} rows")
+        space = Subspace(len(x), subspace.shape[1], draw=draw, like=x, matrix=subspace)
     else:
         space = Subspace(len(x), subspace, seed=seed, draw=draw, like=x)
     bound = epsilon * (space.pseudo_inverse(x).abs() + 1)
     evaluations = 1
     f0, g0 = f(x)
-    if not math.isfinite(f0):
-        raise ConfigError(f"f(x)={f0}: the loss must be finite at x")
+    if not (math.isfinite(f0) and f0 > -1):
+        raise ConfigError(f"f(x)={f0}: the loss must be finite and above -1 at x")
 
     def in_box(z: Tensor) -> tuple[float, Tensor]:
         nonlocal evaluations
@@ -123,7 +125,7 @@ def box_sharpness(
         epsilon=epsilon,
         space=space.name,
         dimension=space.dimension,
-        draw=draw,
+        draw=space.draw if isinstance(space, Subspace) else draw,
         solver=solver,
         start=found.start,
         iterations=found.iterations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def fit(
         scaling_config=ray.train.ScalingConfig(num_workers=cells[0].num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
-            name=f"group-{cells[0].id}",
+            # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
+            name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
             storage_path=str(folder / "train"),
             failure_config=ray.train.FailureConfig(max_failures=retries),
             callbacks=list(callbacks),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -218,7 +219,7 @@ def test_flatten_copies() -> None:
 @given(st.lists(st.integers(1, 7), min_size=2, max_size=5), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_views_round_trip(widths: list[int], seed: int) -> None:
-    network = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+    network = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(networks.parameter_count(network), generator=generator)
     parts = views(network, x)

@@ -202,9 +202,15 @@ def test_convex_quadratics_against_every_vertex(
     check_bounds(found, f, epsilon * (x.abs() + 1))
 
 
-@pytest.mark.parametrize(("starts", "least"), [(2, 0.5), (16, 0.9)])
-def test_how_often_the_vertex_iteration_finds_the_global_maximum(starts: int, least: float) -> None:
-    """A maximum over a box is NP-hard: the value is a lower bound, and how good a one is measured here."""
+@pytest.mark.parametrize(("starts", "exact", "mean"), [(2, 0.6, 0.92), (16, 0.9, 0.99)])
+def test_how_often_the_vertex_iteration_finds_the_global_maximum(
+    starts: int, exact: float, mean: float
+) -> None:
+    """A maximum over a box is NP-hard: the value is a lower bound, and this measures how good a one.
+
+    At the minimiser of random quadratics in 2 to 8 dimensions, measured: the default of 2 starts finds the
+    maximum in 72 % of 100, 49 % of it at worst and 96 % on average; 16 starts in 97 %, 89 % of it at worst.
+    """
     shares = []
     for seed in range(100):
         n = 2 + seed % 7
@@ -213,10 +219,9 @@ def test_how_often_the_vertex_iteration_finds_the_global_maximum(starts: int, le
         f = quadratic(q, -q @ c, 1.0 + 0.5 * float(c @ q @ c))
         found = box_sharpness(f, c, epsilon=0.1, keep_maximiser=True, starts=starts, seed=seed)
         shares.append(check_bounds(found, f, 0.1 * (c.abs() + 1)))
-    exact = sum(share > 1 - 1e-6 for share in shares) / len(shares)
-    print(starts, exact, min(shares), sum(shares) / len(shares))
-    assert exact >= least
-    assert sum(shares) / len(shares) >= 0.9
+    assert sum(share > 1 - 1e-6 for share in shares) >= exact * len(shares)
+    assert sum(shares) >= mean * len(shares)
+    assert min(shares) > 0
 
 
 @SOLVER

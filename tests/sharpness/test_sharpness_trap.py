@@ -15,10 +15,9 @@ from lbdist import networks
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.objective import Objective
 from lbdist.sharpness import SharpnessResult, box_sharpness
-from lbdist.sharpness.subspace import Subspace
 from lbdist.training.loop import on_device
 
-MLP = {"_target_": "lbdist.networks.dense.Dense", "inputs": 40, "widths": [64, 64], "classes": 10}
+MLP = {"_target_": "lbdist.networks.dense.Dense", "inputs": 40, "widths": [64, 64, 64], "classes": 10}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def f() -> Objective:
     """f at a minimiser: full-batch ADAM until the gradient is tiny; batch norm with running averages."""
     inputs, labels = on_device(MNIST1D(train_samples=1000, test_samples=500).load().train, "cpu")
     network = networks.make(MLP, seed=0)
-    for rate, steps in ((1e-2, 300), (1e-3, 300)):
+    for rate, steps in ((5e-3, 400), (1e-3, 200)):
         optimizer = torch.optim.Adam(network.parameters(), lr=rate)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -43,36 +42,35 @@ def true(f: Objective) -> SharpnessResult:
 
 def test_the_minimiser_is_one(f: Objective) -> None:
     value, gradient = f(f.x)
-    print(value, gradient.abs().max())
-    assert value < 1e-2 and 0 < gradient.abs().max() < 1e-5  # below scipy's pgtol
+    assert value < 1e-3 and 0 < gradient.abs().max() < 1e-5  # below scipy's pgtol
 
 
 def test_stock_l_bfgs_b_stalls_where_the_vertex_iteration_does_not(
     f: Objective, true: SharpnessResult
 ) -> None:
-    for epsilon in (1e-3, 5e-4):
-        stalled = box_sharpness(f, f.x, epsilon=epsilon, solver="paper")
-        found = box_sharpness(f, f.x, epsilon=epsilon)
-        print(epsilon, stalled, found)
-        assert (stalled.iterations, stalled.value) == (0, 0)
-        assert found.value > 1 and found.converged and found.fraction_at_bound == 1
+    stalled = box_sharpness(f, f.x, solver="paper")
+    assert (stalled.value, stalled.iterations, stalled.evaluations) == (0, 0, 1)
+    assert true.value > 0.5 and true.fmax > 100 * true.f0  # where the loss rises a hundredfold
+    assert true.converged and true.fraction_at_bound > 0.9
+    half = box_sharpness(f, f.x, epsilon=5e-4)
+    assert box_sharpness(f, f.x, epsilon=5e-4, solver="paper").value == 0 < half.value < true.value
+
+
+def test_the_value_is_the_loss_of_a_network_in_the_box(f: Objective, true: SharpnessResult) -> None:
     assert true.maximiser is not None
-    # the number is real: a copy of the network with those parameters has that loss
+    assert (true.maximiser.abs() <= 1e-3 * (f.x.abs() + 1)).all()
     moved = copy.deepcopy(f.network).eval()
     torch.nn.utils.vector_to_parameters(f.x + true.maximiser, moved.parameters())
     with torch.no_grad():
         loss = float(F.cross_entropy(moved(f.inputs), f.labels))
-    assert loss == pytest.approx(true.fmax, rel=1e-5)
-    assert (true.maximiser.abs() <= 1e-3 * (f.x.abs() + 1)).all()
+    assert loss == pytest.approx(true.fmax, rel=1e-4)
+    assert true.value == pytest.approx(100 * (loss - true.f0) / (1 + true.f0), rel=1e-3)
 
 
-def test_subspace_at_the_minimiser(f: Objective, true: SharpnessResult) -> None:
-    for draw in range(2):
-        space = Subspace(len(f.x), 20, draw=draw, like=f.x)
-        paper = box_sharpness(f, f.x, subspace=space, solver="paper")
-        found = box_sharpness(f, f.x, subspace=space)
-        print(paper, found)
-        assert 0 <= paper.value <= found.value * 1.01 and found.value > 0
+def test_an_unlucky_start_does_not_stall_either(f: Objective, true: SharpnessResult) -> None:
+    values = [box_sharpness(f, f.x, starts=1).value]  # the gradient's sign alone
+    values += [box_sharpness(f, f.x, seed=seed).value for seed in range(1, 4)]
+    assert min(values) > 0.1 * true.value  # they differ: each is a lower bound
 
 
 def sign_error(f: Objective, x: Tensor, epsilon: float) -> float:
@@ -92,8 +90,10 @@ def sign_error(f: Objective, x: Tensor, epsilon: float) -> float:
 
 
 def test_sign_error_reports_zero_where_ours_does_not(f: Objective) -> None:
-    x = f.x + 1e-3 * torch.randn(len(f.x), generator=torch.Generator().manual_seed(0))  # away from the stall
-    assert f(x)[1].abs().max() > 1e-4
-    assert sign_error(f, x, 1e-3) == pytest.approx(0, abs=1e-6)
-    for solver in ("paper", "converged"):
-        assert box_sharpness(f, x, solver=solver).value > 1
+    noise = torch.randn(len(f.x), generator=torch.Generator().manual_seed(0))
+    x = f.x + 0.03 * noise  # away from the stall, where stock L-BFGS-B works
+    assert f(x)[1].abs().max() > 1e-2
+    assert sign_error(f, x, 1e-3) == pytest.approx(0, abs=1e-3)
+    paper, found = (box_sharpness(f, x, solver=solver) for solver in ("paper", "converged"))
+    assert paper.value > 1 and paper.iterations > 0
+    assert found.value == pytest.approx(paper.value, rel=0.1)  # two solvers, one maximum

@@ -25,7 +25,8 @@ def plain_pytorch(cell, data):
     """What a user would write: one process, PyTorch's own layers and optimiser."""
     network = networks.make(cell.network, cell.seed).double()
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[cell.optimizer["name"]]
-    optimizer = kind(network.parameters(), **{k: v for k, v in cell.optimizer.items() if k not in ("_target_", "name")})
+    given = {k: v for k, v in cell.optimizer.items() if k not in ("_target_", "name")}
+    optimizer = kind(network.parameters(), **given)
     inputs, labels = torch.tensor(data.train.inputs).double(), torch.tensor(data.train.labels)
     for epoch in range(cell.epochs):
         order = random.permutation(len(labels), seed=cell.seed, epoch=epoch)
@@ -48,7 +49,8 @@ def test_the_loop_equals_plain_pytorch(optimizer):
     labels = torch.tensor(data.test.labels)
     final = {(r["metric"], r.get("split")): r["value"] for r in rows if r.get("epoch") is None}
     assert final["loss", "test"] == pytest.approx(float(F.cross_entropy(scores, labels)), rel=1e-9)
-    assert final["accuracy", "test"] == pytest.approx(100 * float((scores.argmax(1) == labels).double().mean()))
+    correct = (scores.argmax(1) == labels).double().mean()
+    assert final["accuracy", "test"] == pytest.approx(100 * correct.item())
     start = torch.cat([p.detach().flatten() for p in networks.make(cell.network, 0).double().parameters()])
     assert final["distance_from_start", None] == pytest.approx(float((flat - start).norm()))
 
@@ -139,15 +141,9 @@ def test_a_finished_cell_is_not_run_again(tmp_path):
 )
 def test_the_workers_slices_make_up_each_global_batch(n, batch, workers, ghost, epoch):
     inputs, labels = torch.arange(n)[:, None].float(), torch.arange(n)
-    share = [
-        list(batches(inputs, labels, global_batch_size=batch, seed=1, epoch=epoch, workers=Workers(rank, workers),
-                     ghost_batch_size=ghost))
-        for rank in range(workers)
-    ]  # fmt: skip
-    (whole,) = [
-        list(batches(inputs, labels, global_batch_size=batch, seed=1, epoch=epoch, workers=Workers(),
-                     ghost_batch_size=ghost))
-    ]  # fmt: skip
+    fixed = {"global_batch_size": batch, "seed": 1, "epoch": epoch, "ghost_batch_size": ghost}
+    share = [list(batches(inputs, labels, workers=Workers(r, workers), **fixed)) for r in range(workers)]
+    whole = list(batches(inputs, labels, workers=Workers(), **fixed))
     assert sorted(int(i) for b in whole for i in b.samples) == list(range(n))
     assert [b.size for b in whole] == [len(b.samples) for b in whole]
     for step, reference in enumerate(whole):
@@ -226,8 +222,11 @@ def test_a_ghost_batch_norm_normalises_each_group_by_itself():
     torch.testing.assert_close(
         torch.autograd.grad(out.pow(3).sum(), x)[0], torch.autograd.grad(expected.pow(3).sum(), x)[0]
     )
-    torch.testing.assert_close(ours[0].running_mean, torch.stack([g.mean(0) for g in groups]).mean(0).detach())
-    torch.testing.assert_close(ours[0].running_var, torch.stack([g.var(0) for g in groups]).mean(0).detach())
+    mean, variance = (
+        torch.stack([f(g, 0) for g in groups]).mean(0).detach() for f in (torch.mean, torch.var)
+    )
+    torch.testing.assert_close(ours[0].running_mean, mean)
+    torch.testing.assert_close(ours[0].running_var, variance)
 
 
 def test_accumulation_needs_a_declared_group():
@@ -236,5 +235,5 @@ def test_accumulation_needs_a_declared_group():
 
 
 def test_a_batch_of_one_sample_is_no_trouble():
-    rows, x = train(make_cell(global_batch_size=43), signals(train=44))
+    _, x = train(make_cell(global_batch_size=43), signals(train=44))
     assert torch.isfinite(x).all()

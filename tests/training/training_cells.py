@@ -16,7 +16,7 @@ from lbdist.config import plain
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 
-DENSE = {"_target_": "lbdist.networks.dense.Dense", "name": "dense", "inputs": 12, "widths": [16, 16], "classes": 4}
+DENSE = {"_target_": "lbdist.networks.dense.Dense", "inputs": 12, "widths": [16, 16], "classes": 4}
 CONVOLUTIONAL = {"_target_": "training_cells.Small", "name": "small"}
 ADAM = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 1e-2}
 SGD = {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -35,7 +35,8 @@ class Small(nn.Sequential):
 def make_cell(**changes: Any) -> Cell:
     """A cell of the dense network on signals, LB without remedy, changed as asked."""
     base = Cell(
-        experiment="test", network=DENSE, data={"_target_": "none", "name": "signals"}, optimizer=ADAM,
+        experiment="test", network={**DENSE, "name": "dense"}, optimizer=ADAM,
+        data={"_target_": "none", "name": "signals"},
         method="LB", remedy_name="none", remedy={"_target_": "lbdist.remedies.none.NoRemedy"},
         global_batch_size=48, epochs=2, seed=0, stage="confirm", asked_workers=1, num_workers=1,
         ghost_batch_size=None, micro_batch_size=None, evaluations=10, validation_fraction=None,
@@ -43,7 +44,9 @@ def make_cell(**changes: Any) -> Cell:
     return dataclasses.replace(base, **plain(changes))
 
 
-def train_in_group(size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype) -> list[tuple[Any, Tensor]]:
+def train_in_group(
+    size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype
+) -> list[tuple[Any, Tensor]]:
     """Trains cells one after the other in `size` real processes joined by gloo; worker 0's results."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -1,0 +1,308 @@
+"""Every wrong input is one line and exit status 2; every YAML composes; the help knows them all."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from omegaconf import OmegaConf
+
+from lbdist import config as configuration
+from lbdist.config import Config, ConfigError, Search, Sharpness, build, check, compose, config_root, options
+from lbdist.networks import make, sample_flops
+from lbdist.remedies.base import Remedy
+from lbdist.run import main
+from lbdist.tuning import settings
+
+ROOT = config_root()
+GROUPS = ("experiment", "network", "data", "remedy", "optimizer")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / group).glob("*.yaml"))]
+
+# the command line, and what its one line of complaint must hold
+BAD = [
+    # choices that are not there
+    ("experiment=nope", "experiment=nope: must be one of gap"),
+    ("experiment=null", "experiment=null: must be one of"),
+    ("network=nope", "network=nope: must be one of c1"),
+    ("network=null", "network=null: must be one of"),
+    ("network=3", "network=3: must be one of"),
+    ("data=nope", "data=nope: must be one of cifar10"),
+    ("optimizer=nope", "optimizer=nope: must be one of adam"),
+    ("remedy=nope", "remedy=nope: must be one or more of adversarial"),
+    ("remedy=[none,nope]", "remedy=[none,nope]: must be one or more of"),
+    ("remedy=[]", "remedy=[]: must be one or more of"),
+    ("remedy=null", "remedy=null: must be one or more of"),
+    ("experiment=gap,remedies", "experiment=gap,remedies: must be one value"),
+    # keys that are not there
+    ("epoch=3", "epoch=3: there is no key epoch; did you mean epochs?"),
+    ("sharpness.epsilon=1", "there is no key sharpness.epsilon; did you mean sharpness.epsilons?"),
+    ("search.seed=2", "there is no key search.seed; did you mean search.seeds?"),
+    ("+extra=1", "extra: there is no such key"),
+    ("+sharpness.extra=1", "sharpness.extra: there is no such key"),
+    ("remedy.robust.radius=1", "there is no key remedy.robust.radius"),
+    ("+remedy.robust.radius=1", "remedy.robust.radius=1: no such key; allowed: ascent_steps, norm, rho"),
+    ("remedy.sam.rho=1", "there is no key remedy.sam.rho"),
+    ("experiment=gap remedy.robust.rho=1", "robust is not among the study's remedies"),
+    ("+remedy.robust.search.radius=[1]", "remedy.robust.radius=1: no such key"),
+    ("optimizer.momentum=0.9", "there is no key optimizer.momentum"),
+    ("+optimizer.momentum=0.9", "unexpected keyword argument 'momentum'"),
+    ("network.depth=3", "there is no key network.depth"),
+    ("+network.depth=3", "unexpected keyword argument 'depth'"),
+    ("data.samples=3", "there is no key data.samples"),
+    ("+data.samples=3", "data.samples=3: no such key; allowed: root, seed, test_samples, train_samples"),
+    ("~seeds", "seeds: must be given"),
+    ("~nothing", "~nothing: "),
+    ("~remedy", "~remedy: "),
+    # types
+    ("seeds=abc", "seeds=abc: must be a whole number"),
+    ("seeds=", "seeds=: must be a whole number"),
+    ("epochs=1.5", "epochs=1.5: must be a whole number"),
+    ("dry_run=maybe", "dry_run=maybe: must be true or false"),
+    ("large_batch=many", "large_batch=many: must be a number"),
+    ("sharpness=3", "sharpness=3: must be a group of keys"),
+    ("sharpness.epsilons=0.1", "sharpness.epsilons=0.1: must be a list"),
+    ("sharpness.epsilons=[abc]", "sharpness.epsilons=[abc]: must be a number"),
+    ("sharpness.solvers=paper", "sharpness.solvers=paper: must be a list"),
+    ("storage=null", "storage=null: must be given"),
+    ("remedy.robust.rho=abc", "remedy.robust.rho=abc: must be a number"),
+    ("remedy.robust=null", "remedy.robust=None: must be a group of keys"),
+    ("remedy.robust.search=3", "remedy.robust.search=3: "),
+    ("data.train_samples=abc", "data.train_samples=abc: must be a whole number"),
+    ("optimizer.lr=abc", "lr=abc"),
+    ("seeds=${no_such_key}", "seeds=${no_such_key}: "),
+    # values
+    ("epochs=0", "epochs=0: must be at least 1"),
+    ("seeds=0", "seeds=0: must be at least 1"),
+    ("small_batch=0", "small_batch=0: must be at least 1"),
+    ("evaluations=0", "evaluations=0: must be at least 1"),
+    ("retries=-1", "retries=-1: must be 0 or more"),
+    ("max_concurrent=0", "max_concurrent=0: must be null or at least 1"),
+    ("name=..", "name=..: must be letters"),
+    ("name=a/b", "name=a/b: must be letters"),
+    ("large_batch=0", "large_batch=0.0: must be"),
+    ("large_batch=1.5", "large_batch=1.5: must be"),
+    ("large_batch=nan", "large_batch=nan: must be"),
+    ("large_batch=1e9", "large_batch=1000000000.0: must be a batch of at most 3200"),
+    ("small_batch=401", "small_batch=401: must be a batch of at most 400, the large batch"),
+    ("num_workers=0", "num_workers=0: must be auto or a whole number of at least 1"),
+    ("num_workers=two", "num_workers=two: must be auto or"),
+    ("num_workers=null", "num_workers=None: must be auto or"),
+    ("num_workers=true", "num_workers=True: must be auto or"),
+    ("baseline_workers=0", "baseline_workers=0: must be auto or"),
+    ("ghost_batch_size=0", "ghost_batch_size=0: must be null or at least 1"),
+    ("micro_batch_size=16", "micro_batch_size=16: batch normalisation over the global batch"),
+    ("micro_batch_size=24 ghost_batch_size=16", "micro_batch_size=24: must be a multiple of"),
+    ("search.seeds=0", "search.seeds=0: must be at least 1"),
+    ("search.samples=0", "search.samples=0: must be at least 1"),
+    ("search.validation_fraction=2", "search.validation_fraction=2.0: must be between 0 and 1"),
+    ("search.epochs=0", "search.epochs=0.0: must be a share"),
+    ("sharpness.epsilons=[0]", "sharpness.epsilons=[0.0]: must be all above 0"),
+    ("sharpness.solvers=[x]", "sharpness.solvers=['x']: must be among paper, converged"),
+    ("sharpness.remedy_solvers=[x]", "sharpness.remedy_solvers=['x']: must be among"),
+    ("sharpness.spaces=[half]", "sharpness.spaces=['half']: must be among full, subspace"),
+    ("sharpness.batch_norm=x", "sharpness.batch_norm=x: must be running"),
+    ("sharpness.draws=0", "sharpness.draws=0: must be at least 1"),
+    ("sharpness.subspace_dimension=999999", "sharpness.subspace_dimension=999999: must be at most"),
+    ("remedy.robust.rho=-1", "remedy.robust.rho=-1.0: must be 0 or more"),
+    ("remedy.robust.norm=3", "remedy.robust.norm=3: must be 2 or inf"),
+    ("remedy.growth.rule=x", "remedy.growth.rule=x: must be schedule or norm_test"),
+    ("remedy.robust.search.rho=[-1]", "remedy.robust.rho=-1.0: must be 0 or more"),
+    ("remedy.robust.search.rho=[]", "remedy.robust.search={'rho': []}: must be lists of different values"),
+    ("remedy.robust.search.rho=[1,1]", "remedy.robust.search={'rho': [1, 1]}: must be lists of different"),
+    ("optimizer.lr=-1", "lr=-1"),
+    ("storage=s3://bucket", "storage=s3://bucket: must be a folder"),
+    ("storage=/dev/null", "storage: /dev/null/remedies must be a folder"),
+    # what is instantiated
+    ("network._target_=no.such.Class", "network._target_=no.such.Class: must be the dotted path of a class"),
+    ("network._target_=torch.nn.Nope", "network._target_=torch.nn.Nope: must be the dotted path"),
+    ("network._target_=builtins.dict", "network._target_=builtins.dict: must be a torch.nn"),
+    ("remedy.none._target_=builtins.dict", "remedy.none._target_=builtins.dict: must be a lbdist.remedies"),
+    ("data._target_=builtins.dict", "data._target_=builtins.dict: must be a lbdist.data"),
+    ("network=c1", "network: does not take samples of shape (40,)"),
+    ("network.classes=3", "network: gives scores of shape (2, 3) for 2 samples of 10 classes"),
+    # data
+    ("data=parquet", "data.root=None: must be the folder"),
+    ("data=parquet data.root=nowhere", "data.root='nowhere': there is no such folder"),
+    ("data=parquet data.root=.", "data.root='.': must hold train*.parquet"),
+    ("data=cifar10 data.download=false data.root=.", "cifar10 is not there and data.download=false"),
+    ("data.train_samples=0", "data.train_samples=0: must be"),
+    ("data.test_samples=4001", "data.test_samples=4001: must be at most 4000"),
+    ("data.seed=-1", "data.seed=-1: must be"),
+    # syntax
+    ("epochs", "epochs: must be KEY=VALUE"),
+    ("--version", "--version: must be KEY=VALUE"),
+    ("=3", "=3: must be KEY=VALUE"),
+    ("seeds==3", "seeds==3: must be KEY=VALUE"),
+    ("seeds=[", "seeds=[: must be KEY=VALUE"),
+    ("seeds='3", "seeds='3: must be KEY=VALUE"),
+    ("--cfg", "--cfg: must be followed by job"),
+    ("--cfg all", "--cfg: must be followed by job"),
+]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, mnist1d_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder; mnist1d comes from the session's cache."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
+    return folder
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD, ids=[arguments for arguments, _ in BAD])
+def test_wrong_input(
+    arguments: str, complaint: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments.split(" ")) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert err.startswith("lbdist: ") and err.endswith("\n") and err.count("\n") == 1, err
+    assert complaint in err
+    assert list(workplace.iterdir()) == []
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("arguments", ["seeds=abc", "large_batch=1e9"])
+def test_wrong_input_of_the_command(arguments: str, workplace: Path) -> None:
+    command = [sys.executable, "-m", "lbdist.run", arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"lbdist: {arguments.split('=')[0]}=") and done.stderr.count("\n") == 1
+    assert list(workplace.iterdir()) == []
+
+
+def test_wrong_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a YAML of the user's own that cannot be read
+    (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    for group in GROUPS:
+        (tmp_path / group).mkdir()
+        for path in (ROOT / group).iterdir():
+            (tmp_path / group / path.name).write_text(path.read_text())
+    (tmp_path / "experiment" / "gap.yaml").write_text("# @package _global_\nname: [\n")
+    (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nname: typo\nseed: 3\n")
+    monkeypatch.setattr(configuration, "config_root", lambda: tmp_path)
+    with pytest.raises(ConfigError, match=r"gap\.yaml"):
+        compose(["experiment=gap"])
+    with pytest.raises(ConfigError, match="'seed'"):
+        compose(["experiment=typo"])
+    compose(["experiment=remedies"])
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        assert main([flag, "seeds=abc"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    described = {line.split()[0] for line in out.splitlines() if len(line.split()) > 2 and line[:2] == "  "}
+    assert {name for _, name in CHOICES} <= described
+
+
+def test_help_names_keys_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    keys = capsys.readouterr().out.split("main keys\n")[1].split("\n\n")[0].splitlines()
+    config = compose()
+    assert len(keys) >= 10
+    for line in keys:
+        key = line.split()[0]
+        section, _, name = key.rpartition(".")
+        assert name in (OmegaConf.select(config, section) if section else config), key
+
+
+def test_cfg_job(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["experiment=gap", "seeds=7", "optimizer.lr=0.02", "sharpness.epsilons=[0.1]"]
+    shown = []
+    for arguments in (["--cfg", "job", *overrides], [*overrides, "--cfg", "job"]):
+        assert main(arguments) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        shown.append(yaml.safe_load(out))
+    assert shown[0] == shown[1]
+    assert (shown[0]["name"], shown[0]["seeds"], shown[0]["optimizer"]["lr"]) == ("gap", 7, 0.02)
+    assert shown[0]["sharpness"]["epsilons"] == [0.1]
+    assert set(shown[0]) == {f.name for f in dataclasses.fields(Config)}
+    assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_choice_composes_and_is_described(group: str, name: str) -> None:
+    config = compose([f"{group}={name}"])
+    check(config)
+    assert len(options(group)[name]) > 10, (
+        f"experiments/{group}/{name}.yaml: no word on it in its first lines"
+    )
+    node = config[group][name] if group == "remedy" else config.get(group)
+    if group == "experiment":
+        assert config.name == name
+    elif group == "remedy":
+        assert node._target_.startswith("lbdist.remedies.")
+    else:
+        assert node.name == name
+
+
+@pytest.mark.parametrize("name", options("remedy"))
+def test_remedy_builds_with_every_setting(name: str) -> None:
+    config = compose([f"remedy={name}"])
+    node = OmegaConf.to_container(config, resolve=False)["remedy"][name]
+    node = OmegaConf.to_container(OmegaConf.create({**node, "small_batch": 32}), resolve=True)
+    del node["small_batch"]
+    for setting in settings(node.get("search"), 2, f"remedy.{name}"):
+        remedy = build({**node, **setting}, f"remedy.{name}", kind=Remedy)
+        assert all(getattr(remedy, key) == value for key, value in setting.items())
+
+
+@pytest.mark.parametrize("name", options("network"))
+def test_network_builds_for_its_data(name: str) -> None:
+    import numpy as np
+
+    config = compose([f"network={name}"])
+    shape, classes = {
+        "mlp": ((40,), 10),
+        "f1": ((1, 28, 28), 10),
+        "c3": ((3, 32, 32), 100),
+        "c4": ((3, 32, 32), 100),
+    }.get(name, ((3, 32, 32), 10))
+    config.derived.inputs, config.derived.channels = int(np.prod(shape)), shape[0]
+    config.derived.classes = classes
+    OmegaConf.resolve(config)
+    assert sample_flops(make(config.network), np.zeros((2, *shape), "f4"), classes) > 0
+
+
+def test_every_key_has_its_default_and_its_word() -> None:
+    lines = (ROOT / "config.yaml").read_text()
+    given = yaml.safe_load(lines)
+    missing = {f.name for f in dataclasses.fields(Config)} - set(given)
+    assert missing == {"name", "network", "data", "optimizer", "remedy", "derived"}
+    assert set(given["search"]) == {f.name for f in dataclasses.fields(Search)}
+    assert set(given["sharpness"]) == {f.name for f in dataclasses.fields(Sharpness)}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{prefix}{f.name}"
+        for prefix, schema in (("", Config), ("search.", Search), ("sharpness.", Sharpness))
+        for f in dataclasses.fields(schema)
+        if f.name not in ("name", "storage", "batch_norm", "network", "data", "optimizer", "remedy")
+    ],
+)
+def test_schema_types_every_key(key: str) -> None:
+    if key in ("num_workers", "baseline_workers"):
+        with pytest.raises(ConfigError, match=f"^{key}=abc: must be auto or a whole number"):
+            check(compose([f"{key}=abc"]))
+    else:
+        with pytest.raises(ConfigError, match=f"^{key}=abc: must be "):
+            compose([f"{key}=abc"])
+
+
+def test_composing_leaves_nothing_behind() -> None:
+    assert compose(["seeds=9"]).seeds == 9
+    assert compose().seeds != 9
+    assert compose(["remedy=robust"]).remedy.keys() == {"robust"}
+    assert compose(["remedy=[growth,robust]"]).remedy.keys() == {"growth", "robust"}
+    assert os.environ.get("HYDRA_FULL_ERROR") is None

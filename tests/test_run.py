@@ -1,0 +1,199 @@
+"""The real command from end to end: every shipped study shrunk, rerun, interrupted and killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from lbdist import results
+from lbdist.config import config_root
+
+STUDIES = sorted(path.stem for path in (config_root() / "experiment").glob("*.yaml"))
+SMALL = [
+    "epochs=4",
+    "seeds=1",
+    "evaluations=4",
+    "data.train_samples=400",
+    "data.test_samples=200",
+    "network.widths=[16,16]",
+    "sharpness.subspace_dimension=5",
+]
+KEY = ["method", "remedy", "seed", "num_workers", "stage", "setting", "metric", "split", "epoch", "step"]
+KEY += ["epsilon", "space", "solver", "draw"]
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def start(storage: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lbdist.run", *SMALL, f"storage={storage}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=storage)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def table(out: str) -> str:
+    """What the command prints about its results."""
+    return out[out.index("Mean ±") : out.index("report:")]
+
+
+def values(folder: Path) -> pd.Series:
+    """Every number of a study that does not depend on the clock."""
+    rows = results.load(folder).query("metric != 'seconds'")
+    return rows.set_index(KEY)["value"].sort_index()
+
+
+@pytest.fixture(scope="module")
+def cache(mnist1d_cache) -> str:
+    return f"data.root={mnist1d_cache}"
+
+
+@pytest.fixture(scope="module")
+def remedies(tmp_path_factory, cache):
+    """The default study, run to its end undisturbed: its storage and what it printed."""
+    storage = tmp_path_factory.mktemp("remedies")
+    return storage, finish(start(storage, "experiment=remedies", cache))
+
+
+@pytest.mark.timeout(400)
+def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
+    storage, out = remedies
+    folder = storage / "remedies"
+    rows = results.load(folder)
+    assert list(rows.columns) == results.SCHEMA.names
+    confirmed = rows.query("stage == 'confirm'")
+    methods = {"none", "augmentation", "conservative", "adversarial", "robust", "growth"}
+    assert set(confirmed["remedy"]) == methods and set(confirmed["method"]) == {"SB", "LB"}
+    baseline = confirmed.query("method == 'LB' and remedy == 'none'")
+    assert set(baseline["num_workers"]) == {1, 2}  # through Ray Train, and once in one process
+    phi = rows.query("metric == 'sharpness'")
+    assert len(phi) == 3 * 8 + 5 * 4 and phi["error"].isna().all() and (phi["value"] >= 0).all()
+    assert set(rows.query("stage == 'search'")["split"].dropna()) == {"train", "validation"}
+    for text in ("SB", "LB + robust", "on 1 and 2 workers", "num_workers=auto", "report:"):
+        assert text in out
+    drawn = {f.name for f in (folder / "figures").iterdir()}
+    assert drawn >= {"leaderboard.png", "curves.svg", "scatter.png"}
+    assert "<html" in (folder / "report.html").read_text()
+    assert not (folder / "rows").exists() or not list((folder / "rows").iterdir())  # compacted
+
+
+@pytest.mark.timeout(120)
+def test_a_finished_study_is_not_run_again(remedies, cache):
+    storage, out = remedies
+    before = (storage / "remedies" / "rows.parquet").read_bytes()
+    again = finish(start(storage, "experiment=remedies", cache))
+    assert table(again) == table(out)
+    assert "local Ray" not in again and "[1/" not in again
+    assert (storage / "remedies" / "rows.parquet").read_bytes() == before
+
+
+def test_tunes_own_folder_stays_readable(remedies):
+    from ray import tune
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from lbdist.tuning import trial
+
+    storage, _ = remedies
+    grid = tune.Tuner.restore(str(storage / "remedies" / "tune"), trainable=trial).get_results()
+    frame = grid.get_dataframe()
+    assert len(grid.errors) == 0
+    robust = frame[(frame["config/remedy"] == "robust") & (frame["config/stage"] == "confirm")]
+    cells = results.load(storage).query("remedy == 'robust' and stage == 'confirm' and metric == 'accuracy'")
+    final = cells[cells["epoch"].isna() & (cells["split"] == "test")]
+    assert sorted(robust["accuracy"]) == sorted(final["value"])
+    events = EventAccumulator(grid[0].path).Reload()
+    assert "ray/tune/accuracy" in events.Tags()["scalars"]
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(members: list[psutil.Process]) -> None:
+    """Waits for the end of processes: Ray's agents look for their parent every few seconds."""
+    _, alive = psutil.wait_procs(members, timeout=90)
+    assert not alive, [p.cmdline() for p in alive]
+
+
+@pytest.mark.timeout(600)
+def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp_path, cache):
+    arguments = ["experiment=gap", "baseline_workers=2", cache]
+    folder = tmp_path / "gap"
+
+    def done() -> int:
+        return len(list((folder / "rows").glob("[!.]*.parquet"))) if folder.exists() else 0
+
+    process = start(tmp_path, *arguments)  # 1: Ctrl-C while cells train
+    wait_for(lambda: done() >= 1, process)
+    members = family(process)
+    assert members
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"To go on: python -m lbdist.run .*experiment=gap", err) and "Traceback" not in out + err
+    gone(members)
+
+    process = start(tmp_path, *arguments)  # 2: kill -9 while sharpness is measured
+    wait_for(lambda: done() >= 6, process)
+    members = family(process)
+    process.kill()
+    process.communicate(timeout=60)
+    gone(members)
+    before = done()
+
+    process = start(tmp_path, *arguments)  # 3: to the end
+    out = finish(process)
+    assert before >= 6 and "study gap" in out
+    undisturbed = values(remedies[0] / "remedies")
+    undisturbed = undisturbed[undisturbed.index.get_level_values("remedy") == "none"]
+    pd.testing.assert_series_equal(values(folder), undisturbed)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_has_a_dry_run(study, tmp_path, cache):
+    out = finish(start(tmp_path, f"experiment={study}", "dry_run=true", cache))
+    assert f"study {study}" in out and "accumulation" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not SHARED.exists(), reason="the real MNIST is not here")
+def test_real_images_from_a_folder_of_parquet(tmp_path):
+    out = finish(
+        start(tmp_path, "experiment=gap", "data=parquet", f"data.root={SHARED / 'mnist'}", "data.channels=1",
+              "network=f1", "network.widths=[64,64]", "data.train_samples=2000", "data.test_samples=500",
+              "small_batch=64", "seeds=1", "epochs=3", "sharpness.solvers=[converged]")
+    )  # fmt: skip
+    final = results.load(tmp_path).query("metric == 'accuracy' and split == 'test' and epoch.isna()")
+    assert (final["value"] > 70).all() and len(final) == 2
+    assert "SB" in out
+
+
+@pytest.mark.timeout(200)
+def test_two_runs_do_not_share_a_folder(tmp_path, cache):
+    first = start(tmp_path, "experiment=gap", cache)
+    wait_for(lambda: (tmp_path / "gap" / ".lock").exists(), first)
+    second = start(tmp_path, "experiment=gap", cache)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2 and err.count("\n") == 1 and "another lbdist is at work" in err
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "RAY_AUTH_MODE" in os.environ
