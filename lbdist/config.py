@@ -122,12 +122,11 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         raise ConfigError(_one_line(error, overrides)) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"experiments: a YAML cannot be read: {_words(error)}") from error
-    for prefix, node, schema in [("", config, Config)] + [
-        (f"{k}.", config.get(k), s) for k, s in _SECTIONS.items()
-    ]:
-        for name in sorted(set(node or ()) ^ set(_fields(schema))):  # Hydra's + and ~ go past the schema
-            known = name in _fields(schema)
-            raise ConfigError(f"{prefix}{name}: " + ("must be given" if known else "there is no such key"))
+    for section, schema in {"": Config, **_SECTIONS}.items():
+        node = (config.get(section) or {}) if section else config
+        for name in sorted(set(node) ^ set(_fields(schema))):  # Hydra's + and ~ go past the schema
+            key = f"{section}.{name}".lstrip(".")
+            raise ConfigError(f"{key}: " + ("there is no such key" if name in node else "must be given"))
     return config
 
 
@@ -329,7 +328,7 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = objec
     try:
         if dataclasses.is_dataclass(target):
             allowed = {f.name for f in dataclasses.fields(target)}
-            for name in set(values) - allowed:
+            for name in sorted(set(values) - allowed):
                 raise ConfigError(
                     f"{key}.{name}={values[name]}: no such key; allowed: {', '.join(sorted(allowed))}"
                 )

@@ -150,6 +150,17 @@ class Plan:
             return int(asked)
         return max(1, min(self.slots, int(self.work / self.group_work)))
 
+    def check_workers(self, slots: int) -> None:
+        """Refuses a cell that needs more workers than fit at once.
+
+        Raises:
+            ConfigError: With the key that asks for too many.
+        """
+        for key in ("num_workers", "baseline_workers"):
+            asked = self.config[key]
+            if asked is not None:
+                require(self.workers(asked) <= slots, key, asked, f"at most {slots}, what the cluster has")
+
     def cell(
         self,
         method: str,

@@ -9,7 +9,9 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,6 +52,7 @@ _ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(2 << 30),
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -192,6 +195,8 @@ class _Command:
             f"study {config.name}: {config.network.get('name', config.network._target_)} on "
             f"{config.data.get('name', config.data._target_)}, {cells} cells, {values} sharpness values"
         )
+        if not _cluster():
+            self.plan.check_workers(self.plan.slots)  # a cluster's size is known once it is joined
         if config.dry_run:
             self._dry_run(head)
             return 0
@@ -315,6 +320,26 @@ def _lock(folder: Path) -> Iterator[IO[str]]:
         yield file
 
 
+def _cluster() -> str:
+    """The address of the cluster that `ray.init` will join; empty where it will start a local one.
+
+    Raises:
+        ConfigError: Nothing answers at RAY_ADDRESS.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if address and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: must be a running Ray cluster ({error.strerror or error}); "
+                "unset it to start a local one"
+            ) from error
+    current = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    return address or (current.read_text().strip() if current.exists() else "")
+
+
 @contextlib.contextmanager
 def _ray(say: Any) -> Iterator[None]:
     """A connection to the running cluster, or a local Ray that ends with the program."""
@@ -322,12 +347,11 @@ def _ray(say: Any) -> Iterator[None]:
 
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {} if address else {"object_store_memory": 1 << 30, "include_dashboard": True}
-    began = time.monotonic()
-    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+    cluster, began = _cluster(), time.monotonic()
+    dashboard = None if os.environ.get("DASH", "1") == "1" else False
+    ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=dashboard)
     have = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")}
-    kind = f"joined the cluster at {address}" if address else "started a local Ray"
+    kind = f"joined the cluster at {cluster}" if cluster else "started a local Ray"
     say(f"{kind} with {have['CPU']} CPUs and {have['GPU']} GPUs ({time.monotonic() - began:.1f} s)")
     try:
         yield

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import generate_variants
 
 from lbdist import results
-from lbdist.config import ConfigError
+from lbdist.config import ConfigError, require
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell, Plan, name_setting
 from lbdist.training import loop
@@ -43,6 +43,7 @@ def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[di
     Raises:
         ConfigError: A space that Tune does not accept.
     """
+    require(space is None or isinstance(space, Mapping), f"{key}.search", space, "a mapping or null")
     try:
         spec = {
             name: tune.grid_search(list(values)) if isinstance(values, list) else instantiate(values)
@@ -224,6 +225,12 @@ class Study(Searcher):
         return {**self.__dict__, "finished": None}
 
 
+def _mean_metrics(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """The final metrics of a job: the means over its cells, whose rows these are."""
+    finals = [loop.final_metrics(some) for some in rows]
+    return {name: float(np.mean([final[name] for final in finals])) for name in finals[0]}
+
+
 def replay(plan: Plan, folder: Path) -> Study:
     """A study as far as the rows on disk go; `waiting` holds what has still to run."""
     study = Study(plan, Capacity(cpus=plan.slots, gpus=0), folder)
@@ -233,7 +240,7 @@ def replay(plan: Plan, folder: Path) -> Study:
         rows = [results.job_rows(folder, cell.id) for cell in job.cells]
         if all(rows):
             study.running[job.id] = job
-            study.complete(job.id, loop.final_metrics(rows[-1]))
+            study.complete(job.id, _mean_metrics(rows))
         else:
             missing.append(job)
     study.waiting = missing
@@ -262,8 +269,7 @@ def trial(
             ray_train.fit(
                 cells, data[0], home, use_gpu=use_gpu, retries=retries, callbacks=[TuneReportCallback()]
             )
-            finals = [loop.final_metrics(results.job_rows(home, cell.id)) for cell in cells]
-            final = {name: float(np.mean([f[name] for f in finals])) for name in finals[0]}
+            final = _mean_metrics([results.job_rows(home, cell.id) for cell in cells])
         else:
             if not use_gpu:
                 torch.set_num_threads(1)
@@ -314,12 +320,7 @@ def run(
     """
     capacity = Capacity.of_cluster()
     study = Study(plan, capacity, folder, max_concurrent, finished)
-    needed = max(job.workers for job in study.waiting)
-    if needed > capacity.slots:
-        kind = "GPUs" if capacity.gpus else "CPUs"
-        raise ConfigError(
-            f"num_workers={needed}: must be at most {capacity.slots}, the {kind} of the cluster"
-        )
+    plan.check_workers(capacity.slots)
     use_gpu = capacity.gpus > 0
     one = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
 

@@ -177,6 +177,16 @@ def test_wrong_input_of_the_command(arguments: str, workplace: Path) -> None:
     assert list(workplace.iterdir()) == []
 
 
+def test_damaged_data(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "test"):
+        (workplace / f"{name}.parquet").write_bytes(b"PAR1 and then nothing")
+    assert main(["data=parquet", "data.root=."]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("lbdist: data.root: train.parquet cannot be read as Parquet: ")
+    assert len(list(workplace.iterdir())) == 2
+
+
 def test_wrong_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a YAML of the user's own that cannot be read
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())

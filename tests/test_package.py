@@ -63,11 +63,8 @@ def test_contents(wheel: Path) -> None:
     wanted = {path.relative_to(REPOSITORY).as_posix() for path in sources if path.is_file()}
     yamls = (REPOSITORY / "experiments").rglob("*.yaml")
     wanted |= {f"lbdist/{path.relative_to(REPOSITORY).as_posix()}" for path in yamls}
-    assert {
-        "lbdist/py.typed",
-        "lbdist/analysis/report.html.jinja",
-        "lbdist/experiments/config.yaml",
-    } <= wanted
+    assert {"lbdist/py.typed", "lbdist/analysis/report.html.jinja"} <= wanted
+    assert {"lbdist/experiments/config.yaml", "lbdist/experiments/experiment/gap.yaml"} <= wanted
     rest = names - wanted
     assert wanted <= names and all(".dist-info/" in name for name in rest), rest
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

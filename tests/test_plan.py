@@ -356,7 +356,6 @@ def test_replay_goes_on_where_the_rows_end(tmp_path: Path) -> None:
     assert study.waiting == [] and len(study.cells) == plan.count()[0]
 
 
-@pytest.mark.xfail(strict=True, reason="replay scores every cell of a group by the group's last one")
 def test_replay_chooses_as_the_run_did(tmp_path: Path) -> None:
     plan = make_plan("remedy=[none,robust]", "num_workers=2", "search.seeds=2", "seeds=1", slots=2)
     values = {"rho=0.2": (60.0, 90.0), "rho=0.5": (80.0, 81.0)}  # 0.5 is better on average
