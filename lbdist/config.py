@@ -48,7 +48,8 @@ class Sharpness:
     subspace_dimension: int = 100
     draws: int = 1  # random subspaces, each its own row
     solvers: list[str] = field(default_factory=lambda: ["paper", "converged"])
-    remedy_solvers: list[str] | None = None  # the same at the remedies' minimisers; None: as `solvers`
+    remedy_spaces: list[str] | None = None  # `spaces` and `solvers` at the remedies' minimisers;
+    remedy_solvers: list[str] | None = None  # None: the same
     starts: int = 2  # starts of the converged solver
     batch_norm: str = "running"  # statistics while measuring: running, batch or recalibrated
     micro_batch_size: int = 1000
@@ -283,7 +284,12 @@ def check(config: DictConfig) -> None:
     for epsilon in sharpness.epsilons:
         require(0 < epsilon < float("inf"), "sharpness.epsilons", sharpness.epsilons, "all above 0")
     known = ("paper", "converged")
-    for key, allowed in (("spaces", ("full", "subspace")), ("solvers", known), ("remedy_solvers", known)):
+    for key, allowed in (
+        ("spaces", ("full", "subspace")),
+        ("solvers", known),
+        ("remedy_solvers", known),
+        ("remedy_spaces", ("full", "subspace")),
+    ):
         require(
             set(sharpness[key] or ()) <= set(allowed),
             f"sharpness.{key}",

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -221,12 +220,15 @@ class Plan:
         """The confirmation of a remedy's chosen setting over fresh seeds."""
         return [self.cell("LB", remedy, setting, seed) for seed in range(self.config.seeds)]
 
-    def sharpness_settings(self, remedy: str) -> list[dict[str, Any]]:
-        """The sharpness values measured at each confirmed minimiser of a remedy."""
+    def sharpness_settings(self, cell: Cell) -> list[dict[str, Any]]:
+        """The sharpness values measured at the end of a cell: none for one that only checks the workers."""
         wanted = plain(self.config.sharpness)
-        solvers = wanted["solvers"]
-        if remedy != "none" and wanted["remedy_solvers"] is not None:
-            solvers = wanted["remedy_solvers"]
+        spaces, solvers = wanted["spaces"], wanted["solvers"]
+        if cell.remedy_name != "none":
+            spaces = spaces if wanted["remedy_spaces"] is None else wanted["remedy_spaces"]
+            solvers = solvers if wanted["remedy_solvers"] is None else wanted["remedy_solvers"]
+        if cell.stage == "search" or cell in self.baselines()[2 * self.config.seeds :]:
+            return []
         shared = {key: wanted[key] for key in ("starts", "batch_norm", "micro_batch_size")}
         return [
             {
@@ -237,7 +239,7 @@ class Plan:
                 "draw": draw,
                 "dimension": wanted["subspace_dimension"] if space == "subspace" else 0,
             }
-            for space in wanted["spaces"]
+            for space in spaces
             for draw in range(wanted["draws"] if space == "subspace" else 1)
             for solver in solvers
             for epsilon in wanted["epsilons"]
@@ -245,11 +247,10 @@ class Plan:
 
     def count(self) -> tuple[int, int]:
         """How many cells and how many sharpness values a whole run of the study has."""
-        confirmed = Counter(
-            {"none": len(self.baselines()), **dict.fromkeys(self.remedies(), self.config.seeds)}
-        )
-        values = sum(count * len(self.sharpness_settings(name)) for name, count in confirmed.items())
-        return confirmed.total() + len(self.search()), values
+        cells = self.baselines() + self.search()
+        for remedy in self.remedies():  # whichever setting the search chooses
+            cells += self.confirm(remedy, self.candidates[remedy].settings[0])
+        return len(cells), sum(len(self.sharpness_settings(cell)) for cell in cells)
 
     def describe(self) -> list[dict[str, Any]]:
         """What a dry run prints: one record for cells that differ only in their seed."""

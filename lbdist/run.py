@@ -195,11 +195,11 @@ class _Command:
             f"study {config.name}: {config.network.get('name', config.network._target_)} on "
             f"{config.data.get('name', config.data._target_)}, {cells} cells, {values} sharpness values"
         )
-        if not _cluster():
-            self.plan.check_workers(self.plan.slots)  # a cluster's size is known once it is joined
         if config.dry_run:
             self._dry_run(head)
             return 0
+        if not _cluster():
+            self.plan.check_workers(self.plan.slots)  # a cluster's size is known once it is joined
         print(head + f", in {self.folder}", flush=True)
         print(self._workers_line(), flush=True)
         with _lock(self.folder):
@@ -246,9 +246,7 @@ class _Command:
 
         finished = results.finished_jobs(self.folder)
         cells = [cell for cell in study.cells.values() if cell.stage == "confirm" and cell.id in finished]
-        jobs = [
-            Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings(cell.remedy_name)
-        ]
+        jobs = [Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings(cell)]
         return [job for job in jobs if job.id not in finished]
 
     def _measure(self, cells: int, values: int) -> Any:
@@ -348,8 +346,7 @@ def _ray(say: Any) -> Iterator[None]:
     import ray
 
     cluster, began = _cluster(), time.monotonic()
-    dashboard = None if os.environ.get("DASH", "1") == "1" else False
-    ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=dashboard)
+    ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
     have = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")}
     kind = f"joined the cluster at {cluster}" if cluster else "started a local Ray"
     say(f"{kind} with {have['CPU']} CPUs and {have['GPU']} GPUs ({time.monotonic() - began:.1f} s)")

@@ -149,7 +149,7 @@ def test_counts_agree(overrides: list[str]) -> None:
     cells = plan.search() + confirmed
     count, values = plan.count()
     assert len({cell.id for cell in cells}) == len(cells) == count
-    assert values == sum(len(plan.sharpness_settings(cell.remedy_name)) for cell in confirmed)
+    assert values == sum(len(plan.sharpness_settings(cell)) for cell in confirmed)
     records = plan.describe()
     assert sum(record["seeds"] for record in records) == count
     assert sum(r["seeds"] for r in records if r["stage"] == "search") == len(plan.search())
@@ -199,11 +199,16 @@ def test_search_runs_are_shorter() -> None:
 
 def test_sharpness_settings() -> None:
     plan = make_plan("sharpness.draws=3", "sharpness.remedy_solvers=[converged]")
-    none, robust = plan.sharpness_settings("none"), plan.sharpness_settings("robust")
+    cells = [plan.baselines()[0], *plan.confirm("robust", {"rho": 0.2})[:1]]
+    none, robust = (plan.sharpness_settings(cell) for cell in cells)
     assert len(none) == 2 * (1 + 3) * 2 and len(robust) == len(none) // 2
     assert {(s["space"], s["draw"]) for s in none} == {("full", 0), *(("subspace", d) for d in range(3))}
     assert {s["dimension"] for s in none if s["space"] == "full"} == {0}
     assert {s["solver"] for s in robust} == {"converged"}
+    assert all(plan.sharpness_settings(cell) == [] for cell in plan.search())
+    check = make_plan("baseline_workers=2", "sharpness.remedy_spaces=[full]").baselines()[-1]
+    assert (check.num_workers, check.seed) == (1, 0)
+    assert make_plan("baseline_workers=2").sharpness_settings(check) == []
 
 
 def test_dry_run(

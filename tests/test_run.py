@@ -76,7 +76,7 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     baseline = confirmed.query("method == 'LB' and remedy == 'none'")
     assert set(baseline["num_workers"]) == {1, 2}  # through Ray Train, and once in one process
     phi = rows.query("metric == 'sharpness'")
-    assert len(phi) == 3 * 8 + 5 * 4 and phi["error"].isna().all() and (phi["value"] >= 0).all()
+    assert len(phi) == 2 * 8 + 5 * 2 and phi["error"].isna().all() and (phi["value"] >= 0).all()
     assert set(rows.query("stage == 'search'")["split"].dropna()) == {"train", "validation"}
     for text in ("SB", "LB + robust", "on 1 and 2 workers", "num_workers=auto", "report:"):
         assert text in out

@@ -22,7 +22,7 @@ many vertices are fixed points and L-BFGS-B is cheap, the end of `paper`, so tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.optimize
@@ -89,7 +89,7 @@ def converged(
     starts: int = 2,
     seed: int = 0,
     iterations: int = 15,
-    tolerance: float = 2e-3,
+    tolerance: float = 3e-3,
 ) -> Maximum:
     """The vertex iteration from the gradient's sign and from random vertices.
 
@@ -109,26 +109,28 @@ def converged(
     best = Maximum(torch.zeros_like(bound), f0, "origin", 0, False)
     total = 0
 
-    def ascend(name: str, u: Tensor) -> None:
-        nonlocal best, total
+    def ascend(name: str, u: Tensor) -> Maximum:
+        nonlocal total
         u, value, used, done = _ascend(f, bound, u, f0, iterations, tolerance)
         total += used
-        if value > best.value:
-            best = Maximum(bound * u, value, name, 0, done)
+        return Maximum(bound * u, value, name, 0, done)
 
     for index in range(starts):
         vertex = (torch.randint(0, 2, bound.shape, generator=generator) * 2 - 1).to(bound)
         if index == 0:
-            ascend("gradient", torch.where(g0 == 0, vertex, g0.sign()))
+            found = ascend("gradient", torch.where(g0 == 0, vertex, g0.sign()))
         else:
-            ascend(f"vertex {index}", vertex)
+            found = ascend(f"vertex {index}", vertex)
+        best = max(best, found, key=lambda maximum: maximum.value)
     if len(bound) <= SMALL:
         end = paper(f, bound, f0, g0)
         total += end.iterations
         if end.value > best.value:
-            best = Maximum(end.z, end.value, "paper", 0, False)
-            ascend("paper", end.z / bound)
-    return Maximum(best.z, best.value, best.start, total, best.converged)
+            found = ascend("paper", end.z / bound)
+            best = (
+                found if found.value >= end.value else replace(end, start="paper", converged=found.converged)
+            )
+    return replace(best, iterations=total)
 
 
 def _ascend(
