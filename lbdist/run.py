@@ -205,7 +205,7 @@ class _Command:
         with _lock(self.folder):
             study = self.tuning.replay(self.plan, self.folder)
             if study.waiting or self._unmeasured(study):
-                study = self._measure(cells, values)
+                study = self._measure(study, cells, values)
             from lbdist import results
 
             results.compact(self.folder)
@@ -240,30 +240,35 @@ class _Command:
             table.add_row(*(str(value) for value in record.values()))
         Console(width=None if sys.stdout.isatty() else 120).print(table)
 
-    def _unmeasured(self, study: Any) -> list[Any]:
-        from lbdist import results
+    def _sharpness_jobs(self, study: Any) -> list[Any]:
         from lbdist.sharpness.pool import Job
 
-        finished = results.finished_jobs(self.folder)
-        cells = [cell for cell in study.cells.values() if cell.stage == "confirm" and cell.id in finished]
-        jobs = [Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings(cell)]
-        return [job for job in jobs if job.id not in finished]
+        cells = study.cells.values()
+        return [Job(cell, setting) for cell in cells for setting in self.plan.sharpness_settings(cell)]
 
-    def _measure(self, cells: int, values: int) -> Any:
+    def _unmeasured(self, study: Any) -> list[Any]:
+        from lbdist import results
+
+        finished = results.finished_jobs(self.folder)
+        jobs = self._sharpness_jobs(study)
+        return [job for job in jobs if job.cell.id in finished and job.id not in finished]
+
+    def _measure(self, study: Any, cells: int, values: int) -> Any:
         import ray
 
         from lbdist.sharpness import pool
 
         with self.progress_type(cells, values) as progress, _ray(progress.note):
             capacity = self.tuning.Capacity.of_cluster()
-            study = self.tuning.run(
-                self.plan,
-                ray.put(self.data),
-                self.folder,
-                retries=self.config.retries,
-                max_concurrent=self.config.max_concurrent,
-                finished=progress.trained,
-            )
+            if study.waiting:
+                study = self.tuning.run(
+                    self.plan,
+                    ray.put(self.data),
+                    self.folder,
+                    retries=self.config.retries,
+                    max_concurrent=self.config.max_concurrent,
+                    finished=progress.trained,
+                )
             jobs = self._unmeasured(study)
             progress.begin_sharpness(len(jobs))
             pool.measure_all(
@@ -286,7 +291,9 @@ class _Command:
         from lbdist.analysis.tables import print_table
 
         rows = results.load(self.folder)
-        rows = rows[rows["cell"].isin(study.cells)].reset_index(drop=True)
+        # the folder may hold cells and values of other settings of this study
+        jobs = {*study.cells, *(job.id for job in self._sharpness_jobs(study))}
+        rows = rows[rows["job"].isin(jobs)].reset_index(drop=True)
         console = Console(width=None if sys.stdout.isatty() else 110)
         if rows.empty:
             return

@@ -163,12 +163,17 @@ class Study(Searcher):
         # groups first, while the machine is empty; then what takes longest
         self.waiting.sort(key=lambda job: (-job.workers, job.cells[0].method != "SB"))
 
+    def room(self, job: Job) -> float:
+        """Slots that a job takes; workers of a group on CPUs may share them (`worker_cpus`)."""
+        shared = job.workers > 1 and not self.capacity.gpus
+        return job.workers * (self.plan.config.worker_cpus if shared else 1)
+
     def next(self, name: str) -> Job | None:
         """The next job that fits beside those running, which it joins under a name."""
-        used = sum(job.workers for job in self.running.values())
+        used = sum(self.room(job) for job in self.running.values())
         if not self.waiting or len(self.running) >= self.max_concurrent:
             return None
-        if used + self.waiting[0].workers > self.capacity.slots:
+        if used + self.room(self.waiting[0]) > self.capacity.slots:
             return None  # a group waits for room rather than starve
         self.running[name] = self.waiting.pop(0)
         return self.running[name]
@@ -248,7 +253,12 @@ def replay(plan: Plan, folder: Path) -> Study:
 
 
 def trial(
-    config: dict[str, Any], data: list[ray.ObjectRef], folder: str, use_gpu: bool, retries: int
+    config: dict[str, Any],
+    data: list[ray.ObjectRef],
+    folder: str,
+    use_gpu: bool,
+    worker_cpus: float,
+    retries: int,
 ) -> None:
     """What a trial runs: a cell in this process, or several in a worker group of their own.
 
@@ -267,7 +277,13 @@ def trial(
             from lbdist.training import ray_train  # slow to import, and few studies need it here
 
             ray_train.fit(
-                cells, data[0], home, use_gpu=use_gpu, retries=retries, callbacks=[TuneReportCallback()]
+                cells,
+                data[0],
+                home,
+                use_gpu=use_gpu,
+                worker_cpus=worker_cpus,
+                retries=retries,
+                callbacks=[TuneReportCallback()],
             )
             final = _mean_metrics([results.job_rows(home, cell.id) for cell in cells])
         else:
@@ -329,7 +345,14 @@ def run(
         return tune.PlacementGroupFactory([one if config["num_workers"] == 1 else {"memory": 1.0}])
 
     shutil.rmtree(folder / "tune", ignore_errors=True)  # finished cells report again, so that it is whole
-    trainable = tune.with_parameters(trial, data=[data], folder=str(folder), use_gpu=use_gpu, retries=retries)
+    trainable = tune.with_parameters(
+        trial,
+        data=[data],
+        folder=str(folder),
+        use_gpu=use_gpu,
+        worker_cpus=plan.config.worker_cpus,
+        retries=retries,
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
