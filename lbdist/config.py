@@ -79,7 +79,6 @@ class Config:
     seeds: int = MISSING
     num_workers: Any = "auto"
     baseline_workers: Any = None
-    worker_cpus: float = 1.0
     ghost_batch_size: int | None = None
     micro_batch_size: int | None = None
     evaluations: int = 20
@@ -274,7 +273,6 @@ def check(config: DictConfig) -> None:
             f"a multiple of ghost_batch_size={config.ghost_batch_size}",
         )
     require(config.retries >= 0, "retries", config.retries, "0 or more")
-    require(0 < config.worker_cpus <= 1, "worker_cpus", config.worker_cpus, "above 0 and at most 1")
     require(len(config.remedy) > 0, "remedy", "[]", "one or more of " + ", ".join(options("remedy")))
     search = config.search
     require(search.seeds >= 1, "search.seeds", search.seeds, "at least 1")

@@ -163,17 +163,12 @@ class Study(Searcher):
         # groups first, while the machine is empty; then what takes longest
         self.waiting.sort(key=lambda job: (-job.workers, job.cells[0].method != "SB"))
 
-    def room(self, job: Job) -> float:
-        """Slots that a job takes; workers of a group on CPUs may share them (`worker_cpus`)."""
-        shared = job.workers > 1 and not self.capacity.gpus
-        return job.workers * (self.plan.config.worker_cpus if shared else 1)
-
     def next(self, name: str) -> Job | None:
         """The next job that fits beside those running, which it joins under a name."""
-        used = sum(self.room(job) for job in self.running.values())
+        used = sum(job.workers for job in self.running.values())
         if not self.waiting or len(self.running) >= self.max_concurrent:
             return None
-        if used + self.room(self.waiting[0]) > self.capacity.slots:
+        if used + self.waiting[0].workers > self.capacity.slots:
             return None  # a group waits for room rather than starve
         self.running[name] = self.waiting.pop(0)
         return self.running[name]
@@ -257,7 +252,6 @@ def trial(
     data: list[ray.ObjectRef],
     folder: str,
     use_gpu: bool,
-    worker_cpus: float,
     retries: int,
 ) -> None:
     """What a trial runs: a cell in this process, or several in a worker group of their own.
@@ -281,7 +275,6 @@ def trial(
                 data[0],
                 home,
                 use_gpu=use_gpu,
-                worker_cpus=worker_cpus,
                 retries=retries,
                 callbacks=[TuneReportCallback()],
             )
@@ -350,7 +343,6 @@ def run(
         data=[data],
         folder=str(folder),
         use_gpu=use_gpu,
-        worker_cpus=plan.config.worker_cpus,
         retries=retries,
     )
     tuner = tune.Tuner(

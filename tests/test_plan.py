@@ -252,7 +252,7 @@ def drive(
             order.append((f"trial {len(order)}", job))
             waiting = [other.workers for other in study.waiting]
             assert job.workers >= max(waiting, default=0), "a worker group waits behind a smaller job"
-        used = sum(study.room(job) for job in study.running.values())
+        used = sum(job.workers for job in study.running.values())
         assert used <= capacity and len(study.running) <= study.max_concurrent
         assert study.running, "jobs wait although nothing runs"
         used_most = max(used_most, used)

@@ -48,7 +48,6 @@ def fit(
     folder: Path,
     *,
     use_gpu: bool,
-    worker_cpus: float,
     retries: int,
     callbacks: Sequence[Any],
 ) -> None:
@@ -59,7 +58,6 @@ def fit(
         data: Reference to the `Dataset`.
         folder: The study's folder.
         use_gpu: Whether each worker takes a GPU (NCCL) or a CPU (gloo).
-        worker_cpus: CPUs that a worker without a GPU reserves.
         retries: Restarts of the group; each resumes from the last whole epoch.
         callbacks: Ray Train callbacks, such as Tune's.
 
@@ -69,11 +67,7 @@ def fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"cells": list(cells), "data": [data], "folder": str(folder)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cells[0].num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=None if use_gpu else {"CPU": worker_cpus},
-        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=cells[0].num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
