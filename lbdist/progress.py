@@ -26,7 +26,6 @@ class Progress:
         self.cells, self.values = cells, values
         self.began = time.monotonic()
         self.cells_done = self.values_done = 0
-        self.cells_run, self.values_run = 0, 0
         self.plain = not sys.stdout.isatty()
         self.bar = Bar(
             TextColumn("{task.description}"),
