@@ -10,12 +10,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lbdist.config import ConfigError
 from lbdist.data.base import to_float
+from lbdist.errors import InputError
+from lbdist.losses import CrossEntropy, Given, Loss
 from lbdist.networks.flat import buffers, flatten, views
 
 BATCH_NORM_MODES = ("running", "batch", "recalibrated")
@@ -56,16 +56,17 @@ class Objective:
     """f and its gradient for a network and a data set; the network itself is never changed.
 
     Args:
-        network: Any module that maps inputs to class scores; its device and precision are used.
-        data: Inputs (uint8 or floating point, first dimension N) and integer labels of shape (N,).
+        network: Any module that maps inputs to what the loss takes; its device and precision are used.
+        data: Inputs (N, ...), whose integers stay integers unless they are uint8, and labels (N, ...).
         batch_norm: Statistics of batch normalisation: `running` averages as trained; `batch`, those of
             each evaluated micro-batch (the released code of Keskar et al., at 5,000); `recalibrated`,
             those of the whole data set at the network's own parameters, then kept.
         micro_batch_size: Samples taken through the network at once.
-        loss: Maps (scores, labels) to the sum of the samples' losses.
+        loss: A `Loss`, or a function of (outputs, labels) that gives the sum of the samples' losses; None
+            for cross-entropy over classes.
 
     Raises:
-        ConfigError: An empty data set, an unknown mode, or a micro-batch of no samples.
+        InputError: An empty data set, an unknown mode, or a micro-batch of no samples.
     """
 
     def __init__(
@@ -75,19 +76,19 @@ class Objective:
         *,
         batch_norm: str = "running",
         micro_batch_size: int = 5000,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Loss | Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.inputs, self.labels = data
         if len(self.labels) == 0:
-            raise ConfigError("data: an empty data set has no loss")
+            raise InputError("data: an empty data set has no loss")
         if batch_norm not in BATCH_NORM_MODES:
-            raise ConfigError(f"batch_norm={batch_norm}: must be one of {', '.join(BATCH_NORM_MODES)}")
+            raise InputError(f"batch_norm={batch_norm}: must be one of {', '.join(BATCH_NORM_MODES)}")
         if micro_batch_size < 1:
-            raise ConfigError(f"micro_batch_size={micro_batch_size}: must be at least 1")
+            raise InputError(f"micro_batch_size={micro_batch_size}: must be at least 1")
         self.network = network
         self.batch_norm = batch_norm
         self.micro_batch_size = micro_batch_size
-        self.loss = loss or (lambda scores, labels: F.cross_entropy(scores, labels, reduction="sum"))
+        self.loss = loss if isinstance(loss, Loss) else Given(loss) if loss else CrossEntropy()
         self.evaluations = 0
         self._buffers = {name: b.detach().clone() for name, b in buffers(network)}
         self._deterministic = False
@@ -106,12 +107,12 @@ class Objective:
             x: Parameters of shape (n,).
 
         Raises:
-            ConfigError: The network gives two values for one x.
+            InputError: The network gives two values for one x.
         """
         if not self._deterministic:
             first, second = self.value(x), self.value(x)
             if first != second and not (first != first and second != second):
-                raise ConfigError(
+                raise InputError(
                     f"network: two evaluations of one x gave {first!r} and {second!r}; "
                     "sharpness needs a deterministic network (is a dropout of its own left on?)"
                 )
@@ -121,7 +122,7 @@ class Objective:
         gradient = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
         leaf = x.detach().requires_grad_()
         for scores, labels in self._batches(leaf):
-            loss = self.loss(scores, labels)
+            loss = self.loss.total(scores, labels)
             gradient += torch.autograd.grad(loss, leaf)[0]
             total += loss.detach()
         count = len(self.labels)
@@ -133,14 +134,16 @@ class Objective:
 
     @torch.no_grad()
     def measure(self, x: Tensor | None = None) -> tuple[float, float]:
-        """Mean loss and accuracy (percent) at x, by default at the network's own parameters."""
+        """Mean loss and the loss's score at x, by default at the network's own parameters."""
         x = self.x if x is None else x
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        correct = torch.zeros((), dtype=torch.int64, device=x.device)
+        sums: Tensor | None = None
         for scores, labels in self._batches(x.detach()):
-            total += self.loss(scores, labels)
-            correct += (scores.argmax(1) == labels).sum()
-        return float(total / len(self.labels)), 100 * int(correct) / len(self.labels)
+            total += self.loss.total(scores, labels)
+            scored = self.loss.scored(scores, labels)
+            sums = scored if sums is None else sums + scored
+        assert sums is not None
+        return float(total / len(self.labels)), self.loss.value(sums, len(self.labels))
 
     def _batches(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         with full_precision(), _evaluating(self.network, self.batch_norm == "batch"):

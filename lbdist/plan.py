@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lbdist.config import plain, require
+from lbdist.config.build import plain
+from lbdist.errors import require
 
 SEARCH_SEED = 10_000
 """Search runs start from seeds of their own, so that confirmation is on fresh ones."""
@@ -153,7 +154,7 @@ class Plan:
         """Refuses a cell that needs more workers than fit at once.
 
         Raises:
-            ConfigError: With the key that asks for too many.
+            InputError: With the key that asks for too many.
         """
         for key in ("num_workers", "baseline_workers"):
             asked = self.config[key]

@@ -1,6 +1,6 @@
 """The rows of a study: one schema, written whole or not at all, read back as one pandas DataFrame.
 
-A study's folder under `storage`:
+A study's folder under `storage`, local or in an object store:
 
     rows/<job>.parquet    the rows of one finished piece of work (a trained cell, a sharpness value)
     rows.parquet          the same rows in one file, once the study is finished
@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
-import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
@@ -28,6 +28,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from lbdist.storage import Store
 
 SCHEMA = pa.schema(
     [
@@ -66,29 +68,11 @@ SCHEMA = pa.schema(
 
 Row = Mapping[str, Any]
 
-
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Writes a file whole or not at all: aside first, then renamed over the name.
-
-    Args:
-        path: The file; its folder is made.
-        content: All of it.
-        durable: Waits until the disk has it, against a loss of power.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+Place = str | Path | Store
+"""A folder, a URI or a store."""
 
 
-def write_rows(folder: str | Path, job: str, rows: Iterable[Row]) -> None:
+def write_rows(folder: Place, job: str, rows: Iterable[Row]) -> None:
     """Writes the rows of one finished job; the job counts as done once this returns.
 
     Args:
@@ -104,18 +88,22 @@ def write_rows(folder: str | Path, job: str, rows: Iterable[Row]) -> None:
     if unknown:
         raise ValueError(f"columns that the row schema does not have: {sorted(unknown)}")
     table = pa.Table.from_pylist(full, schema=SCHEMA)
-    _write_table(Path(folder) / "rows" / f"{job}.parquet", table)
+    _write_table(Store.of(folder), f"rows/{job}.parquet", table)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def _write_table(store: Store, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
+    store.write(name, sink.getvalue().to_pybytes())
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _read_table(store: Store, name: str, **options: Any) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.read(name)), **options)
+
+
+def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
     """Writes a mapping as JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1, sort_keys=True).encode())
+    store.write(name, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
 def provenance() -> dict[str, str]:
@@ -138,42 +126,46 @@ def provenance() -> dict[str, str]:
     }
 
 
-def finished_jobs(folder: str | Path) -> set[str]:
+def _parts(store: Store) -> list[str]:
+    """The jobs that have a file of their own."""
+    return [Path(name).stem for name in store.names("rows") if name.endswith(".parquet")]
+
+
+def finished_jobs(folder: Place) -> set[str]:
     """The ids of the jobs whose rows are there."""
-    folder = Path(folder)
-    jobs = {path.stem for path in (folder / "rows").glob("*.parquet")}
-    if (folder / "rows.parquet").exists():
-        jobs |= set(pq.read_table(folder / "rows.parquet", columns=["job"])["job"].unique().to_pylist())
+    store = Store.of(folder)
+    jobs = set(_parts(store))
+    if store.exists("rows.parquet"):
+        jobs |= set(_read_table(store, "rows.parquet", columns=["job"])["job"].unique().to_pylist())
     return jobs
 
 
-def job_rows(folder: str | Path, job: str) -> list[dict[str, Any]]:
+def job_rows(folder: Place, job: str) -> list[dict[str, Any]]:
     """The rows of one job; none if it is not finished."""
-    part, whole = Path(folder) / "rows" / f"{job}.parquet", Path(folder) / "rows.parquet"
-    if part.exists():
-        return pq.read_table(part, schema=SCHEMA).to_pylist()
-    if whole.exists():
-        return pq.read_table(whole, schema=SCHEMA, filters=[("job", "=", job)]).to_pylist()
+    store = Store.of(folder)
+    for name, options in ((f"rows/{job}.parquet", {}), ("rows.parquet", {"filters": [("job", "=", job)]})):
+        try:
+            return _read_table(store, name, schema=SCHEMA, **options).to_pylist()
+        except FileNotFoundError:
+            continue
     return []
 
 
-def _read(folder: Path) -> pa.Table:
-    parts = sorted((folder / "rows").glob("*.parquet"))
-    tables = [pq.read_table(path, schema=SCHEMA) for path in parts]
-    if (folder / "rows.parquet").exists():
-        table = pq.read_table(folder / "rows.parquet", schema=SCHEMA)
+def _read(store: Store) -> pa.Table:
+    parts = _parts(store)
+    tables = [_read_table(store, f"rows/{job}.parquet", schema=SCHEMA) for job in parts]
+    if store.exists("rows.parquet"):
+        table = _read_table(store, "rows.parquet", schema=SCHEMA)
         # a compaction that was cut off leaves both; a part is never the older of the two
-        tables.append(
-            table.filter(~pc.is_in(pc.field("job"), pa.array([path.stem for path in parts], pa.string())))
-        )
+        tables.append(table.filter(~pc.is_in(pc.field("job"), pa.array(parts, pa.string()))))
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
-def load(folder: str | Path) -> pd.DataFrame:
+def load(folder: Place) -> pd.DataFrame:
     """All rows of a study, or of every study below a folder.
 
     Args:
-        folder: A study's folder (`results/remedies`) or one that holds several (`results`).
+        folder: A study's folder (`results/remedies`) or one that holds several (`results`), or its URI.
 
     Returns:
         A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
@@ -181,21 +173,23 @@ def load(folder: str | Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: There are no rows below the folder.
     """
-    folder = Path(folder)
-    studies = sorted({path.parent for pattern in ("rows", "rows.parquet") for path in folder.rglob(pattern)})
+    store = Store.of(folder)
+    found = re.compile(r"(?:(.*)/)?rows(?:/[^/]*)?\.parquet")
+    studies = {match[1] or "" for match in map(found.fullmatch, store.names()) if match}
     if not studies:
-        raise FileNotFoundError(f"no rows under {folder}")
-    frame = pa.concat_tables([_read(study) for study in studies]).to_pandas()
+        raise FileNotFoundError(f"no rows under {store}")
+    tables = [_read(store / study if study else store) for study in sorted(studies)]
+    frame = pa.concat_tables(tables).to_pandas()
     order = ["experiment", "stage", "method", "remedy", "cell", "job", "epoch", "metric", "split"]
     return frame.sort_values(order, kind="stable", ignore_index=True)
 
 
-def compact(folder: str | Path) -> None:
+def compact(folder: Place) -> None:
     """Gathers a study's rows in one file. Cut off at any point, nothing is lost or counted twice."""
-    folder = Path(folder)
-    parts = list((folder / "rows").glob("*.parquet"))
+    store = Store.of(folder)
+    parts = _parts(store)
     if not parts:
         return
-    _write_table(folder / "rows.parquet", _read(folder))
-    for path in parts:
-        path.unlink()
+    _write_table(store, "rows.parquet", _read(store))
+    for job in parts:
+        store.remove(f"rows/{job}.parquet")

@@ -6,7 +6,6 @@ python -m lbdist.run experiment=remedies
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -15,12 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lbdist import config as configuration
-from lbdist.config import ConfigError, build, plain
+from lbdist.config import compose as configuration
+from lbdist.config import schema
+from lbdist.config.build import build, plain
+from lbdist.errors import InputError
+from lbdist.storage import Store
 
 _USAGE = """\
 usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--help | --cfg job]
@@ -97,18 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show = arguments[:2] if arguments[:1] == ["--cfg"] else arguments[-2:]
         if "--cfg" in arguments:
             if show != ["--cfg", "job"]:
-                raise ConfigError("--cfg: must be followed by job, at the end of the command")
+                raise InputError("--cfg: must be followed by job, at the end of the command")
             arguments = [argument for argument in arguments if argument not in show]
         wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
         if wrong:
-            raise ConfigError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
+            raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
         config = configuration.compose(arguments)
         if show == ["--cfg", "job"]:
             print(OmegaConf.to_yaml(config), end="")
             return 0
-        configuration.check(config)
+        schema.check(config)
         return _Command(config, arguments).run()
-    except ConfigError as error:
+    except InputError as error:
         print(f"lbdist: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -127,11 +129,7 @@ class _Command:
         from lbdist.progress import Progress
 
         self.config, self.arguments = config, arguments
-        if "://" in config.storage:
-            raise ConfigError(
-                f"storage={config.storage}: must be a folder that every node of the cluster sees"
-            )
-        self.folder = Path(config.storage).expanduser().resolve() / config.name
+        self.store = Store(config.storage) / config.name
         self.progress_type = Progress
         self.tuning = tuning
         self.data = build(config.data, "data", kind=DataSource).load()
@@ -141,6 +139,7 @@ class _Command:
         import torch
 
         from lbdist import networks
+        from lbdist.losses import CrossEntropy
         from lbdist.plan import Candidates, Plan, name_setting
         from lbdist.remedies.base import Remedy
         from lbdist.training.batches import Workers
@@ -148,14 +147,15 @@ class _Command:
 
         config, shape = self.config, self.data.shape
         config.derived.inputs = int(torch.Size(shape).numel())
-        config.derived.channels, config.derived.classes = int(shape[0]), int(self.data.classes)
+        outputs = CrossEntropy().check(self.data)
+        config.derived.channels, config.derived.classes = int(shape[0]), outputs[-1]
         OmegaConf.resolve(config)
         candidates = []
         for name, node in plain(config.remedy).items():
             build(node, f"remedy.{name}", kind=Remedy)
             settings = self.tuning.settings(node.get("search"), config.search.samples, f"remedy.{name}")
             if len({name_setting(setting) for setting in settings}) < max(1, len(settings)):
-                raise ConfigError(f"remedy.{name}.search={node['search']}: must be lists of different values")
+                raise InputError(f"remedy.{name}.search={node['search']}: must be lists of different values")
             for setting in settings:
                 build({**node, **setting}, f"remedy.{name}")
             candidates.append(Candidates(name, node, settings))
@@ -163,7 +163,7 @@ class _Command:
             candidates.insert(0, Candidates("none", {"_target_": "lbdist.remedies.none.NoRemedy"}, [{}]))
         build(config.network, "network", kind=torch.nn.Module)
         network = networks.make(config.network)
-        flops = networks.sample_flops(network, self.data.train.inputs[:2], self.data.classes)
+        flops = networks.sample_flops(network, self.data.train.inputs[:2], outputs)
         # every way in which a run could refuse its configuration is tried here, before a worker starts
         Learner(
             network,
@@ -174,7 +174,7 @@ class _Command:
         )
         dimension, largest = config.sharpness.subspace_dimension, networks.parameter_count(network)
         if "subspace" in config.sharpness.spaces and dimension > largest:
-            raise ConfigError(
+            raise InputError(
                 f"sharpness.subspace_dimension={dimension}: must be at most {largest}, the parameters"
             )
         gpus = torch.cuda.device_count()
@@ -200,15 +200,15 @@ class _Command:
             return 0
         if not _cluster():
             self.plan.check_workers(self.plan.slots)  # a cluster's size is known once it is joined
-        print(head + f", in {self.folder}", flush=True)
+        print(head + f", in {self.store}", flush=True)
         print(self._workers_line(), flush=True)
-        with _lock(self.folder):
-            study = self.tuning.replay(self.plan, self.folder)
+        with self.store.lock():
+            study = self.tuning.replay(self.plan, self.store)
             if study.waiting or self._unmeasured(study):
                 study = self._measure(study, cells, values)
             from lbdist import results
 
-            results.compact(self.folder)
+            results.compact(self.store)
             self._report(study)
         for job in study.failed:
             print(f"lbdist: failed: {job.cells[0].label}; run the command again to retry", file=sys.stderr)
@@ -249,7 +249,7 @@ class _Command:
     def _unmeasured(self, study: Any) -> list[Any]:
         from lbdist import results
 
-        finished = results.finished_jobs(self.folder)
+        finished = results.finished_jobs(self.store)
         jobs = self._sharpness_jobs(study)
         return [job for job in jobs if job.cell.id in finished and job.id not in finished]
 
@@ -264,7 +264,7 @@ class _Command:
                 study = self.tuning.run(
                     self.plan,
                     ray.put(self.data),
-                    self.folder,
+                    self.store,
                     retries=self.config.retries,
                     max_concurrent=self.config.max_concurrent,
                     finished=progress.trained,
@@ -274,7 +274,7 @@ class _Command:
             pool.measure_all(
                 jobs,
                 ray.put(self.data.train),
-                self.folder,
+                self.store,
                 actors=capacity.slots,
                 gpus_per_actor=1.0 if capacity.gpus else 0.0,
                 retries=self.config.retries,
@@ -290,7 +290,7 @@ class _Command:
         from lbdist.analysis.report import write_report
         from lbdist.analysis.tables import print_table
 
-        rows = results.load(self.folder)
+        rows = results.load(self.store)
         # the folder may hold cells and values of other settings of this study
         jobs = {*study.cells, *(job.id for job in self._sharpness_jobs(study))}
         rows = rows[rows["job"].isin(jobs)].reset_index(drop=True)
@@ -303,33 +303,15 @@ class _Command:
             **results.provenance(),
             "configuration": OmegaConf.to_yaml(self.config),
         }
-        save_figures(rows, self.folder / "figures")
-        print(f"report: {write_report(self.folder, rows, context)}")
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[IO[str]]:
-    """Holds a study's folder; the kernel lets go of it however the program ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"storage: {folder} must be a folder to write in ({error.strerror})") from error
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"storage={folder}: another lbdist is at work there; wait for it or take another"
-            ) from None
-        yield file
+        save_figures(rows, self.store)
+        print(f"report: {write_report(self.store, rows, context)}")
 
 
 def _cluster() -> str:
     """The address of the cluster that `ray.init` will join; empty where it will start a local one.
 
     Raises:
-        ConfigError: Nothing answers at RAY_ADDRESS.
+        InputError: Nothing answers at RAY_ADDRESS.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.rpartition(":")
@@ -337,7 +319,7 @@ def _cluster() -> str:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
-            raise ConfigError(
+            raise InputError(
                 f"RAY_ADDRESS={address}: must be a running Ray cluster ({error.strerror or error}); "
                 "unset it to start a local one"
             ) from error

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import generate_variants
 
 from lbdist import results
-from lbdist.config import ConfigError, require
 from lbdist.data.base import Dataset
+from lbdist.errors import InputError, require
 from lbdist.plan import Cell, Plan, name_setting
+from lbdist.storage import Store
 from lbdist.training import loop
 
 
@@ -41,7 +40,7 @@ def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[di
         The settings, the same at every call.
 
     Raises:
-        ConfigError: A space that Tune does not accept.
+        InputError: A space that Tune does not accept.
     """
     require(space is None or isinstance(space, Mapping), f"{key}.search", space, "a mapping or null")
     try:
@@ -57,7 +56,7 @@ def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[di
             for _, config in generate_variants(spec, random_state=random)
         ]
     except Exception as error:
-        raise ConfigError(f"{key}.search={space}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{key}.search={space}: {' '.join(str(error).split())}") from error
     return [{name: getattr(value, "item", lambda v=value: v)() for name, value in s.items()} for s in found]
 
 
@@ -121,7 +120,7 @@ class Study(Searcher):
     Args:
         plan: The study's cells.
         capacity: Slots for training processes.
-        folder: The study's folder.
+        store: The study's folder.
         max_concurrent: Most trials at once; None for as many as fit.
         finished: Called with each job and its final metrics, or its `error`.
     """
@@ -130,12 +129,12 @@ class Study(Searcher):
         self,
         plan: Plan,
         capacity: Capacity,
-        folder: Path,
+        store: Store,
         max_concurrent: int | None = None,
         finished: Callable[[Job, Mapping[str, Any]], None] = lambda job, metrics: None,
     ) -> None:
         super().__init__()
-        self.plan, self.capacity, self.folder, self.finished = plan, capacity, folder, finished
+        self.plan, self.capacity, self.store, self.finished = plan, capacity, store, finished
         self.max_concurrent = max_concurrent or capacity.slots
         self.cells: dict[str, Cell] = {}
         self.waiting: list[Job] = []
@@ -206,7 +205,7 @@ class Study(Searcher):
         if job is None:
             return None if self.running or self.waiting else Searcher.FINISHED
         for cell in job.cells:
-            write_cell(self.folder, cell)
+            write_cell(self.store, cell)
         return job.describe()
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -231,13 +230,13 @@ def _mean_metrics(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
     return {name: float(np.mean([final[name] for final in finals])) for name in finals[0]}
 
 
-def replay(plan: Plan, folder: Path) -> Study:
+def replay(plan: Plan, store: Store) -> Study:
     """A study as far as the rows on disk go; `waiting` holds what has still to run."""
-    study = Study(plan, Capacity(cpus=plan.slots, gpus=0), folder)
+    study = Study(plan, Capacity(cpus=plan.slots, gpus=0), store)
     missing: list[Job] = []
     while study.waiting:
         job = study.waiting.pop(0)
-        rows = [results.job_rows(folder, cell.id) for cell in job.cells]
+        rows = [results.job_rows(store, cell.id) for cell in job.cells]
         if all(rows):
             study.running[job.id] = job
             study.complete(job.id, _mean_metrics(rows))
@@ -250,7 +249,7 @@ def replay(plan: Plan, folder: Path) -> Study:
 def trial(
     config: dict[str, Any],
     data: list[ray.ObjectRef],
-    folder: str,
+    store: Store,
     use_gpu: bool,
     retries: int,
 ) -> None:
@@ -264,8 +263,7 @@ def trial(
         if "accuracy" in metrics:  # a report costs the driver time: the points of the test curve do
             tune.report(metrics)
 
-    home = Path(folder)
-    cells = [read_cell(home, name) for name in config["cells"].split()]
+    cells = [read_cell(store, name) for name in config["cells"].split()]
     try:
         if config["num_workers"] > 1:
             from lbdist.training import ray_train  # slow to import, and few studies need it here
@@ -273,39 +271,40 @@ def trial(
             ray_train.fit(
                 cells,
                 data[0],
-                home,
+                store,
                 use_gpu=use_gpu,
                 retries=retries,
                 callbacks=[TuneReportCallback()],
             )
-            final = _mean_metrics([results.job_rows(home, cell.id) for cell in cells])
+            final = _mean_metrics([results.job_rows(store, cell.id) for cell in cells])
         else:
             if not use_gpu:
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
-            final = loop.run_cell(cells[0], dataset, home, "cuda" if use_gpu else "cpu", report)
+            final = loop.run_cell(cells[0], dataset, store, "cuda" if use_gpu else "cpu", report)
     except Exception as error:
         tune.report({"error": f"{type(error).__name__}: {error}"})
     else:
         tune.report(final)
 
 
-def read_cell(folder: Path, name: str) -> Cell:
+def read_cell(store: Store, name: str) -> Cell:
     """The cell whose configuration `cells/<id>/cell.json` holds."""
-    return Cell(**json.loads((folder / "cells" / name / "cell.json").read_text())["cell"])
+    return Cell(**json.loads(store.read(f"cells/{name}/cell.json"))["cell"])
 
 
-def write_cell(folder: Path, cell: Cell) -> None:
+def write_cell(store: Store, cell: Cell) -> None:
     """Writes a cell's configuration beside its rows, with the versions and the machine."""
-    path = folder / "cells" / cell.id / "cell.json"
-    if not path.exists():
-        results.write_json(path, {"cell": dataclasses.asdict(cell), "provenance": results.provenance()})
+    name = f"cells/{cell.id}/cell.json"
+    if not store.exists(name):
+        content = {"cell": dataclasses.asdict(cell), "provenance": results.provenance()}
+        results.write_json(store, name, content)
 
 
 def run(
     plan: Plan,
     data: ray.ObjectRef,
-    folder: Path,
+    store: Store,
     *,
     retries: int,
     max_concurrent: int | None,
@@ -316,7 +315,7 @@ def run(
     Args:
         plan: The study's cells.
         data: Reference to the `Dataset`.
-        folder: The study's folder; Tune's own is `tune` in it.
+        store: The study's folder; Tune's own is `tune` in it.
         retries: Restarts of a trial that failed.
         max_concurrent: Most trials at once.
         finished: Called on the driver with each job and its final metrics, or its `error`.
@@ -325,10 +324,10 @@ def run(
         The study: its cells, and the jobs that failed.
 
     Raises:
-        ConfigError: A cell needs more workers than the cluster has.
+        InputError: A cell needs more workers than the cluster has.
     """
     capacity = Capacity.of_cluster()
-    study = Study(plan, capacity, folder, max_concurrent, finished)
+    study = Study(plan, capacity, store, max_concurrent, finished)
     plan.check_workers(capacity.slots)
     use_gpu = capacity.gpus > 0
     one = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
@@ -337,11 +336,11 @@ def run(
         # the driver of a worker group computes nothing; the group asks for its own CPUs or GPUs
         return tune.PlacementGroupFactory([one if config["num_workers"] == 1 else {"memory": 1.0}])
 
-    shutil.rmtree(folder / "tune", ignore_errors=True)  # finished cells report again, so that it is whole
+    store.remove("tune")  # finished cells report again, so that it is whole
     trainable = tune.with_parameters(
         trial,
         data=[data],
-        folder=str(folder),
+        store=store,
         use_gpu=use_gpu,
         retries=retries,
     )
@@ -356,7 +355,8 @@ def run(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder),
+            storage_path=store.path,
+            storage_filesystem=store.filesystem,
             failure_config=tune.FailureConfig(max_failures=retries),
             verbose=0,
         ),

@@ -11,8 +11,11 @@ import ray
 import yaml
 from omegaconf import OmegaConf
 
-from lbdist import config as configuration
-from lbdist.config import Config, ConfigError, Search, Sharpness, build, check, compose, config_root, options
+from lbdist.config import compose as configuration
+from lbdist.config.build import build
+from lbdist.config.compose import compose, config_root, options
+from lbdist.config.schema import Config, Search, Sharpness, check
+from lbdist.errors import InputError
 from lbdist.networks import make, sample_flops
 from lbdist.remedies.base import Remedy
 from lbdist.run import main
@@ -114,7 +117,7 @@ BAD = [
     ("remedy.robust.search.rho=[]", "remedy.robust.search={'rho': []}: must be lists of different values"),
     ("remedy.robust.search.rho=[1,1]", "remedy.robust.search={'rho': [1, 1]}: must be lists of different"),
     ("optimizer.lr=-1", "lr=-1"),
-    ("storage=s3://bucket", "storage=s3://bucket: must be a folder"),
+    ("storage=nope://bucket", "storage=nope://bucket: must be a folder, or a URI"),
     ("storage=/dev/null", "storage: /dev/null/remedies must be a folder"),
     # what is instantiated
     ("network._target_=no.such.Class", "network._target_=no.such.Class: must be the dotted path of a class"),
@@ -123,10 +126,10 @@ BAD = [
     ("remedy.none._target_=builtins.dict", "remedy.none._target_=builtins.dict: must be a lbdist.remedies"),
     ("data._target_=builtins.dict", "data._target_=builtins.dict: must be a lbdist.data"),
     ("network=c1", "network: does not take samples of shape (40,)"),
-    ("network.classes=3", "network: gives scores of shape (2, 3) for 2 samples of 10 classes"),
+    ("network.classes=3", "network: gives outputs of shape (2, 3) for 2 samples; the loss takes (2, 10)"),
     # data
     ("data=parquet", "data.root=None: must be the folder"),
-    ("data=parquet data.root=nowhere", "data.root='nowhere': there is no such folder"),
+    ("data=parquet data.root=nowhere", "data.root=nowhere: must be a folder that is there"),
     ("data=parquet data.root=.", "data.root='.': must hold train*.parquet"),
     ("data=cifar10 data.download=false data.root=.", "cifar10 is not there and data.download=false"),
     ("data.train_samples=0", "data.train_samples=0: must be"),
@@ -197,9 +200,9 @@ def test_wrong_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiment" / "gap.yaml").write_text("# @package _global_\nname: [\n")
     (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nname: typo\nseed: 3\n")
     monkeypatch.setattr(configuration, "config_root", lambda: tmp_path)
-    with pytest.raises(ConfigError, match=r"gap\.yaml"):
+    with pytest.raises(InputError, match=r"gap\.yaml"):
         compose(["experiment=gap"])
-    with pytest.raises(ConfigError, match="'seed'"):
+    with pytest.raises(InputError, match="'seed'"):
         compose(["experiment=typo"])
     compose(["experiment=remedies"])
 
@@ -280,7 +283,7 @@ def test_network_builds_for_its_data(name: str) -> None:
     config.derived.inputs, config.derived.channels = int(np.prod(shape)), shape[0]
     config.derived.classes = classes
     OmegaConf.resolve(config)
-    assert sample_flops(make(config.network), np.zeros((2, *shape), "f4"), classes) > 0
+    assert sample_flops(make(config.network), np.zeros((2, *shape), "f4"), (classes,)) > 0
 
 
 def test_every_key_has_its_default_and_its_word() -> None:
@@ -303,10 +306,10 @@ def test_every_key_has_its_default_and_its_word() -> None:
 )
 def test_schema_types_every_key(key: str) -> None:
     if key in ("num_workers", "baseline_workers"):
-        with pytest.raises(ConfigError, match=f"^{key}=abc: must be auto or a whole number"):
+        with pytest.raises(InputError, match=f"^{key}=abc: must be auto or a whole number"):
             check(compose([f"{key}=abc"]))
     else:
-        with pytest.raises(ConfigError, match=f"^{key}=abc: must be "):
+        with pytest.raises(InputError, match=f"^{key}=abc: must be "):
             compose([f"{key}=abc"])
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 from lbdist.networks.flat import flatten
 from lbdist.objective import BATCH_NORM_MODES, Objective
 from lbdist.training.batch_norm import group_batch_norm
@@ -332,7 +332,7 @@ class Noisy(nn.Module):
 def test_noisy_network_is_refused() -> None:
     f = Objective(Noisy(), samples())
     with pytest.raises(
-        ConfigError, match=r"^network: two evaluations of one x gave [\d.]+ and [\d.]+"
+        InputError, match=r"^network: two evaluations of one x gave [\d.]+ and [\d.]+"
     ) as info:
         f(f.x)
     assert "\n" not in str(info.value)
@@ -368,7 +368,7 @@ def test_bad_input_is_one_line() -> None:
         (data, {"micro_batch_size": 0}, "micro_batch_size=0: must be at least 1"),
         (data, {"micro_batch_size": -5}, "micro_batch_size=-5: must be at least 1"),
     ):
-        with pytest.raises(ConfigError) as info:
+        with pytest.raises(InputError) as info:
             Objective(mlp(), wrong, **arguments)
         assert str(info.value).startswith(says) and "\n" not in str(info.value)
 

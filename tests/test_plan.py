@@ -16,9 +16,13 @@ import ray
 from omegaconf import OmegaConf
 
 from lbdist import results
-from lbdist.config import ConfigError, check, compose, plain
+from lbdist.config.build import plain
+from lbdist.config.compose import compose
+from lbdist.config.schema import check
+from lbdist.errors import InputError
 from lbdist.plan import GROUP_WORK, SEARCH_SEED, Candidates, Cell, Plan, name_setting
 from lbdist.run import main
+from lbdist.storage import Store
 from lbdist.tuning import Capacity, Job, Study, read_cell, replay, settings
 
 CELL: dict[str, Any] = {
@@ -277,7 +281,7 @@ def quality(cell: Cell) -> float:
 def test_study_hands_out_everything(slots: int, seed: int, tmp_path: Path) -> None:
     plan = make_plan("remedy=[none,growth,robust]", "search.seeds=2", "baseline_workers=2", slots=slots)
     ended: list[tuple[Job, Any]] = []
-    study = Study(plan, Capacity(slots, 0), tmp_path, finished=lambda *end: ended.append(end))
+    study = Study(plan, Capacity(slots, 0), Store(tmp_path), finished=lambda *end: ended.append(end))
     order = drive(study, slots, quality, seed)
     handed = Counter(cell.id for _, job in order for cell in job.cells)
     assert set(handed.values()) == {1}
@@ -294,13 +298,13 @@ def test_study_hands_out_everything(slots: int, seed: int, tmp_path: Path) -> No
 
 def test_seeds_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path) -> None:
     plan = make_plan("experiment=gap", "num_workers=2", "seeds=3", slots=4)
-    study = Study(plan, Capacity(4, 0), tmp_path)
+    study = Study(plan, Capacity(4, 0), Store(tmp_path))
     found = [(job.cells[0].method, [cell.seed for cell in job.cells]) for _, job in drive(study, 4, quality)]
     assert sorted(found) == [("LB", [0, 1]), ("LB", [2]), ("SB", [0, 1]), ("SB", [2])]
 
 
 def test_max_concurrent(tmp_path: Path) -> None:
-    study = Study(make_plan("remedy=[none,robust]"), Capacity(8, 0), tmp_path, max_concurrent=2)
+    study = Study(make_plan("remedy=[none,robust]"), Capacity(8, 0), Store(tmp_path), max_concurrent=2)
     assert study.next("a") and study.next("b") and study.next("c") is None
     assert study.suggest("c") is None  # not the end
     drive_rest = len(study.waiting)
@@ -315,7 +319,7 @@ def test_failed_search_runs_are_not_chosen(tmp_path: Path) -> None:
         failed = cell.stage == "search" and cell.setting in ("rho=0.2", "stages=3", "stages=6")
         return None if failed else quality(cell)
 
-    study = Study(plan, Capacity(2, 0), tmp_path)
+    study = Study(plan, Capacity(2, 0), Store(tmp_path))
     drive(study, 2, accuracy)
     settings_confirmed = {c.remedy_name: c.setting for c in study.cells.values() if c.stage == "confirm"}
     # 0.2 would have been the best; growth has no run to choose from
@@ -324,15 +328,15 @@ def test_failed_search_runs_are_not_chosen(tmp_path: Path) -> None:
 
 
 def test_diverged_search_runs_are_not_chosen(tmp_path: Path) -> None:
-    study = Study(make_plan("remedy=[none,robust]"), Capacity(2, 0), tmp_path)
+    study = Study(make_plan("remedy=[none,robust]"), Capacity(2, 0), Store(tmp_path))
     drive(study, 2, lambda cell: float("nan") if cell.setting == "rho=0.2" else 50.0)
     assert {c.setting for c in study.cells.values() if c.stage == "confirm"} == {"", "rho=0.5"}
 
 
 def test_cells_are_written_before_they_are_handed_out(tmp_path: Path) -> None:
-    study = Study(make_plan("experiment=gap", "seeds=1"), Capacity(4, 0), tmp_path)
+    study = Study(make_plan("experiment=gap", "seeds=1"), Capacity(4, 0), Store(tmp_path))
     told = study.suggest("trial")
-    assert read_cell(tmp_path, told["cell"]) == study.running["trial"].cells[0]
+    assert read_cell(Store(tmp_path), told["cell"]) == study.running["trial"].cells[0]
     study.on_trial_complete("trial", {"accuracy": 1.0})
     assert study.failed == []
     study.suggest("second")
@@ -349,15 +353,15 @@ def write_cells(folder: Path, cells: list[Cell], accuracy: Callable[[Cell], floa
 
 def test_replay_goes_on_where_the_rows_end(tmp_path: Path) -> None:
     plan = make_plan("remedy=[none,growth,robust]", "search.seeds=2", "baseline_workers=null")
-    study = replay(plan, tmp_path)
+    study = replay(plan, Store(tmp_path))
     assert len(study.waiting) == len(plan.baselines() + plan.search())  # nothing is there yet
     write_cells(tmp_path, plan.search() + plan.baselines()[1:], quality)
     chosen = plan.confirm("robust", {"rho": 0.2}) + plan.confirm("growth", {"stages": 6})
-    missing = {job.id for job in replay(plan, tmp_path).waiting}
+    missing = {job.id for job in replay(plan, Store(tmp_path)).waiting}
     assert missing == {cell.id for cell in [plan.baselines()[0], *chosen]}
     write_cells(tmp_path, [plan.baselines()[0], *chosen], quality)
     results.compact(tmp_path)
-    study = replay(plan, tmp_path)
+    study = replay(plan, Store(tmp_path))
     assert study.waiting == [] and len(study.cells) == plan.count()[0]
 
 
@@ -368,10 +372,10 @@ def test_replay_chooses_as_the_run_did(tmp_path: Path) -> None:
     def accuracy(cell: Cell) -> float:
         return values[cell.setting][cell.seed % 2] if cell.stage == "search" else 50.0
 
-    study = Study(plan, Capacity(2, 0), tmp_path)
+    study = Study(plan, Capacity(2, 0), Store(tmp_path))
     drive(study, 2, accuracy)
     write_cells(tmp_path, list(study.cells.values()), accuracy)
-    assert replay(plan, tmp_path).cells.keys() == study.cells.keys()
+    assert replay(plan, Store(tmp_path)).cells.keys() == study.cells.keys()
 
 
 # search spaces
@@ -407,6 +411,6 @@ def test_domains_are_drawn_and_the_draw_is_the_same_again() -> None:
     ids=str,
 )
 def test_bad_space(space: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^remedy\.robust\.search=") as caught:
+    with pytest.raises(InputError, match=r"^remedy\.robust\.search=") as caught:
         settings(space, 2, "remedy.robust")
     assert "\n" not in str(caught.value)

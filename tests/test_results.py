@@ -236,17 +236,6 @@ results.compact(sys.argv[1])
     assert codes == [9, 9, 9, 0]
 
 
-def test_write_whole_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file"
-    results.write_whole(path, b"old")
-    with pytest.raises(TypeError):
-        results.write_whole(path, "not bytes")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old"
-    results.write_whole(path, b"new", durable=False)
-    assert path.read_bytes() == b"new"
-    assert [found.name for found in path.parent.iterdir()] == ["file"]
-
-
 def test_load_several_studies(tmp_path: Path) -> None:
     write(tmp_path / "gap", JOBS[:2])
     write(tmp_path / "elsewhere" / "remedies", JOBS[2:])

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lbdist import results
-from lbdist.config import config_root
+from lbdist.config.compose import config_root
 
 STUDIES = sorted(path.stem for path in (config_root() / "experiment").glob("*.yaml"))
 SMALL = [

@@ -25,7 +25,7 @@ from lbdist.analysis.tables import (
     phi_column,
     sharpness_values,
 )
-from lbdist.results import write_whole
+from lbdist.storage import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -410,17 +410,17 @@ def _render(figure: Figure, salt: str, **options: Any) -> bytes:
     return sink.getvalue()
 
 
-def save_figures(rows: pd.DataFrame, folder: Path) -> list[Path]:
+def save_figures(rows: pd.DataFrame, folder: str | Path | Store) -> list[str]:
     """Writes every figure as PNG (150 dots an inch) and SVG, each file whole or not at all.
 
     Args:
         rows: The rows of one study.
-        folder: Where to; made if it is not there.
+        folder: The study's folder, in which they go to `figures`.
 
     Returns:
-        The files, two a figure.
+        The files' names, two a figure.
     """
-    paths = []
+    store, names = Store.of(folder), []
     formats: dict[str, Callable[[Figure, str], bytes]] = {
         "png": lambda figure, name: _render(figure, format="png", salt=name, dpi=150),
         "svg": lambda figure, name: svg(figure, name).encode(),
@@ -428,7 +428,6 @@ def save_figures(rows: pd.DataFrame, folder: Path) -> list[Path]:
     for name, drawn in figures(rows).items():
         drawn.figure.supxlabel(textwrap.fill(drawn.caption, 118), x=0.01, ha="left", fontsize=8, color=MUTED)
         for suffix, render in formats.items():
-            path = Path(folder) / f"{name}.{suffix}"
-            write_whole(path, render(drawn.figure, name))
-            paths.append(path)
-    return paths
+            names.append(f"figures/{name}.{suffix}")
+            store.write(names[-1], render(drawn.figure, name))
+    return names

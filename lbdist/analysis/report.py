@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from lbdist.analysis import figures, tables
-from lbdist.results import write_whole
+from lbdist.storage import Store
 
 
 def inline(document: str, name: str) -> Markup:
@@ -33,7 +33,7 @@ def inline(document: str, name: str) -> Markup:
     return Markup(text)
 
 
-def write_report(folder: Path, rows: pd.DataFrame, context: Mapping[str, str]) -> Path:
+def write_report(folder: str | Path | Store, rows: pd.DataFrame, context: Mapping[str, str]) -> str:
     """Writes `report.html`, one self-contained file, whole or not at all.
 
     Args:
@@ -43,7 +43,7 @@ def write_report(folder: Path, rows: pd.DataFrame, context: Mapping[str, str]) -
             several lines is shown as it is.
 
     Returns:
-        The path of the report.
+        Where the report is.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -80,6 +80,6 @@ def write_report(folder: Path, rows: pd.DataFrame, context: Mapping[str, str]) -
         context={str(key): str(value) for key, value in context.items()},
         isnan=math.isnan,
     )
-    path = Path(folder) / "report.html"
-    write_whole(path, page.encode())
-    return path
+    store = Store.of(folder)
+    store.write("report.html", page.encode())
+    return f"{store}/report.html"

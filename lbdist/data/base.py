@@ -6,12 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lbdist.config import ConfigError
+from lbdist.errors import InputError, require
 from lbdist.random import permutation
 
 _SUBSET_SEED = 0
@@ -19,11 +20,11 @@ _SUBSET_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Samples and their classes.
+    """Samples and what is to be learnt of them.
 
     Attributes:
-        inputs: uint8 of shape (N, C, H, W) for images, float32 of shape (N, L) for signals.
-        labels: int64 of shape (N,).
+        inputs: (N, ...): uint8 images (N, C, H, W), floating-point signals (N, L), integer tokens (N, T).
+        labels: (N, ...), as the study's loss takes them: classes, int64 of shape (N,), by default.
     """
 
     inputs: np.ndarray
@@ -39,11 +40,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training split, the split to evaluate on, and the number of classes."""
+    """A training split, the split to evaluate on, and the number of classes (None where there are none)."""
 
     train: Split
     test: Split
-    classes: int
+    classes: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,7 +54,8 @@ class Dataset:
     def validation_split(self, fraction: float, seed: int = 0) -> Dataset:
         """Carves a validation split from the training split, which hyperparameters are chosen on.
 
-        Each class gives its share, rounded up or down so that the total is `fraction` of the training split.
+        Each class gives its share, rounded up or down so that the total is `fraction` of the training split;
+        labels that are no classes are not looked at.
 
         Args:
             fraction: Part of the training split to carve, strictly between 0 and 1.
@@ -64,18 +66,20 @@ class Dataset:
             the real test split is not in it.
 
         Raises:
-            ConfigError: If the fraction is not between 0 and 1 or there is nothing to carve from.
+            InputError: If the fraction is not between 0 and 1 or there is nothing to carve from.
         """
         total = len(self.train)
         if not 0 < fraction < 1:
-            raise ConfigError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
+            raise InputError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
         if total < 2:
-            raise ConfigError(
+            raise InputError(
                 f"validation fraction {fraction!r}: needs at least 2 training samples, not {total}"
             )
         count = min(max(round(fraction * total), 1), total - 1)
         shuffled = permutation(total, seed=seed, epoch=0).numpy()
-        by_class = shuffled[np.argsort(self.train.labels[shuffled], kind="stable")]
+        labels = self.train.labels
+        classes = labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(total, np.int64)
+        by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
         # equal steps through the samples sorted by class: a class of k gives k * count / total, rounded
         carved = np.zeros(total, bool)
         carved[by_class[(2 * np.arange(count) + 1) * total // (2 * count)]] = True
@@ -89,10 +93,13 @@ class DataSource(ABC):
     """Reads one data set; its fields are what a YAML in experiments/data/ may set.
 
     Attributes:
+        location: Fields that say where the data lie, not what they are; no part of a cell's id.
         train_samples: How many training samples to use; None for all. A fixed shuffle chooses them, and a
             smaller choice is part of a larger one.
         test_samples: The same for the test split.
     """
+
+    location: ClassVar[tuple[str, ...]] = ()
 
     train_samples: int | None = None
     test_samples: int | None = None
@@ -102,9 +109,9 @@ class DataSource(ABC):
             value = getattr(self, field)
             require(
                 value is None or is_integer(value, 1),
-                field,
+                f"data.{field}",
                 value,
-                "must be an integer of at least 1, or null",
+                "an integer of at least 1, or null",
             )
 
     @abstractmethod
@@ -115,14 +122,14 @@ class DataSource(ABC):
         """Reads, checks and subsets the data set.
 
         Raises:
-            ConfigError: If the data is missing, unreadable, inconsistent, or smaller than asked for.
+            InputError: If the data is missing, unreadable, inconsistent, or smaller than asked for.
         """
         dataset = self.read()
         for name, split in (("train", dataset.train), ("test", dataset.test)):
-            _check(name, split, dataset.classes)
+            _check(name, split)
         test_shape = dataset.test.inputs.shape[1:]
         if test_shape != dataset.shape:
-            raise ConfigError(
+            raise InputError(
                 f"data: samples must have one shape, but the train split has {dataset.shape} "
                 f"and the test split {test_shape}"
             )
@@ -139,25 +146,19 @@ def subset(total: int, count: int | None) -> np.ndarray:
 
 
 def to_float(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Inputs as a network takes them: uint8 scaled to [0, 1], floats as they are; no mean is subtracted."""
+    """Inputs as a network takes them: uint8 scaled to [0, 1], floats and other integers (tokens) as they are.
+
+    No mean is subtracted.
+    """
+    if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
+        return inputs
     scaled = inputs.to(dtype)
     return scaled / 255 if inputs.dtype == torch.uint8 else scaled
-
-
-def require(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Raises the ConfigError that names a field of the data source, its value and what is allowed."""
-    if not condition:
-        raise ConfigError(f"data.{field}={value!r}: {allowed}")
 
 
 def is_integer(value: object, low: int) -> bool:
     """Whether a value is an integer (True and False are not) of at least `low`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def one_line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def cache_folder(root: str | None) -> Path:
@@ -167,22 +168,19 @@ def cache_folder(root: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbdist"
 
 
-def _check(name: str, split: Split, classes: int) -> None:
+def _check(name: str, split: Split) -> None:
     if len(split.inputs) != len(split.labels):
-        raise ConfigError(
+        raise InputError(
             f"data: the {name} split has {len(split.inputs)} samples but {len(split.labels)} labels"
         )
     if not len(split):
-        raise ConfigError(f"data: the {name} split is empty; it needs at least 1 sample")
-    wrong = split.labels[(split.labels < 0) | (split.labels >= classes)]
-    if len(wrong):
-        raise ConfigError(f"data: label {wrong[0]} in the {name} split; allowed are 0 to {classes - 1}")
+        raise InputError(f"data: the {name} split is empty; it needs at least 1 sample")
 
 
 def _subset(field: str, split: Split, count: int | None) -> Split:
     if count is None:
         return split
     require(
-        count <= len(split), field, count, f"must be at most {len(split)}, which is all there are, or null"
+        count <= len(split), f"data.{field}", count, f"at most {len(split)}, which is all there are, or null"
     )
     return split.take(subset(len(split), count))

@@ -9,10 +9,12 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from lbdist.data.base import Dataset, DataSource, Split, cache_folder, is_integer, require
+from lbdist.data.base import Dataset, DataSource, Split, cache_folder, is_integer
+from lbdist.errors import require
 
 _SAMPLES = 8000  # half train, half test, as the authors' larger set
 _ARRAYS = ("x", "y", "x_test", "y_test")
@@ -29,16 +31,16 @@ class MNIST1D(DataSource):
         seed: Seed of the generator.
     """
 
+    location: ClassVar[tuple[str, ...]] = ("root",)
+
     root: str | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.root is None or isinstance(self.root, str), "root", self.root, "must be a folder, or null"
-        )
+        require(self.root is None or isinstance(self.root, str), "data.root", self.root, "a folder, or null")
         allowed = is_integer(self.seed, 0) and self.seed < 2**32
-        require(allowed, "seed", self.seed, "must be an integer from 0 to 4294967295")
+        require(allowed, "data.seed", self.seed, "an integer from 0 to 4294967295")
 
     def read(self) -> Dataset:
         """Takes the arrays from the cache, else generates them and fills it."""

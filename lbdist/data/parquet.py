@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lbdist.config import ConfigError
-from lbdist.data.base import Dataset, DataSource, Split, is_integer, one_line, require, subset
+from lbdist.data.base import Dataset, DataSource, Split, is_integer, subset
+from lbdist.errors import InputError, one_line, require
 
 _BATCH = 2048  # rows held encoded at a time
 _CHUNK = 64  # images a thread decodes at a time
@@ -48,20 +48,20 @@ class Parquet(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        remedy = "must be the folder that holds train*.parquet and test*.parquet: set data.root=DIR"
-        require(isinstance(self.root, str), "root", self.root, remedy)
+        remedy = "the folder that holds train*.parquet and test*.parquet: set data.root=DIR"
+        require(isinstance(self.root, str), "data.root", self.root, remedy)
         allowed = self.classes is None or is_integer(self.classes, 2)
-        require(allowed, "classes", self.classes, "must be an integer of at least 2, or null")
-        require(isinstance(self.label, str), "label", self.label, "must be a column's name")
+        require(allowed, "data.classes", self.classes, "an integer of at least 2, or null")
+        require(isinstance(self.label, str), "data.label", self.label, "a column's name")
         allowed = self.image is None or isinstance(self.image, str)
-        require(allowed, "image", self.image, "must be a column's name, or null")
-        require(self.channels in (None, 1, 3), "channels", self.channels, "must be 1, 3 or null")
+        require(allowed, "data.image", self.image, "a column's name, or null")
+        require(self.channels in (None, 1, 3), "data.channels", self.channels, "1, 3 or null")
 
     def read(self) -> Dataset:
         """Reads all labels, then all images.
 
         Raises:
-            ConfigError: Naming the file that is missing, damaged, or holds something wrong.
+            InputError: Naming the file that is missing, damaged, or holds something wrong.
         """
         train, test = self._files("train"), self._files("test", "validation", "valid")
         labels = {file: self._labels(file) for file in train + test}
@@ -69,7 +69,7 @@ class Parquet(DataSource):
         for file, values in labels.items():
             wrong = np.flatnonzero((values < 0) | (values >= classes))
             if len(wrong):
-                raise ConfigError(
+                raise InputError(
                     f"data.classes={self.classes!r}: {file}: label {values[wrong[0]]} in row {wrong[0]}; "
                     f"allowed are 0 to {classes - 1}"
                 )
@@ -81,13 +81,13 @@ class Parquet(DataSource):
 
     def _files(self, *prefixes: str) -> list[Path]:
         root = Path(str(self.root)).expanduser()
-        require(root.is_dir(), "root", self.root, "there is no such folder")
+        require(root.is_dir(), "data.root", self.root, "a folder that is there")
         for prefix in prefixes:
             for folder in (root, root / "data"):
                 if files := sorted(folder.glob(f"{prefix}*.parquet")):
                     return files
         wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
-        raise ConfigError(f"data.root={self.root!r}: must hold {wanted}, in the folder itself or in data/")
+        raise InputError(f"data.root={self.root!r}: must hold {wanted}, in the folder itself or in data/")
 
     def _labels(self, file: Path) -> np.ndarray:
         names = ("label", "fine_label") if self.label == "label" else (self.label,)
@@ -95,10 +95,10 @@ class Parquet(DataSource):
             column = _column(file, opened.schema_arrow, "label", names)
             kind = opened.schema_arrow.field(column).type
             if not pa.types.is_integer(kind):
-                raise ConfigError(f"data.label={column!r}: {file}: must be integers, not {kind}")
+                raise InputError(f"data.label={column!r}: {file}: must be integers, not {kind}")
             values = opened.read([column]).column(column)
         if values.null_count:
-            raise ConfigError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
+            raise InputError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
         return values.to_numpy().astype(np.int64)
 
     def _split(self, files: list[Path], labels: dict[Path, np.ndarray], count: int | None) -> Split:
@@ -130,7 +130,7 @@ class Parquet(DataSource):
             column = _column(file, opened.schema_arrow, "image", names)
             kind = opened.schema_arrow.field(column).type
             if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-                raise ConfigError(
+                raise InputError(
                     f"data.image={column!r}: {file}: must be a struct of bytes and path, not {kind}"
                 )
             for batch in opened.iter_batches(_BATCH, columns=[f"{column}.bytes"]):
@@ -141,7 +141,7 @@ class Parquet(DataSource):
         for index, (row, data) in enumerate(encoded):
             image = self._decode(row, data, file)
             if image.shape != images.shape[1:]:
-                raise ConfigError(
+                raise InputError(
                     f"data.root: {file}: the image in row {row} has shape {image.shape}, but the first one "
                     f"has {images.shape[1:]}; all must have one size (see data.channels for the first number)"
                 )
@@ -150,14 +150,14 @@ class Parquet(DataSource):
     def _decode(self, row: int, data: bytes | None, file: Path) -> np.ndarray:
         """One image as uint8 of shape (C, H, W)."""
         if data is None:
-            raise ConfigError(f"data.root: {file}: row {row} holds no image bytes")
+            raise InputError(f"data.root: {file}: row {row} holds no image bytes")
         try:
             with Image.open(BytesIO(data), formats=_FORMATS) as opened:
                 mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if opened.mode == "L" else "RGB")
                 image = opened if opened.mode == mode else opened.convert(mode)
                 pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
         except Exception as error:  # Pillow's decoders raise many kinds
-            raise ConfigError(
+            raise InputError(
                 f"data.root: {file}: the image in row {row} cannot be decoded as PNG, JPEG or WebP"
             ) from error
         return pixels.transpose(2, 0, 1)
@@ -168,7 +168,7 @@ def _column(file: Path, schema: pa.Schema, field: str, names: tuple[str, ...]) -
     for name in names:
         if name in schema.names:
             return name
-    raise ConfigError(
+    raise InputError(
         f"data.{field}: {file}: there is no column {' or '.join(names)}; set data.{field} to one of "
         f"{', '.join(schema.names)}"
     )
@@ -180,4 +180,4 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(file) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"data.root: {file} cannot be read as Parquet: {one_line(error)}") from error
+        raise InputError(f"data.root: {file} cannot be read as Parquet: {one_line(error)}") from error

@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torchvision import datasets
 
-from lbdist.config import ConfigError
-from lbdist.data.base import Dataset, DataSource, Split, cache_folder, one_line, require
+from lbdist.data.base import Dataset, DataSource, Split, cache_folder
+from lbdist.errors import InputError, one_line, require
 
 # name -> torchvision's class, its folder under the root, number of classes
 _SETS: dict[str, tuple[Any, str, int]] = {
@@ -36,17 +36,17 @@ class Vision(DataSource):
         download: Whether to fetch the data set when it is not there.
     """
 
+    location: ClassVar[tuple[str, ...]] = ("root", "download")
+
     dataset: str = "mnist"
     root: str | None = None
     download: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.dataset in _SETS, "dataset", self.dataset, f"must be one of {', '.join(_SETS)}")
-        require(
-            self.root is None or isinstance(self.root, str), "root", self.root, "must be a folder, or null"
-        )
-        require(isinstance(self.download, bool), "download", self.download, "must be true or false")
+        require(self.dataset in _SETS, "data.dataset", self.dataset, f"one of {', '.join(_SETS)}")
+        require(self.root is None or isinstance(self.root, str), "data.root", self.root, "a folder, or null")
+        require(isinstance(self.download, bool), "data.download", self.download, "true or false")
 
     def read(self) -> Dataset:
         """Reads the data set from the root, after fetching it if it is not there and may be."""
@@ -58,13 +58,13 @@ class Vision(DataSource):
         )
         if not (root / name).exists():
             if not self.download:
-                raise ConfigError(
+                raise InputError(
                     f"data.root={root}: {self.dataset} is not there and data.download=false; {remedy}"
                 )
             try:
                 _download(source, root, name)
             except Exception as error:
-                raise ConfigError(
+                raise InputError(
                     f"data.root={root}: {self.dataset} is not there and its download failed "
                     f"({one_line(error)}); {remedy}"
                 ) from error
@@ -72,7 +72,7 @@ class Vision(DataSource):
             with _quiet():
                 train, test = (source(root, train=train) for train in (True, False))
         except Exception as error:
-            raise ConfigError(
+            raise InputError(
                 f"data.root={root}: {self.dataset} is there but cannot be read ({one_line(error)}); "
                 f"delete {root / name} to download it again, or {remedy}"
             ) from error

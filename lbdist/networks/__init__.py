@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lbdist.config import ConfigError, build
+from lbdist.config.build import build
 from lbdist.data.base import to_float
+from lbdist.errors import InputError
 
 __all__ = ["make", "parameter_count", "sample_flops"]
 
@@ -28,7 +29,7 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
         seed: The run's seed.
 
     Raises:
-        ConfigError: The target cannot be built.
+        InputError: The target cannot be built.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,16 +47,16 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def sample_flops(network: nn.Module, inputs: np.ndarray, classes: int) -> float:
+def sample_flops(network: nn.Module, inputs: np.ndarray, outputs: tuple[int, ...]) -> float:
     """FLOPs of one sample's forward and backward pass, taken as three forward passes; checks the shapes.
 
     Args:
-        network: Maps inputs to class scores.
+        network: Maps inputs to what the loss takes.
         inputs: A few samples as stored.
-        classes: How many scores a sample must get.
+        outputs: Shape of the output for one sample, as the loss wants it.
 
     Raises:
-        ConfigError: The network does not take such samples or gives another number of scores.
+        InputError: The network does not take such samples or gives another shape.
     """
     network.eval()
     batch = to_float(torch.from_numpy(inputs.copy()))
@@ -63,13 +64,13 @@ def sample_flops(network: nn.Module, inputs: np.ndarray, classes: int) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             scores = network(batch)
     except Exception as error:
-        raise ConfigError(
+        raise InputError(
             f"network: does not take samples of shape {tuple(batch.shape[1:])} "
             f"({' '.join(str(error).split())[:200]})"
         ) from error
-    if scores.shape != (len(batch), classes):
-        raise ConfigError(
-            f"network: gives scores of shape {tuple(scores.shape)} for {len(batch)} samples of {classes} "
-            "classes"
+    if scores.shape != (len(batch), *outputs):
+        raise InputError(
+            f"network: gives outputs of shape {tuple(scores.shape)} for {len(batch)} samples; the loss takes "
+            f"{(len(batch), *outputs)}"
         )
     return 3 * counter.get_total_flops() / len(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lbdist.errors import require
 from lbdist.remedies.base import Batch, Learner, Remedy
 
 
@@ -23,8 +24,8 @@ class Adversarial(Remedy):
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        self.require("epsilon", "0 or more", self.epsilon >= 0)
-        self.require("weight", "between 0 and 1", 0 <= self.weight <= 1)
+        require(self.epsilon >= 0, "epsilon", self.epsilon, "0 or more")
+        require(0 <= self.weight <= 1, "weight", self.weight, "between 0 and 1")
 
     def step(self, learner: Learner, batch: Batch) -> None:
         """One step along the gradient of the mixed loss."""

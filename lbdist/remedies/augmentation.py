@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from lbdist import random
 from lbdist.data.augmentation import augment_images, augment_signals
+from lbdist.errors import require
 from lbdist.remedies.base import Batch, Remedy
 
 _STREAM = 1 << 20  # dropout layers use the streams from 0
@@ -38,7 +39,7 @@ class Augmentation(Remedy):
 
     def __post_init__(self) -> None:
         for name in ("degrees", "shift", "scale", "noise", "strength", "translate"):
-            self.require(name, "0 or more", getattr(self, name) >= 0)
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
     def transform(self, batch: Batch) -> Batch:
         """Augments the samples, by numbers that depend on (seed, epoch, sample) alone."""

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from lbdist import random
-from lbdist.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -127,11 +126,6 @@ class Remedy:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
-
-    def require(self, field: str, allowed: str, condition: bool) -> None:
-        """Raises the one-line error of a hyperparameter unless its condition holds."""
-        if not condition:
-            raise ConfigError(f"{field}={getattr(self, field)}: must be {allowed}")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lbdist.errors import require
 from lbdist.remedies.base import Batch, Learner, Remedy
 
 
@@ -20,8 +21,8 @@ class Conservative(Remedy):
     iterations: int = 3
 
     def __post_init__(self) -> None:
-        self.require("proximal", "0 or more", self.proximal >= 0)
-        self.require("iterations", "at least 1", self.iterations >= 1)
+        require(self.proximal >= 0, "proximal", self.proximal, "0 or more")
+        require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
 
     def step(self, learner: Learner, batch: Batch) -> None:
         """A few optimiser steps on f_B + lambda/2 |x - x_k|^2."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lbdist.errors import require
 from lbdist.remedies.base import Batch, Learner, Remedy
 
 
@@ -37,11 +38,11 @@ class Growth(Remedy):
     groups: int = 8
 
     def __post_init__(self) -> None:
-        self.require("start", "at least 1", self.start >= 1)
-        self.require("stages", "at least 2", self.stages >= 2)
-        self.require("rule", "schedule or norm_test", self.rule in ("schedule", "norm_test"))
-        self.require("theta", "above 0", self.theta > 0)
-        self.require("groups", "at least 2", self.groups >= 2)
+        require(self.start >= 1, "start", self.start, "at least 1")
+        require(self.stages >= 2, "stages", self.stages, "at least 2")
+        require(self.rule in ("schedule", "norm_test"), "rule", self.rule, "schedule or norm_test")
+        require(self.theta > 0, "theta", self.theta, "above 0")
+        require(self.groups >= 2, "groups", self.groups, "at least 2")
         self._current = self.start
 
     def batch_size(self, full: int, epoch: int, epochs: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lbdist.errors import require
 from lbdist.remedies.base import Batch, Learner, Remedy, project_to_ball
 
 
@@ -25,9 +26,9 @@ class Robust(Remedy):
     norm: str = "2"
 
     def __post_init__(self) -> None:
-        self.require("rho", "0 or more", self.rho >= 0)
-        self.require("ascent_steps", "at least 1", self.ascent_steps >= 1)
-        self.require("norm", "2 or inf", self.norm in ("2", "inf"))
+        require(self.rho >= 0, "rho", self.rho, "0 or more")
+        require(self.ascent_steps >= 1, "ascent_steps", self.ascent_steps, "at least 1")
+        require(self.norm in ("2", "inf"), "norm", self.norm, "2 or inf")
 
     def step(self, learner: Learner, batch: Batch) -> None:
         """Ascends from x, and descends from x along the gradient found there."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 from lbdist.objective import Function
 from lbdist.sharpness.solvers import SOLVERS
 from lbdist.sharpness.subspace import FullSpace, Subspace
@@ -83,14 +83,14 @@ def box_sharpness(
         options: Options of the solver, such as `starts`.
 
     Raises:
-        ConfigError: epsilon, p or A out of range, an unknown solver, or x or f(x) not finite.
+        InputError: epsilon, p or A out of range, an unknown solver, or x or f(x) not finite.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ConfigError(f"epsilon={epsilon}: must be above 0")
+        raise InputError(f"epsilon={epsilon}: must be above 0")
     if solver not in SOLVERS:
-        raise ConfigError(f"solver={solver}: must be one of {', '.join(SOLVERS)}")
+        raise InputError(f"solver={solver}: must be one of {', '.join(SOLVERS)}")
     if not bool(torch.isfinite(x).all()):
-        raise ConfigError("x: the parameters hold NaN or infinity; the run diverged")
+        raise InputError("x: the parameters hold NaN or infinity; the run diverged")
     began = time.perf_counter()
     space: FullSpace | Subspace
     if subspace is None:
@@ -99,7 +99,7 @@ def box_sharpness(
         space = subspace
     elif isinstance(subspace, Tensor):
         if subspace.ndim != 2 or len(subspace) != len(x):
-            raise ConfigError(f"subspace: A has shape {tuple(subspace.shape)}; must have {len(x)} rows")
+            raise InputError(f"subspace: A has shape {tuple(subspace.shape)}; must have {len(x)} rows")
         space = Subspace(len(x), subspace.shape[1], draw=draw, like=x, matrix=subspace)
     else:
         space = Subspace(len(x), subspace, seed=seed, draw=draw, like=x)
@@ -107,7 +107,7 @@ def box_sharpness(
     evaluations = 1
     f0, g0 = f(x)
     if not (math.isfinite(f0) and f0 > -1):
-        raise ConfigError(f"f(x)={f0}: the loss must be finite and above -1 at x")
+        raise InputError(f"f(x)={f0}: the loss must be finite and above -1 at x")
 
     def in_box(z: Tensor) -> tuple[float, Tensor]:
         nonlocal evaluations

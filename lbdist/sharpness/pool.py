@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +17,7 @@ from lbdist.objective import Objective
 from lbdist.plan import Cell, digest
 from lbdist.sharpness.metric import box_sharpness
 from lbdist.sharpness.subspace import Subspace
+from lbdist.storage import Store
 from lbdist.training import checkpoint
 
 
@@ -48,9 +48,9 @@ class Job:
 class Evaluator:
     """Measures jobs in one process; the data stay on its device, the last network and subspace in memory."""
 
-    def __init__(self, train: Split, folder: Path, device: str) -> None:
+    def __init__(self, train: Split, store: Store, device: str) -> None:
         torch.set_num_threads(1)
-        self.folder, self.device = folder, device
+        self.store, self.device = store, device
         # the object store's arrays are read-only and are never written to here
         self.data = tuple(torch.tensor(a, device=device) for a in (train.inputs, train.labels))
         self._objective: tuple[Any, Objective | None] = (None, None)
@@ -60,9 +60,7 @@ class Evaluator:
         """f at the job's cell."""
         key = (job.cell.id, job.setting["batch_norm"], job.setting["micro_batch_size"])
         if self._objective[0] != key:
-            state = checkpoint.load(self.folder / "cells" / job.cell.id / "checkpoint.pt", self.device)[
-                "learner"
-            ]
+            state = checkpoint.load(self.store / f"cells/{job.cell.id}", self.device)["learner"]
             network = networks.make(job.cell.network, job.cell.seed).to(self.device)
             own = {**dict(network.named_parameters()), **dict(buffers(network))}
             with torch.no_grad():
@@ -100,14 +98,14 @@ class Evaluator:
             }
         except Exception as error:
             row |= {"value": float("nan"), "converged": False, "error": f"{type(error).__name__}: {error}"}
-        results.write_rows(self.folder, job.id, [row])
+        results.write_rows(self.store, job.id, [row])
         return row
 
 
 def measure_all(
     jobs: Sequence[Job],
     data: ray.ObjectRef,
-    folder: Path,
+    store: Store,
     *,
     actors: int,
     gpus_per_actor: float = 0.0,
@@ -119,7 +117,7 @@ def measure_all(
     Args:
         jobs: What to measure; jobs of one cell should follow each other.
         data: Reference to the training split, put once.
-        folder: The study's folder, with the checkpoints; rows are written there.
+        store: The study's folder, with the checkpoints; rows are written there.
         actors: Size of the pool.
         gpus_per_actor: Share of a GPU that an actor takes; 0 measures on the CPU.
         retries: Restarts of a job whose actor died.
@@ -129,7 +127,7 @@ def measure_all(
     remote = ray.remote(num_cpus=1, num_gpus=gpus_per_actor)(Evaluator)
 
     def start() -> Any:
-        return remote.remote(data, folder, device)
+        return remote.remote(data, store, device)
 
     waiting = deque((job, 0) for job in jobs)
     busy: dict[Any, tuple[Any, Job, int]] = {}
@@ -153,7 +151,7 @@ def measure_all(
                 "converged": False,
                 "error": f"its process died {tries + 1} times: {error.__class__.__name__}",
             }
-            results.write_rows(folder, job.id, [row])
+            results.write_rows(store, job.id, [row])
         else:
             idle.append(actor)
         done(job, row)

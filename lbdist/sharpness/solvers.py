@@ -29,7 +29,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 
 SMALL = 1000
 """Dimensions up to which the converged solver also starts from the end of `paper`."""
@@ -104,7 +104,7 @@ def converged(
         tolerance: A start has converged when an iteration gains less than this share of f - f0.
     """
     if starts < 1:
-        raise ConfigError(f"starts={starts}: must be at least 1")
+        raise InputError(f"starts={starts}: must be at least 1")
     generator = torch.Generator().manual_seed(seed)
     best = Maximum(torch.zeros_like(bound), f0, "origin", 0, False)
     total = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 
 _ROWS = 1 << 16
 _IN_MEMORY = 1 << 30  # bytes of A that are kept instead of being drawn again
@@ -50,7 +50,7 @@ class Subspace:
         matrix: A itself, instead of a draw.
 
     Raises:
-        ConfigError: p is not between 1 and n.
+        InputError: p is not between 1 and n.
     """
 
     name = "subspace"
@@ -59,7 +59,7 @@ class Subspace:
         self, n: int, p: int, *, seed: int = 0, draw: int = 0, like: Tensor, matrix: Tensor | None = None
     ) -> None:
         if not 1 <= p <= n:
-            raise ConfigError(f"subspace={p}: must be between 1 and the number of parameters, {n}")
+            raise InputError(f"subspace={p}: must be between 1 and the number of parameters, {n}")
         self.n, self.dimension, self.seed, self.draw, self.like = n, p, seed, draw, like
         self._kept: list[Tensor] | None = None
         if matrix is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lbdist import random
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 from lbdist.remedies.base import Batch
 
 
@@ -29,7 +29,7 @@ class Dropouts:
     """The dropout layers of a network in training.
 
     Raises:
-        ConfigError: The network has a kind of dropout whose mask could not be made worker-independent.
+        InputError: The network has a kind of dropout whose mask could not be made worker-independent.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -39,7 +39,7 @@ class Dropouts:
                 module.__class__ = SampleDropout
                 self.layers.append(module)  # type: ignore[arg-type]
             elif isinstance(module, nn.modules.dropout._DropoutNd) and not isinstance(module, SampleDropout):
-                raise ConfigError(f"network: {type(module).__name__} is not supported; use nn.Dropout")
+                raise InputError(f"network: {type(module).__name__} is not supported; use nn.Dropout")
 
     def draw(self, batch: Batch) -> None:
         """Sets every layer's keys for a batch."""

@@ -15,20 +15,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbdist import networks, results
-from lbdist.config import ConfigError, build
+from lbdist.config.build import build
 from lbdist.data.base import Dataset, Split, to_float
+from lbdist.errors import InputError
+from lbdist.losses import CrossEntropy, Loss
 from lbdist.networks.flat import Flat, buffers
 from lbdist.plan import Cell
 from lbdist.remedies.base import Batch, Remedy
+from lbdist.storage import Store
 from lbdist.training import checkpoint
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
@@ -46,6 +47,7 @@ class Learner:
         workers: The data-parallel group.
         ghost_batch_size: Batch-norm group in samples; None for the whole global batch.
         micro_batch_size: Samples taken through the network at once; None for all of this worker's share.
+        criterion: What is learnt; None for cross-entropy over classes.
     """
 
     def __init__(
@@ -55,13 +57,15 @@ class Learner:
         workers: Workers,
         ghost_batch_size: int | None = None,
         micro_batch_size: int | None = None,
+        criterion: Loss | None = None,
     ) -> None:
         self.network = network.train()
+        self.criterion = criterion or CrossEntropy()
         self.workers = workers
         self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
         self.norms = group_batch_norm(network, workers, ghost_batch_size)
         if micro_batch_size is not None and self.norms and ghost_batch_size is None:
-            raise ConfigError(
+            raise InputError(
                 f"micro_batch_size={micro_batch_size}: batch normalisation over the global batch needs a "
                 "worker's whole share at once; set ghost_batch_size as well, or micro_batch_size=null"
             )
@@ -85,7 +89,7 @@ class Learner:
         for start, stop in self._micro_batches(len(batch.labels)):
             micro = batch.local(start, stop)
             self.dropouts.draw(micro)
-            loss = F.cross_entropy(self.network(micro.inputs), micro.labels, reduction="sum") * scale
+            loss = self.criterion.total(self.network(micro.inputs), micro.labels) * scale
             loss.backward()
             self.loss += loss.detach() * batch.size
         for norm in self.norms:
@@ -112,7 +116,7 @@ class Learner:
             norm.tracking = False
         self.dropouts.draw(batch)
         inputs = batch.inputs.detach().requires_grad_()
-        loss = F.cross_entropy(self.network(inputs), batch.labels, reduction="sum")
+        loss = self.criterion.total(self.network(inputs), batch.labels)
         self.counts["gradient_evaluations"] += 1
         self.counts["samples"] += batch.size
         return torch.autograd.grad(loss, inputs)[0]
@@ -123,19 +127,23 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
-        """Mean loss and accuracy (percent) over a split, with the running averages of batch norm."""
+        """Mean loss and score over a split, with the running averages of batch norm."""
         inputs, labels = split
         start, stop = self.workers.share(len(labels))
-        sums = torch.zeros(2, dtype=torch.float64, device=self.x.device)
+        sums: Tensor | None = None
         self.network.eval()
-        for begin in range(start, stop, micro_batch_size):
-            part = slice(begin, min(begin + micro_batch_size, stop))
-            scores = self.network(to_float(inputs[part], self.x.dtype))
-            sums[0] += F.cross_entropy(scores, labels[part], reduction="sum")
-            sums[1] += (scores.argmax(1) == labels[part]).sum()
+        bounds = [(at, min(at + micro_batch_size, stop)) for at in range(start, stop, micro_batch_size)]
+        for begin, end in bounds or [(0, 1)]:
+            outputs = self.network(to_float(inputs[begin:end], self.x.dtype))
+            loss = self.criterion.total(outputs, labels[begin:end]).double()[None]
+            found = torch.cat([loss, self.criterion.scored(outputs, labels[begin:end])])
+            sums = found if sums is None else sums + found
+        if not bounds and sums is not None:
+            sums.zero_()  # a worker without samples takes part in the sum with nothing
         self.network.train()
-        loss, correct = (self.workers.sum(sums) / len(labels)).tolist()
-        return loss, 100 * correct
+        assert sums is not None
+        sums = self.workers.sum(sums)
+        return float(sums[0]) / len(labels), self.criterion.value(sums[1:], len(labels))
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -184,7 +192,7 @@ def train(
     workers: Workers | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    path: Path | None = None,
+    store: Store | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
 ) -> tuple[list[Row], Tensor]:
     """Trains one cell from its checkpoint or its start to its last epoch.
@@ -195,7 +203,8 @@ def train(
         workers: This process's place in the data-parallel group; None asks torch.distributed.
         device: Where to train.
         dtype: Precision of parameters and samples.
-        path: Checkpoint file, read at the start and written after every epoch by worker 0; None keeps none.
+        store: The cell's own folder. Its checkpoint is read at the start and written after every epoch by
+            worker 0; None keeps none.
         report: Called by every worker after every epoch with the latest metrics.
 
     Returns:
@@ -212,7 +221,7 @@ def train(
     split = "validation" if cell.stage == "search" else "test"
     history: list[Row] = []
     seconds, first, diverged = 0.0, 0, False
-    state = _resume(path, device)
+    state = _resume(store, device)
     if state is not None:
         learner.restore(state["learner"])
         remedy.restore(state["remedy"])
@@ -260,9 +269,9 @@ def train(
             ]
             metrics |= {"loss": loss, "accuracy": accuracy}
         seconds += time.perf_counter() - began
-        if path is not None and workers.rank == 0:
+        if store is not None and workers.rank == 0:
             checkpoint.save(
-                path,
+                store,
                 {
                     "learner": learner.state(),
                     "remedy": remedy.state(),
@@ -276,13 +285,13 @@ def train(
     return history + _final(learner, train_split, test_split, split, start, seconds, diverged), learner.x
 
 
-def _resume(path: Path | None, device: torch.device | str) -> dict[str, Any] | None:
+def _resume(store: Store | None, device: torch.device | str) -> dict[str, Any] | None:
     """The last whole checkpoint; a damaged one is as good as none."""
-    if path is None:
+    if store is None:
         return None
     try:
-        return checkpoint.load(path, device)
-    except (FileNotFoundError, ConfigError):
+        return checkpoint.load(store, device)
+    except (FileNotFoundError, InputError):
         return None
 
 
@@ -314,7 +323,7 @@ def _final(
 def run_cell(
     cell: Cell,
     data: Dataset,
-    folder: Path,
+    store: Store,
     device: torch.device | str = "cpu",
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
 ) -> dict[str, float]:
@@ -325,15 +334,15 @@ def run_cell(
     Returns:
         The final metrics, for Tune.
     """
-    rows: Sequence[Row] = results.job_rows(folder, cell.id)
+    rows: Sequence[Row] = results.job_rows(store, cell.id)
     if not rows:
         workers = Workers.current()
         if cell.validation_fraction is not None:
             data = data.validation_split(cell.validation_fraction)
-        path = folder / "cells" / cell.id / "checkpoint.pt"
-        rows, _ = train(cell, data, workers=workers, device=device, path=path, report=report)
+        own = store / f"cells/{cell.id}"
+        rows, _ = train(cell, data, workers=workers, device=device, store=own, report=report)
         if workers.rank == 0:
-            results.write_rows(folder, cell.id, [{**cell.columns(), **row} for row in rows])
+            results.write_rows(store, cell.id, [{**cell.columns(), **row} for row in rows])
     return final_metrics(rows)
 
 

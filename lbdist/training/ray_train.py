@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
+from lbdist.storage import Store
 from lbdist.training.loop import run_cell
 
 REPORT_SECONDS = 1.0
@@ -38,14 +38,14 @@ def _worker(config: dict[str, Any]) -> None:
 
     final: dict[str, float] = {}
     for cell in config["cells"]:
-        final = run_cell(cell, data, Path(config["folder"]), get_device(), report)
+        final = run_cell(cell, data, config["store"], get_device(), report)
     ray.train.report(final)
 
 
 def fit(
     cells: Sequence[Cell],
     data: ray.ObjectRef,
-    folder: Path,
+    store: Store,
     *,
     use_gpu: bool,
     retries: int,
@@ -56,7 +56,7 @@ def fit(
     Args:
         cells: Trained one after the other; finished ones are passed over.
         data: Reference to the `Dataset`.
-        folder: The study's folder.
+        store: The study's folder.
         use_gpu: Whether each worker takes a GPU (NCCL) or a CPU (gloo).
         retries: Restarts of the group; each resumes from the last whole epoch.
         callbacks: Ray Train callbacks, such as Tune's.
@@ -66,13 +66,14 @@ def fit(
     """
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"cells": list(cells), "data": [data], "folder": str(folder)},
+        train_loop_config={"cells": list(cells), "data": [data], "store": store},
         scaling_config=ray.train.ScalingConfig(num_workers=cells[0].num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
             name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(folder / "train"),
+            storage_path=(store / "train").path,
+            storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=retries),
             callbacks=list(callbacks),
         ),

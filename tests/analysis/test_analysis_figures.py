@@ -58,10 +58,13 @@ def test_seeds_text(counts, text):
 
 
 def test_files(tmp_path):
-    paths = figures.save_figures(study(("SB", "LB"), epochs=(2, 4)), tmp_path / "figures")
-    assert [path.name for path in paths] == [
-        f"{name}.{suffix}" for name in ("leaderboard", "curves", "scatter") for suffix in ("png", "svg")
+    names = figures.save_figures(study(("SB", "LB"), epochs=(2, 4)), tmp_path)
+    assert names == [
+        f"figures/{name}.{suffix}"
+        for name in ("leaderboard", "curves", "scatter")
+        for suffix in ("png", "svg")
     ]
+    paths = [tmp_path / name for name in names]
     assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
     for path in paths:
         if path.suffix == ".svg":

@@ -10,15 +10,16 @@ checkpoints every epoch.
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from lbdist import networks
-from lbdist.config import compose, plain
+from lbdist.config.build import plain
+from lbdist.config.compose import compose
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.plan import Cell
+from lbdist.storage import Store
 from lbdist.training.loop import train
 
 EPOCHS, REPEATS, EVERY = 6, 5, 2
@@ -47,7 +48,7 @@ def bare(cell: Cell, data) -> float:
 def ours(cell: Cell, data) -> float:
     """Seconds of the cell, as its row says."""
     with tempfile.TemporaryDirectory() as folder:
-        rows, _ = train(cell, data, path=Path(folder) / "checkpoint.pt")
+        rows, _ = train(cell, data, store=Store(folder))
     return next(row["value"] for row in rows if row["metric"] == "seconds")
 
 

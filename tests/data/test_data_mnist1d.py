@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lbdist.config import ConfigError
 from lbdist.data import mnist1d
 from lbdist.data.mnist1d import MNIST1D
+from lbdist.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -95,5 +95,5 @@ def test_default_cache(tmp_path: Path, fake: list[int], monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, None])
 def test_wrong_seed(seed: object) -> None:
-    with pytest.raises(ConfigError, match=r"data\.seed="):
+    with pytest.raises(InputError, match=r"data\.seed="):
         MNIST1D(seed=seed)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lbdist.config import ConfigError
 from lbdist.data.base import subset
 from lbdist.data.parquet import Parquet
+from lbdist.errors import InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"
 RNG = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, **fields: object) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         Parquet(root=str(folder), **fields).load()  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -141,7 +141,7 @@ def test_fine_label(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    assert "there is no such folder" in refused(tmp_path / "absent")
+    assert "must be a folder that is there" in refused(tmp_path / "absent")
     assert "must hold train*.parquet" in refused(tmp_path)
     write(tmp_path / "train.parquet", [encode(COLOUR[0])], [0])
     assert "must hold test*.parquet or validation*.parquet or valid*.parquet" in refused(tmp_path)
@@ -223,7 +223,7 @@ def test_an_empty_file(folder: Path) -> None:
     [("root", None), ("classes", 1), ("classes", "10"), ("label", 3), ("image", 3), ("channels", 2)],
 )
 def test_wrong_fields(tmp_path: Path, field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{field}={value!r}: must be"):
+    with pytest.raises(InputError, match=rf"data\.{field}={value}: must be"):
         Parquet(**{"root": str(tmp_path), field: value})  # type: ignore[arg-type]
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from lbdist.config import ConfigError
 from lbdist.data.vision import Vision
+from lbdist.errors import InputError
 
 RNG = np.random.default_rng(0)
 SIZES = {"train": 12, "t10k": 5}
@@ -77,7 +77,7 @@ def test_unchecked_pickles_are_not_opened(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(pickle.dumps({}))
-    with pytest.raises(ConfigError, match="cifar10 is there but cannot be read"):
+    with pytest.raises(InputError, match="cifar10 is there but cannot be read"):
         Vision(dataset="cifar10", root=str(tmp_path)).load()
 
 
@@ -103,7 +103,7 @@ def test_downloads_whole_or_not_at_all(
 ) -> None:
     monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror])
     root = tmp_path / "root"
-    with pytest.raises(ConfigError, match="its download failed"):  # the checksums are not the real ones
+    with pytest.raises(InputError, match="its download failed"):  # the checksums are not the real ones
         Vision(root=str(root)).load()
     assert list(root.iterdir()) == []
     monkeypatch.setattr(datasets.MNIST, "resources", [(name, None) for name, _ in datasets.MNIST.resources])
@@ -121,7 +121,7 @@ def test_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datas
     for source in (datasets.CIFAR10, datasets.CIFAR100):
         monkeypatch.setattr(source, "url", nowhere)
     for download, message in ((False, "download=false"), (True, "download failed")):
-        with pytest.raises(ConfigError, match=message) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             Vision(dataset=dataset, root=str(tmp_path), download=download).load()
         line = str(caught.value)
         assert line.startswith(f"data.root={tmp_path}: {dataset} is not there") and "\n" not in line
@@ -132,7 +132,7 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     write_idx(tmp_path / "MNIST/raw")
     file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ConfigError, match=r"mnist is there but cannot be read .*delete") as caught:
+    with pytest.raises(InputError, match=r"mnist is there but cannot be read .*delete") as caught:
         Vision(root=str(tmp_path)).load()
     assert "\n" not in str(caught.value)
 
@@ -141,5 +141,5 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     ("field", "value"), [("dataset", "imagenet"), ("root", 3), ("download", "yes"), ("test_samples", 0)]
 )
 def test_wrong_fields(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{field}={value!r}: must be"):
+    with pytest.raises(InputError, match=rf"data\.{field}={value}: must be"):
         Vision(**{field: value})  # type: ignore[arg-type]

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lbdist import networks
-from lbdist.config import ConfigError, compose, options, plain
+from lbdist.config.build import plain
+from lbdist.config.compose import compose, options
+from lbdist.errors import InputError
 from lbdist.networks.convolutional import Deep, Shallow
 from lbdist.networks.dense import Dense
 from lbdist.networks.flat import Flat, buffers, flatten, trainable, views
@@ -65,7 +67,7 @@ def test_every_shipped_network_builds_from_its_yaml(name: str) -> None:
     made = node(name, IMAGE, 7)
     assert made["name"] == name  # the name that the tables show
     inputs = np.zeros((2, *IMAGE), np.uint8)
-    assert networks.sample_flops(networks.make(made), inputs, 7) > 0
+    assert networks.sample_flops(networks.make(made), inputs, (7,)) > 0
 
 
 def test_frozen_parameters_do_not_count() -> None:
@@ -151,7 +153,7 @@ def test_start_is_glorot_uniform_with_zero_biases(name: str) -> None:
 def test_flops_of_a_dense_network() -> None:
     network = Dense(40, [16, 8], 10)
     work = 2 * (40 * 16 + 16 * 8 + 8 * 10)  # a multiplication and an addition a weight
-    assert networks.sample_flops(network, np.zeros((3, 40), np.float32), 10) == 3 * work
+    assert networks.sample_flops(network, np.zeros((3, 40), np.float32), (10,)) == 3 * work
 
 
 @pytest.mark.parametrize(
@@ -160,20 +162,20 @@ def test_flops_of_a_dense_network() -> None:
         (Dense(40, [8], 10), np.zeros((2, 41), np.float32), 10, "samples of shape (41,)"),
         (Shallow(), np.zeros((2, 1, 32, 32), np.uint8), 10, "samples of shape (1, 32, 32)"),
         (Deep(), np.zeros((2, 3, 28, 28), np.uint8), 10, "samples of shape (3, 28, 28)"),
-        (Dense(40, [8], 9), np.zeros((2, 40), np.float32), 10, "scores of shape (2, 9) for 2 samples of 10"),
-        (nn.Conv1d(1, 1, 1), np.zeros((2, 1, 10), np.float32), 10, "scores of shape (2, 1, 10)"),
+        (Dense(40, [8], 9), np.zeros((2, 40), np.float32), 10, "outputs of shape (2, 9) for 2 samples"),
+        (nn.Conv1d(1, 1, 1), np.zeros((2, 1, 10), np.float32), 10, "outputs of shape (2, 1, 10)"),
     ],
 )
 def test_wrong_shapes_are_one_line(network: nn.Module, inputs: np.ndarray, classes: int, says: str) -> None:
-    with pytest.raises(ConfigError) as info:
-        networks.sample_flops(network, inputs, classes)
+    with pytest.raises(InputError) as info:
+        networks.sample_flops(network, inputs, (classes,))
     text = str(info.value)
     assert text.startswith("network: ") and says in text and "\n" not in text
 
 
 def test_wrong_arguments_are_one_line() -> None:
     for bad in ({"_target_": "torch.nn.Linear", "in_features": 3}, {"_target_": "lbdist.nowhere.Net"}, {}):
-        with pytest.raises(ConfigError, match=r"^network[.:]") as info:
+        with pytest.raises(InputError, match=r"^network[.:]") as info:
             networks.make(bad)
         assert "\n" not in str(info.value)
 

@@ -10,7 +10,9 @@ from torch import nn
 from training_cells import CONVOLUTIONAL, SGD, make_cell, train_in_group
 
 from lbdist import networks
-from lbdist.config import ConfigError, build, config_root, plain
+from lbdist.config.build import build, plain
+from lbdist.config.compose import config_root
+from lbdist.errors import InputError
 from lbdist.remedies.growth import Growth
 from lbdist.training.loop import train
 
@@ -176,6 +178,6 @@ def test_the_norm_test_grows_when_the_gradient_drowns_in_noise():
     ],
 )
 def test_a_wrong_hyperparameter_is_one_clear_line(name, fields, said):
-    with pytest.raises(ConfigError, match="must be") as error:
+    with pytest.raises(InputError, match="must be") as error:
         build(remedy(name, **fields), f"remedy.{name}")
     assert str(error.value).startswith(said) and "\n" not in str(error.value)

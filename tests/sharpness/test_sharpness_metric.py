@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 from lbdist.sharpness import SharpnessResult, box_sharpness
 from lbdist.sharpness import subspace as subspace_module
 from lbdist.sharpness.solvers import SOLVERS
@@ -339,7 +339,7 @@ def test_same_seed_same_result(solver: str, subspace: int | None) -> None:
 def test_bad_input_is_one_line(changes: dict[str, Any], says: str) -> None:
     f = linear(random(5))
     arguments: dict[str, Any] = {"f": f, "x": random(5, seed=1), **changes}
-    with pytest.raises(ConfigError) as info:
+    with pytest.raises(InputError) as info:
         box_sharpness(arguments.pop("f"), arguments.pop("x"), **arguments)
     assert str(info.value).startswith(says) and "\n" not in str(info.value)
     assert f.values == []  # refused before anything is evaluated

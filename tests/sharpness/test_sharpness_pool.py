@@ -19,6 +19,7 @@ from lbdist.data.base import Dataset, Split
 from lbdist.objective import Objective
 from lbdist.plan import Cell
 from lbdist.sharpness import box_sharpness, pool
+from lbdist.storage import Store
 from lbdist.training import checkpoint
 from lbdist.training.loop import on_device, run_cell
 
@@ -87,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study's folder with the checkpoints of both cells."""
     folder = tmp_path_factory.mktemp("study")
     for cell in CELLS:
-        run_cell(cell, DATA, folder)
+        run_cell(cell, DATA, Store(folder))
         assert (folder / "cells" / cell.id / "checkpoint.pt").exists()
     return folder
 
@@ -104,7 +105,7 @@ def expected(trained: Path) -> dict[str, dict[str, Any]]:
     """Each job's row by the library alone, in this process."""
     rows = {}
     for job in (LONG, *JOBS):
-        state = checkpoint.load(trained / "cells" / job.cell.id / "checkpoint.pt")["learner"]
+        state = checkpoint.load(Store(trained / "cells" / job.cell.id))["learner"]
         network = networks.make(job.cell.network, seed=99)
         network.load_state_dict(state["buffers"], strict=False)
         torch.nn.utils.vector_to_parameters(state["x"], network.parameters())
@@ -190,7 +191,7 @@ def test_rows_are_the_library_s_whatever_dies_or_is_missing(
         finished.append(job.id)
         kill_one(killed)
 
-    pool.measure_all([LONG, JOBS[0], lost, *JOBS[1:]], data, folder, actors=2, done=done)
+    pool.measure_all([LONG, JOBS[0], lost, *JOBS[1:]], data, Store(folder), actors=2, done=done)
     assert len(killed) == 1 and not psutil.pid_exists(killed[0])
     assert sorted(finished) == sorted([lost.id, *expected])  # each told once
     assert results.finished_jobs(folder) == set(finished)
@@ -214,7 +215,7 @@ def test_a_job_whose_actor_died_too_often_is_a_row(
         rows.append(row)
         kill_one(killed)
 
-    pool.measure_all(JOBS[:2], data, folder, actors=1, retries=0, done=done)
+    pool.measure_all(JOBS[:2], data, Store(folder), actors=1, retries=0, done=done)
     agree(stored(folder, JOBS[0]), expected[JOBS[0].id])
     row = stored(folder, JOBS[1])  # with a retry, as above, this is a number
     assert len(killed) == 1 and len(rows) == 2 and same(rows[1], row)
@@ -224,7 +225,7 @@ def test_a_job_whose_actor_died_too_often_is_a_row(
 
 def test_no_jobs_start_no_actor(data: ray.ObjectRef, tmp_path: Path) -> None:
     before = set(evaluators())
-    pool.measure_all([], data, tmp_path, actors=2)
+    pool.measure_all([], data, Store(tmp_path), actors=2)
     assert set(evaluators()) <= before and list(tmp_path.iterdir()) == []
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from training_cells import ADAM, CONVOLUTIONAL, SGD, make_cell
 
 from lbdist import networks, random, results
-from lbdist.config import ConfigError
+from lbdist.errors import InputError
 from lbdist.remedies.base import Batch
+from lbdist.storage import Store
 from lbdist.training import checkpoint
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
@@ -79,7 +80,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy)
         changes, data = {**changes, "network": CONVOLUTIONAL}, images()
     cell = make_cell(**changes)
     whole_rows, whole = train(cell, data)
-    path, seen = tmp_path / "checkpoint.pt", []
+    store, seen = Store(tmp_path), []
 
     def stop(metrics):
         seen.append(metrics["epoch"])
@@ -87,8 +88,8 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(cell, data, path=path, report=stop)
-    rows, x = train(cell, data, path=path, report=lambda m: seen.append(m["epoch"]))
+        train(cell, data, store=store, report=stop)
+    rows, x = train(cell, data, store=store, report=lambda m: seen.append(m["epoch"]))
     assert seen == [1, 2, 3, 4, 5, 6]
     assert torch.equal(x, whole)
     timeless = [[r for r in some if r["metric"] != "seconds"] for some in (rows, whole_rows)]
@@ -96,12 +97,13 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy)
 
 
 def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path):
-    cell, data, path = make_cell(), signals(), tmp_path / "checkpoint.pt"
-    _, x = train(cell, data, path=path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ConfigError, match="not a checkpoint"):
-        checkpoint.load(path)
-    assert torch.equal(train(cell, data, path=path)[1], x)
+    cell, data, store = make_cell(), signals(), Store(tmp_path)
+    _, x = train(cell, data, store=store)
+    whole = store.read("checkpoint.pt")
+    store.write("checkpoint.pt", whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a checkpoint"):
+        checkpoint.load(store)
+    assert torch.equal(train(cell, data, store=store)[1], x)
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
@@ -110,8 +112,8 @@ def test_a_checkpoint_never_runs_code(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     torch.save({"x": Attack()}, tmp_path / "bad.pt")
-    with pytest.raises(ConfigError, match="not a checkpoint of tensors"):
-        checkpoint.load(tmp_path / "bad.pt")
+    with pytest.raises(InputError, match="not a checkpoint of tensors"):
+        checkpoint.load(Store(tmp_path), name="bad.pt")
     assert not (tmp_path / "owned").exists()
 
 
@@ -193,7 +195,7 @@ def test_dropout_depends_on_the_sample_not_on_its_place():
 
 
 def test_other_kinds_of_dropout_are_refused():
-    with pytest.raises(ConfigError, match="Dropout2d"):
+    with pytest.raises(InputError, match="Dropout2d"):
         Dropouts(nn.Sequential(nn.Dropout2d(0.5)))
 
 
@@ -230,7 +232,7 @@ def test_a_ghost_batch_norm_normalises_each_group_by_itself():
 
 
 def test_accumulation_needs_a_declared_group():
-    with pytest.raises(ConfigError, match="micro_batch_size=8"):
+    with pytest.raises(InputError, match="micro_batch_size=8"):
         train(make_cell(micro_batch_size=8), signals())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbdist.config import plain
+from lbdist.config.build import plain
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 

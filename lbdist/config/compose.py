@@ -1,0 +1,153 @@
+"""Hydra composes `experiments/`, folders of the user's own and the command line into one configuration.
+
+It is typed by `Config`; every complaint is an `InputError` of one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lbdist.config.build import allowed_type
+from lbdist.config.schema import Config, Search, Sharpness
+from lbdist.errors import InputError, one_line
+
+SEVERAL = ("remedy",)
+"""Groups of which a study may choose several."""
+
+
+def config_root() -> Path:
+    """The folder `experiments/`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for root in (package / "experiments", package.parent / "experiments"):
+        if (root / "config.yaml").is_file():
+            return root
+    raise InputError(f"experiments: no configuration found beside or inside {package}; reinstall lbdist")
+
+
+def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> DictConfig:
+    """The configuration that the command line's overrides ask for, typed by `Config`.
+
+    Args:
+        overrides: Hydra overrides such as `experiment=remedies`, `remedy.robust.rho=0.3`.
+        folders: Folders of the user's own beside `experiments/`, with the same groups in them.
+
+    Raises:
+        InputError: An unknown study, key or type.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {folder}: must be a folder that is there")
+    for text in overrides:
+        _check_override(text, folders)
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="lbdist"):
+            paths = ",".join(f"file://{folder.resolve()}" for folder in folders)
+            search = [f"hydra.searchpath=[{paths}]"] if folders else []
+            config = hydra.compose("config", overrides=[*search, *overrides])
+        OmegaConf.resolve(
+            config.copy()
+        )  # `derived` is filled once the data is read; the rest must resolve now
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_complaint(error, overrides, folders)) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"experiments: a YAML cannot be read: {one_line(error)}") from error
+    for section, schema in {"": Config, **_SECTIONS}.items():
+        node = (config.get(section) or {}) if section else config
+        for name in sorted(set(node) ^ set(_fields(schema))):  # Hydra's + and ~ go past the schema
+            key = f"{section}.{name}".lstrip(".")
+            raise InputError(f"{key}: " + ("there is no such key" if name in node else "must be given"))
+    return config
+
+
+def _fields(schema: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema)]
+
+
+def _check_override(text: str, folders: Sequence[Path]) -> None:
+    """Refuses an override that is malformed or that names a choice its group does not have."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+        key, value, sweep = override.key_or_group, override.value(), override.is_sweep_override()
+    except HydraException as error:
+        raise InputError(f"{text}: must be KEY=VALUE in Hydra's syntax") from error
+    if sweep:
+        raise InputError(f"{text}: must be one value; a list is written {key}=[A,B]")
+    if not key:
+        raise InputError(f"{text}: must be KEY=VALUE, but there is no key")
+    if not override.is_delete() and any((root / key).is_dir() for root in (config_root(), *folders)):
+        chosen = value if isinstance(value, list) and key in SEVERAL else [value]
+        known = options(key, folders)
+        for name in chosen or [None]:
+            if not isinstance(name, str) or name not in known:
+                number = "one or more" if key in SEVERAL else "one"
+                raise InputError(f"{text}: must be {number} of {', '.join(known)}")
+
+
+_SECTIONS = {"search": Search, "sharpness": Sharpness}
+
+
+def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence[Path]) -> str:
+    """Hydra's complaint as one line, with the override it is about and the nearest key that exists."""
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and str(cause) not in text:
+        text += f": {cause}"
+    kept = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip()
+        and not re.match(
+            r"\s*(full_key|object_type|reference_type|Config search path|"
+            r"provider=|Set the environment)",
+            line,
+        )
+    ]
+    line = re.sub(r"\s+", " ", "; ".join(kept))
+    wrong = re.search(r"Could not override '([\w.]+)'", line)
+    if wrong and ("Key '" in line or "not in" in line):
+        key = wrong[1]
+        given = next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == key), key)
+        group, _, rest = key.partition(".")
+        names = _fields(_SECTIONS[group]) if group in _SECTIONS else []
+        known = [f"{group}.{name}" for name in names] or [*_fields(Config), "experiment"]
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near and (names or not rest) else ""
+        member = rest.split(".")[0]
+        if group in SEVERAL and f"Key '{member}'" in line and member in options(group, folders):
+            hint = f", since {member} is not among the study's remedies; add it to remedy=[...]"
+        return f"{given}: there is no key {key}{hint} (`--help` lists the keys)"
+    merging = next((o for o in overrides if f"Error merging override {o}: " in line), None)
+    if merging:
+        allowed = allowed_type(line)
+        line = line.split(f"Error merging override {merging}: ", 1)[1]
+        return f"{merging}: must be {allowed}" if allowed else f"{merging}: {line}"
+    about = (o for o in overrides if "${" in o or f"'{o.lstrip('+~').split('=')[0]}'" in line)
+    given = next(about, getattr(error, "full_key", None))
+    return line if not given or given in line else f"{given}: {line}"
+
+
+def options(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
+    """The choices of a config group and the word each YAML's first line says of it."""
+    found = {}
+    for root in (config_root(), *folders):
+        for path in (root / group).glob("*.yaml"):
+            lines = path.read_text().splitlines()
+            words = [s.lstrip("# ") for s in lines[:2] if s.startswith("#") and "@package" not in s]
+            found[path.stem] = words[0] if words else ""
+    return dict(sorted(found.items()))

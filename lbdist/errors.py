@@ -1,0 +1,31 @@
+"""How lbdist refuses an input: one line that names the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class InputError(ValueError):
+    """A wrong input: one line that names the field, the value and what is allowed."""
+
+
+def require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    """Raises the `InputError` of a field unless its condition holds.
+
+    Example:
+        >>> require(0 > 1, "epochs", 0, "at least 1")
+        Traceback (most recent call last):
+        lbdist.errors.InputError: epochs=0: must be at least 1
+    """
+    if not condition:
+        raise InputError(f"{field}={value}: must be {allowed}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; its kind where it has none.
+
+    Example:
+        >>> one_line(ValueError("no\\n  such thing"))
+        'no such thing'
+    """
+    return " ".join(str(error).split()) or type(error).__name__

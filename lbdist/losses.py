@@ -1,0 +1,250 @@
+"""What is learnt: one class a task, each with the score that a reader expects beside the loss.
+
+f is the mean over samples of a sample's loss; a sequence's loss is the mean over its counted tokens. So every
+sum over samples can be cut into micro-batches and over workers and be divided once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbdist.data.base import Dataset
+from lbdist.errors import InputError, require
+
+
+class Loss(ABC):
+    """A loss that is summed over samples, and its score.
+
+    Attributes:
+        score: Name of the score, the metric beside the loss; higher is better.
+        unit: Unit of the score, `%` or nothing.
+    """
+
+    score: ClassVar[str] = "accuracy"
+    unit: ClassVar[str] = "%"
+
+    @abstractmethod
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The samples' losses, summed: shape ()."""
+
+    @abstractmethod
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the score is computed from, summed over samples: float64 of shape (k,), the same k always."""
+
+    def value(self, sums: Tensor, samples: int) -> float:
+        """The score from the sums over all samples; by default a percentage of the first."""
+        return 100 * float(sums[0]) / samples
+
+    @abstractmethod
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """Refuses targets that the loss cannot take.
+
+        Returns:
+            The shape of the network's output for one sample, where -1 stands for any size.
+        """
+
+
+def _labels(data: Dataset) -> list[tuple[str, np.ndarray]]:
+    return [("train", data.train.labels), ("test", data.test.labels)]
+
+
+@dataclass
+class CrossEntropy(Loss):
+    """Mean cross-entropy over classes (Keskar et al., section 2): outputs (N, C), labels (N,).
+
+    Example:
+        >>> loss = CrossEntropy().total(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+        >>> round(float(loss / 3), 4)  # log 4
+        1.3863
+    """
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, summed over samples."""
+        targets = targets if targets.is_floating_point() else targets.long()
+        return F.cross_entropy(outputs, targets, reduction="sum")
+
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Samples whose largest output is that of their class."""
+        right = targets.argmax(1) if targets.ndim == outputs.ndim else targets
+        return (outputs.argmax(1) == right).sum().double()[None]
+
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """Labels are classes 0 to C - 1."""
+        for name, labels in _labels(data):
+            require(
+                labels.ndim == 1 and labels.dtype.kind in "iu",
+                "loss",
+                "cross_entropy",
+                f"another: the {name} split's labels are {labels.dtype} of shape {labels.shape}, no classes",
+            )
+        classes = data.classes or 1 + int(data.train.labels.max())
+        for name, labels in _labels(data):
+            wrong = labels[(labels < 0) | (labels >= classes)]
+            if len(wrong):
+                raise InputError(
+                    f"data: label {wrong[0]} in the {name} split; allowed are 0 to {classes - 1}"
+                )
+        return (classes,)
+
+
+@dataclass
+class Tokens(Loss):
+    """Cross-entropy over the tokens of sequences: outputs (N, T, C), labels (N, T).
+
+    A sequence's loss is the mean over its counted tokens.
+
+    Attributes:
+        ignored: Label of tokens that do not count.
+    """
+
+    ignored: int = -100
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sequence's mean over its counted tokens, summed over sequences."""
+        flat = F.cross_entropy(
+            outputs.flatten(0, 1), targets.long().flatten(), ignore_index=self.ignored, reduction="none"
+        ).view(targets.shape)
+        return (flat.sum(1) / self._counted(targets)).sum()
+
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sequence's share of right tokens, summed over sequences."""
+        right = (outputs.argmax(-1) == targets) & (targets != self.ignored)
+        return (right.sum(1) / self._counted(targets)).sum().double()[None]
+
+    def _counted(self, targets: Tensor) -> Tensor:
+        return (targets != self.ignored).sum(1).clamp_min(1)
+
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """Labels are tokens or the ignored index, and every sequence has one that counts."""
+        for name, labels in _labels(data):
+            require(
+                labels.ndim == 2 and labels.dtype.kind in "iu",
+                "loss",
+                "tokens",
+                f"another: the {name} split's labels are {labels.dtype} of shape {labels.shape}, not (N, T)",
+            )
+            counted = labels != self.ignored
+            if not counted.any(1).all():
+                first = int(np.flatnonzero(~counted.any(1))[0])
+                raise InputError(f"data: sequence {first} of the {name} split has no token that counts")
+            if labels[counted].min() < 0:
+                raise InputError(
+                    f"data: label {labels[counted].min()} in the {name} split; must be 0 or more"
+                )
+        classes = data.classes or 1 + int(data.train.labels.max())
+        largest = int(data.test.labels.max())
+        require(largest < classes, "data.test", f"label {largest}", f"below the {classes} classes")
+        return (data.train.labels.shape[1], classes)
+
+
+@dataclass
+class MeanSquaredError(Loss):
+    """Regression: outputs of the labels' shape, (N,) or (N, K); a sample's loss is the mean over its numbers.
+
+    The score is R^2 = 1 - SSE / SST over all numbers of a split, each output's SST about its own mean.
+    """
+
+    score: ClassVar[str] = "r2"
+    unit: ClassVar[str] = ""
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sample's mean squared error, summed over samples."""
+        errors = self._matched(outputs, targets) - targets.to(outputs.dtype)
+        return (errors**2).flatten(1).mean(1).sum() if targets.ndim > 1 else (errors**2).sum()
+
+    def _matched(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Outputs in the labels' shape: (N, 1) for (N,), never broadcast."""
+        if outputs.numel() != targets.numel():
+            raise InputError(
+                f"network: gives outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
+            )
+        return outputs.view_as(targets)
+
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Squared errors, labels and squared labels, each output's summed over samples."""
+        y = targets.double().reshape(len(targets), -1)
+        errors = self._matched(outputs, targets).double().reshape(y.shape) - y
+        return torch.cat([(errors**2).sum(0), y.sum(0), (y**2).sum(0)])
+
+    def value(self, sums: Tensor, samples: int) -> float:
+        """R^2; NaN where the labels do not vary."""
+        errors, total, squares = sums.double().chunk(3)
+        spread = float((squares - total**2 / samples).sum())
+        return 1 - float(errors.sum()) / spread if spread > 0 else float("nan")
+
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """Labels are finite numbers of one shape."""
+        for name, labels in _labels(data):
+            if labels.dtype.kind != "f" or not np.isfinite(labels).all():
+                raise InputError(f"data: the {name} split's labels must be finite floating-point numbers")
+        shape = data.train.labels.shape[1:]
+        require(
+            data.test.labels.shape[1:] == shape, "data", "labels", f"of one shape, {shape}, in both splits"
+        )
+        return shape or (1,)
+
+
+@dataclass
+class BinaryCrossEntropy(Loss):
+    """Several yes-or-no labels a sample: outputs and labels (N, K).
+
+    A sample's loss is the mean over its labels. The score is the share of right labels.
+    """
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sample's mean binary cross-entropy from logits, summed over samples."""
+        if outputs.shape != targets.shape:
+            raise InputError(
+                f"network: gives outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
+            )
+        losses = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+        return losses.flatten(1).mean(1).sum()
+
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each sample's share of right labels, summed over samples."""
+        right = (outputs > 0) == (targets > 0.5)
+        return right.double().flatten(1).mean(1).sum()[None]
+
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """Labels are 0 or 1."""
+        for name, labels in _labels(data):
+            if labels.ndim != 2 or not np.isin(labels, (0, 1)).all():
+                raise InputError(f"data: the {name} split's labels must be 0 or 1, of shape (N, K)")
+        shape = data.train.labels.shape[1:]
+        require(
+            data.test.labels.shape[1:] == shape, "data", "labels", f"of one shape, {shape}, in both splits"
+        )
+        return shape
+
+
+class Given(Loss):
+    """A function of (outputs, targets) that gives the samples' losses, summed.
+
+    Args:
+        function: The function.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The function's value."""
+        return self.function(outputs, targets)
+
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Right classes, or NaN where the outputs are no scores of classes."""
+        if targets.ndim == 1 and outputs.ndim == 2 and not targets.is_floating_point():
+            return CrossEntropy().scored(outputs, targets)
+        return torch.full((1,), float("nan"), dtype=torch.float64, device=outputs.device)
+
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """Anything goes."""
+        return (-1,)

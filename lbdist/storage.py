@@ -1,0 +1,230 @@
+"""Where results lie: a folder of files, local or in an object store, written whole or not at all.
+
+Names are relative, with `/` between folders. A local folder is written aside and renamed; an object store
+shows an object once its upload is complete; any other file system is written aside and moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from lbdist.errors import InputError, one_line, require
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+LEASE_SECONDS = 60.0
+"""How long a lease outlives its holder, where the file system has no lock."""
+
+
+class Store:
+    """A folder that any process of a study opens by its root alone; it can be pickled.
+
+    Args:
+        root: A local folder, or a URI that pyarrow opens: `s3://bucket/folder`, `gs://...`, `file:///...`.
+
+    Attributes:
+        root: As given, a local folder made absolute.
+        filesystem: pyarrow's file system.
+        path: The folder in it.
+        local: The folder where it is local, else None.
+
+    Raises:
+        InputError: pyarrow cannot open the URI.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(tempfile.mkdtemp())
+        >>> store.write("cells/a/rows", b"1"), store.names("cells"), store.read("cells/a/rows")
+        (None, ['cells/a/rows'], b'1')
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        if "://" not in self.root:
+            self.root = str(Path(self.root).expanduser().resolve())
+            self.filesystem, self.path = fs.LocalFileSystem(), self.root
+        else:
+            try:
+                self.filesystem, self.path = fs.FileSystem.from_uri(self.root)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                why = one_line(error).replace(self.root, str(self))
+                allowed = f"a folder, or a URI that pyarrow opens ({why})"
+                raise InputError(f"storage={self}: must be {allowed}") from error
+            require(bool(self.path.strip("/")), "storage", self, "a URI with a bucket or folder in it")
+        self.local = Path(self.path) if self.filesystem.type_name == "local" else None
+
+    @classmethod
+    def of(cls, place: str | Path | Store) -> Store:
+        """A store as it is, or the one of a folder or URI."""
+        return place if isinstance(place, Store) else cls(place)
+
+    def __truediv__(self, name: str) -> Store:
+        """The store of a folder in this one."""
+        below = object.__new__(Store)
+        head, mark, query = self.root.partition("?")
+        below.root, below.filesystem = f"{head.rstrip('/')}/{name}{mark}{query}", self.filesystem
+        below.path = f"{self.path}/{name}"
+        below.local = None if self.local is None else self.local / name
+        return below
+
+    def __str__(self) -> str:
+        """The root without keys and options, as people and messages see it."""
+        return re.sub(r"://[^/]*@", "://", self.root.partition("?")[0])
+
+    def read(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        if self.local is not None:
+            return (self.local / name).read_bytes()
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
+            return bytes(file.read())
+
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        """Writes a file whole or not at all.
+
+        Args:
+            name: The file; its folder is made.
+            content: All of it.
+            durable: Waits until a local disk has it, against a loss of power.
+        """
+        content = memoryview(content)  # type: ignore[assignment]
+        folder, _, last = f"{self.path}/{name}".rpartition("/")
+        aside = f"{folder}/.{last}.{uuid.uuid4().hex}"
+        if self.local is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                with Path(aside).open("wb") as file:
+                    file.write(content)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                Path(aside).replace(f"{folder}/{last}")
+            finally:
+                Path(aside).unlink(missing_ok=True)
+        elif self.filesystem.type_name in _OBJECT_STORES:
+            with self.filesystem.open_output_stream(f"{folder}/{last}") as stream:
+                stream.write(content)
+        else:
+            self.filesystem.create_dir(folder, recursive=True)
+            with self.filesystem.open_output_stream(aside) as stream:
+                stream.write(content)
+            self.filesystem.move(aside, f"{folder}/{last}")
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The files below a folder, sorted; files that are being written aside are not among them."""
+        below = f"{self.path}/{prefix}".rstrip("/")
+        selector = fs.FileSelector(below, recursive=True, allow_not_found=True)
+        found = [
+            info.path for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File
+        ]
+        start = len(self.path.rstrip("/")) + 1
+        return sorted(path[start:] for path in found if not path.rpartition("/")[2].startswith("."))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        if self.local is not None:
+            return (self.local / name).is_file()
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
+
+    def remove(self, name: str) -> None:
+        """Removes a file, or a folder with all that is in it; what is not there is no error."""
+        path = f"{self.path}/{name}"
+        if self.local is not None:
+            if Path(path).is_dir():
+                shutil.rmtree(path)
+            else:
+                Path(path).unlink(missing_ok=True)
+            return
+        kind = self.filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder: by a lock that the kernel lets go of, else by a lease that ends by itself.
+
+        Raises:
+            InputError: Another process holds it, or it cannot be written.
+        """
+        with self._flock() if self.local is not None else self._lease():
+            yield
+
+    def _busy(self) -> InputError:
+        return InputError(f"storage={self}: another lbdist is at work there; wait for it or take another")
+
+    @contextlib.contextmanager
+    def _flock(self) -> Iterator[None]:
+        assert self.local is not None
+        try:
+            self.local.mkdir(parents=True, exist_ok=True)
+            opened = (self.local / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"storage: {self} must be a folder to write in ({error.strerror})") from error
+        with opened as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._busy() from None
+            yield
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[None]:
+        """A file that names its holder and its end, renewed while the holder lives.
+
+        Object stores have no atomic test-and-set in pyarrow, so the holder looks again after writing: of two
+        that write at once, the one that was overwritten gives way.
+        """
+        name, me = "lock.json", uuid.uuid4().hex
+
+        def held() -> tuple[str, float]:
+            try:
+                found = json.loads(self.read(name))
+                return str(found["holder"]), float(found["until"])
+            except (FileNotFoundError, ValueError, KeyError, TypeError):
+                return "", 0.0
+
+        def renew() -> None:
+            self.write(name, json.dumps({"holder": me, "until": time.time() + LEASE_SECONDS}).encode())
+
+        try:
+            if held()[1] > time.time():
+                raise self._busy()
+            renew()
+            time.sleep(0.5)
+            if held()[0] != me:
+                raise self._busy()
+        except OSError as error:
+            raise InputError(f"storage: {self} must be a place to write in ({one_line(error)})") from error
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(LEASE_SECONDS / 4):
+                with contextlib.suppress(OSError):  # the next renewal may get through
+                    renew()
+
+        thread = threading.Thread(target=keep, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            if held()[0] == me:
+                self.remove(name)
