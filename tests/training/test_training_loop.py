@@ -119,7 +119,7 @@ def test_a_checkpoint_never_runs_code(tmp_path):
 
 def test_a_diverged_run_ends_as_a_row(tmp_path):
     cell = make_cell(optimizer={**SGD, "lr": 1e30}, epochs=50)
-    final = run_cell(cell, signals(), tmp_path)
+    final = run_cell(cell, signals(), Store(tmp_path))
     assert final["diverged"] == 1.0
     rows = results.load(tmp_path)
     assert rows.query("metric == 'running_loss'").epoch.max() < 50
@@ -128,7 +128,7 @@ def test_a_diverged_run_ends_as_a_row(tmp_path):
 
 def test_a_finished_cell_is_not_run_again(tmp_path):
     cell = make_cell()
-    first = run_cell(cell, signals(), tmp_path)
+    first = run_cell(cell, signals(), Store(tmp_path))
     calls = []
     assert run_cell(cell, signals(), tmp_path, report=calls.append) == first
     assert calls == []
