@@ -13,6 +13,7 @@ Neither torch nor ray is imported here: reading results needs neither.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -106,16 +107,20 @@ def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
     store.write(name, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
+@functools.cache
 def provenance() -> dict[str, str]:
-    """What a number was measured with: code and library versions, machine, date."""
+    """What a number was measured with: code and library versions, machine, date; taken once a process."""
     versions = {name: metadata.version(name) for name in ("lbdist", "torch", "ray", "numpy", "scipy")}
     here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    quiet: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 5}
+    git = ["git", "-C", str(here)]
     try:
-        code = subprocess.run(git, capture_output=True, text=True, timeout=5)
-        if code.returncode == 0:
+        # a repository may merely contain the environment that this file is installed in
+        ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **quiet)
+        code = subprocess.run([*git, "describe", "--always", "--dirty"], **quiet)
+        if ours.returncode == code.returncode == 0:
             versions["commit"] = code.stdout.strip()
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         pass  # no git here: the package's version has to do
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}"
     return {

@@ -60,6 +60,15 @@ _ENVIRONMENT = {
 }
 
 
+_terminated: list[int] = []  # the signal, since Tune hands on a KeyboardInterrupt of its own
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """SIGTERM ends a run as Ctrl-C does."""
+    _terminated.append(number)
+    raise KeyboardInterrupt
+
+
 def help_text() -> str:
     """What `--help` prints: studies, networks, data sets, remedies, optimisers and the main keys."""
     lines = [_USAGE]
@@ -87,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        0 when the study is finished, 1 when some of its cells failed, 2 for a wrong input, 130 after Ctrl-C.
+        0 when the study is finished, 1 when some of it failed, 2 for a wrong input, 130 after Ctrl-C, 143
+        after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for name, value in _ENVIRONMENT.items():
@@ -109,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(OmegaConf.to_yaml(config), end="")
             return 0
         schema.check(config)
+        signal.signal(signal.SIGTERM, _terminate)
         return _Command(config, arguments).run()
     except InputError as error:
         print(f"lbdist: {' '.join(str(error).split())}", file=sys.stderr)
@@ -116,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         command = " ".join(["python -m lbdist.run", *arguments])
         print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
-        return 130
+        return 128 + (_terminated.pop() if _terminated else signal.SIGINT)
 
 
 class _Command:
@@ -202,17 +213,24 @@ class _Command:
             self.plan.check_workers(self.plan.slots)  # a cluster's size is known once it is joined
         print(head + f", in {self.store}", flush=True)
         print(self._workers_line(), flush=True)
+        failed: list[str] = []
         with self.store.lock():
             study = self.tuning.replay(self.plan, self.store)
             if study.waiting or self._unmeasured(study):
-                study = self._measure(study, cells, values)
+                study, lost = self._measure(study, cells, values)
+                failed = [
+                    f"failed: {job.cells[0].label}; run the command again to retry" for job in study.failed
+                ]
+                failed += [
+                    f"no sharpness of {job.cell.label}; run the command again to retry" for job in lost
+                ]
             from lbdist import results
 
             results.compact(self.store)
-            self._report(study)
-        for job in study.failed:
-            print(f"lbdist: failed: {job.cells[0].label}; run the command again to retry", file=sys.stderr)
-        return 1 if study.failed else 0
+            failed += self._report(study)
+        for line in failed:
+            print(f"lbdist: {line}", file=sys.stderr)
+        return 1 if failed else 0
 
     def _workers_line(self) -> str:
         asked, workers = self.config.num_workers, self.plan.workers(self.config.num_workers)
@@ -253,7 +271,7 @@ class _Command:
         jobs = self._sharpness_jobs(study)
         return [job for job in jobs if job.cell.id in finished and job.id not in finished]
 
-    def _measure(self, study: Any, cells: int, values: int) -> Any:
+    def _measure(self, study: Any, cells: int, values: int) -> tuple[Any, list[Any]]:
         import ray
 
         from lbdist.sharpness import pool
@@ -271,7 +289,7 @@ class _Command:
                 )
             jobs = self._unmeasured(study)
             progress.begin_sharpness(len(jobs))
-            pool.measure_all(
+            lost = pool.measure_all(
                 jobs,
                 ray.put(self.data.train),
                 self.store,
@@ -280,9 +298,10 @@ class _Command:
                 retries=self.config.retries,
                 done=progress.measured,
             )
-        return study
+        return study, lost
 
-    def _report(self, study: Any) -> None:
+    def _report(self, study: Any) -> list[str]:
+        """Writes what there is, and returns what must be said of it: values that could not be measured."""
         from rich.console import Console
 
         from lbdist import results
@@ -290,13 +309,13 @@ class _Command:
         from lbdist.analysis.report import write_report
         from lbdist.analysis.tables import print_table
 
-        rows = results.load(self.store)
         # the folder may hold cells and values of other settings of this study
         jobs = {*study.cells, *(job.id for job in self._sharpness_jobs(study))}
+        if not jobs & results.finished_jobs(self.store):
+            return ["no cell finished, so there is nothing to report"]
+        rows = results.load(self.store)
         rows = rows[rows["job"].isin(jobs)].reset_index(drop=True)
         console = Console(width=None if sys.stdout.isatty() else 110)
-        if rows.empty:
-            return
         print_table(rows, console)
         context = {
             "command": " ".join(["python -m lbdist.run", *self.arguments]),
@@ -305,6 +324,14 @@ class _Command:
         }
         save_figures(rows, self.store)
         print(f"report: {write_report(self.store, rows, context)}")
+        # a run that diverged has no minimiser to measure, and its row says so
+        diverged = set(rows.loc[(rows["metric"] == "diverged") & (rows["value"] == 1), "cell"])
+        wrong = rows[rows["error"].notna() & ~rows["cell"].isin(diverged)]
+        return (
+            [f"{len(wrong)} sharpness values failed, the first: {wrong['error'].iloc[0]}"]
+            if len(wrong)
+            else []
+        )
 
 
 def _cluster() -> str:
@@ -337,16 +364,18 @@ def _ray(say: Any) -> Iterator[None]:
     cluster, began = _cluster(), time.monotonic()
     ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
     have = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")}
-    kind = f"joined the cluster at {cluster}" if cluster else "started a local Ray"
-    say(f"{kind} with {have['CPU']} CPUs and {have['GPU']} GPUs ({time.monotonic() - began:.1f} s)")
+    how = f"joined the cluster at {cluster}" if cluster else "started a local Ray"
+    signal.signal(signal.SIGTERM, _terminate)  # Ray has set its own
+    say(f"{how} with {have['CPU']} CPUs and {have['GPU']} GPUs ({time.monotonic() - began:.1f} s)")
     try:
         yield
     finally:
-        previous = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a second Ctrl-C must not leave processes behind
+        # a second signal must not leave processes behind
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(kind, signal.SIG_IGN) for kind in kinds]
         ray.shutdown()
-        signal.signal(signal.SIGINT, previous)
+        for kind, handler in zip(kinds, previous, strict=True):
+            signal.signal(kind, handler)
 
 
 if __name__ == "__main__":

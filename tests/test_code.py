@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_types() -> None:
 
 def test_imports_run_one_way() -> None:
     run("lint-imports")
+
+
+def test_sharpness_alone_needs_no_hydra() -> None:
+    program = (
+        "import sys; from lbdist.objective import Objective; from lbdist.sharpness import box_sharpness;"
+        "print({'hydra', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_nothing_else_at_the_top() -> None:

@@ -271,6 +271,27 @@ def test_nothing_to_load(tmp_path: Path) -> None:
         assert str(folder) in str(caught.value)
 
 
+def test_a_repository_that_only_contains_the_environment_is_no_version(tmp_path: Path) -> None:
+    package = tmp_path / "site-packages" / "lbdist"
+    package.mkdir(parents=True)
+    for module in ("__init__", "results", "storage", "errors"):
+        shutil.copy(Path(results.__file__).parent / f"{module}.py", package)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("x")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    program = "import lbdist.results as r; print(r.__file__, r.provenance().get('commit'))"
+
+    def told() -> list[str]:
+        options = {"cwd": package.parent, "capture_output": True, "text": True, "timeout": 60}
+        return subprocess.run([sys.executable, "-c", program], **options).stdout.split()
+
+    assert Path(told()[0]).parent == package and told()[1] == "None"
+    subprocess.run([*git, "add", "site-packages"], check=True)
+    assert told()[1] != "None"
+
+
 def test_provenance() -> None:
     found = results.provenance()
     assert {"lbdist", "torch", "ray", "numpy", "scipy", "python", "machine", "date"} <= set(found)

@@ -150,7 +150,16 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     assert re.search(r"To go on: python -m lbdist.run .*experiment=gap", err) and "Traceback" not in out + err
     gone(members)
 
-    process = start(tmp_path, *arguments)  # 2: kill -9 while sharpness is measured
+    process = start(tmp_path, *arguments)  # 2: SIGTERM, once Ray is there
+    time.sleep(12)
+    members = family(process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    assert err.strip().count("\n") == 0 and "To go on: python -m lbdist.run" in err, err
+    gone(members)
+
+    process = start(tmp_path, *arguments)  # 3: kill -9 while sharpness is measured
     wait_for(lambda: done() >= 6, process)
     members = family(process)
     process.kill()
@@ -158,12 +167,28 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     gone(members)
     before = done()
 
-    process = start(tmp_path, *arguments)  # 3: to the end
+    process = start(tmp_path, *arguments)  # 4: to the end
     out = finish(process)
     assert before >= 6 and "study gap" in out
     undisturbed = values(remedies[0] / "remedies")
     undisturbed = undisturbed[undisturbed.index.get_level_values("remedy") == "none"]
     pd.testing.assert_series_equal(values(folder), undisturbed)
+
+
+@pytest.mark.timeout(200)
+def test_a_study_whose_cells_all_fail_says_so_in_one_line(tmp_path, cache):
+    (tmp_path / "failing.py").write_text(
+        "import torch\n"
+        "class Adam(torch.optim.Adam):\n"
+        "    def step(self, closure=None):\n"
+        "        raise RuntimeError('no step')\n"
+    )
+    process = start(tmp_path, "experiment=gap", cache, "optimizer._target_=failing.Adam")
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 1, out + err
+    assert "Traceback" not in out + err
+    assert err.splitlines()[-1] == "lbdist: no cell finished, so there is nothing to report"
+    assert "failed: RuntimeError: no step" in out
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -111,7 +111,7 @@ def measure_all(
     gpus_per_actor: float = 0.0,
     retries: int = 2,
     done: Callable[[Job, dict[str, Any]], None] = lambda job, row: None,
-) -> None:
+) -> list[Job]:
     """Measures every job on a pool of actors.
 
     Args:
@@ -121,7 +121,10 @@ def measure_all(
         actors: Size of the pool.
         gpus_per_actor: Share of a GPU that an actor takes; 0 measures on the CPU.
         retries: Restarts of a job whose actor died.
-        done: Called on the driver with each finished job and its row.
+        done: Called on the driver with each job that ended and its row.
+
+    Returns:
+        The jobs whose actor died more often than that; they have no row.
     """
     device = "cuda" if gpus_per_actor else "cpu"
     remote = ray.remote(num_cpus=1, num_gpus=gpus_per_actor)(Evaluator)
@@ -131,6 +134,7 @@ def measure_all(
 
     waiting = deque((job, 0) for job in jobs)
     busy: dict[Any, tuple[Any, Job, int]] = {}
+    failed: list[Job] = []
     idle = [start() for _ in range(min(actors, len(jobs)))]
     while waiting or busy:
         while waiting and idle:
@@ -145,15 +149,12 @@ def measure_all(
             if tries < retries:
                 waiting.appendleft((job, tries + 1))
                 continue
-            row = {
-                **job.row(),
-                "value": float("nan"),
-                "converged": False,
-                "error": f"its process died {tries + 1} times: {error.__class__.__name__}",
-            }
-            results.write_rows(store, job.id, [row])
+            # no row: a machine's trouble is no result, and the next run tries again
+            row = {**job.row(), "error": f"its process died {tries + 1} times: {error.__class__.__name__}"}
+            failed.append(job)
         else:
             idle.append(actor)
         done(job, row)
     for actor in idle:
         ray.kill(actor)
+    return failed
