@@ -42,7 +42,7 @@ _KEYS = {
     "data.root": "folder of the data set (downloaded there, or read from there)",
     "search.epochs": "length of a search run, as a share of epochs",
     "sharpness.solvers": "paper (as published), converged, or both",
-    "storage": "folder of the results: rows, checkpoints, Tune's folder, report",
+    "storage": "folder or URI (s3://...) of the results: rows, checkpoints, Tune's folder, report",
     "dry_run": "dry_run=true prints the cells that would run, and stops",
 }
 
@@ -213,6 +213,12 @@ class _Command:
             self.plan.check_workers(self.plan.slots)  # a cluster's size is known once it is joined
         print(head + f", in {self.store}", flush=True)
         print(self._workers_line(), flush=True)
+        if config.search.epochs < 1 and self.plan.searched():
+            print(
+                f"search.epochs={config.search.epochs}: search runs are shorter than confirmed ones, which "
+                "favours weak remedies",
+                flush=True,
+            )
         failed: list[str] = []
         with self.store.lock():
             study = self.tuning.replay(self.plan, self.store)

@@ -63,7 +63,7 @@ class Config:
     baseline_workers: Any = None
     ghost_batch_size: int | None = None
     micro_batch_size: int | None = None
-    evaluations: int = 20
+    evaluations: int = 10
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
     sharpness: Sharpness = field(default_factory=Sharpness)
