@@ -25,10 +25,11 @@ from lbdist.errors import InputError
 from lbdist.storage import Store
 
 _USAGE = """\
-usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--help | --cfg job]
+usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--config-dir DIR] [--help | --cfg job]
 
 How large a batch can a model take, what does it cost, and which remedy buys it back?
-Every key can be overridden, in Hydra's syntax; a remedy's own keys are remedy.NAME.KEY.
+Every key can be overridden, in Hydra's syntax; a remedy's own keys are remedy.NAME.KEY. A folder of your own
+with the same groups in it (remedy/, network/, ...) joins by --config-dir.
 """
 
 _KEYS = {
@@ -69,7 +70,7 @@ def _terminate(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def help_text() -> str:
+def help_text(folders: Sequence[Path] = ()) -> str:
     """What `--help` prints: studies, networks, data sets, remedies, optimisers and the main keys."""
     lines = [_USAGE]
     titles = {
@@ -81,7 +82,7 @@ def help_text() -> str:
     }
     for group, title in titles.items():
         lines.append(title)
-        lines += [f"  {name:<20} {words}" for name, words in configuration.options(group).items()]
+        lines += [f"  {name:<20} {words}" for name, words in configuration.options(group, folders).items()]
         lines.append("")
     lines.append("main keys")
     lines += [f"  {name:<20} {words}" for name, words in _KEYS.items()]
@@ -99,12 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when the study is finished, 1 when some of it failed, 2 for a wrong input, 130 after Ctrl-C, 143
         after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = arguments = list(sys.argv[1:] if arguments is None else arguments)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
+        arguments, folders = _config_folders(arguments)
         if {"--help", "-h"} & set(arguments):
-            print(help_text())
+            print(help_text(folders))
             return 0
         show = arguments[:2] if arguments[:1] == ["--cfg"] else arguments[-2:]
         if "--cfg" in arguments:
@@ -114,20 +116,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
         if wrong:
             raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
-        config = configuration.compose(arguments)
+        config = configuration.compose(arguments, folders)
         if show == ["--cfg", "job"]:
             print(OmegaConf.to_yaml(config), end="")
             return 0
         schema.check(config)
         signal.signal(signal.SIGTERM, _terminate)
-        return _Command(config, arguments).run()
+        return _Command(config, given).run()
     except InputError as error:
         print(f"lbdist: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        command = " ".join(["python -m lbdist.run", *arguments])
+        command = " ".join(["python -m lbdist.run", *given])
         print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
         return 128 + (_terminated.pop() if _terminated else signal.SIGINT)
+
+
+def _config_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The arguments without each `--config-dir DIR`, and those folders."""
+    rest, folders, words = [], [], iter(arguments)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name != "--config-dir":
+            rest.append(word)
+        elif folder := value or next(words, ""):
+            folders.append(Path(folder))
+        else:
+            raise InputError("--config-dir: must be followed by a folder")
+    return rest, folders
 
 
 class _Command:

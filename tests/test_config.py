@@ -144,6 +144,8 @@ BAD = [
     ("seeds='3", "seeds='3: must be KEY=VALUE"),
     ("--cfg", "--cfg: must be followed by job"),
     ("--cfg all", "--cfg: must be followed by job"),
+    ("--config-dir", "--config-dir: must be followed by a folder"),
+    ("--config-dir nowhere", "--config-dir nowhere: must be a folder that is there"),
 ]
 
 
@@ -214,6 +216,37 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
     described = {line.split()[0] for line in out.splitlines() if len(line.split()) > 2 and line[:2] == "  "}
     assert {name for _, name in CHOICES} <= described
+
+
+def test_a_folder_of_the_users_own_joins(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    (own / "remedy").mkdir(parents=True)
+    (own / "remedy" / "halved.yaml").write_text(
+        "# half of every gradient\nhalved:\n  _target_: my_remedies.Halved\n  share: 0.5\n"
+    )
+    (own / "my_remedies.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lbdist.errors import require\n"
+        "from lbdist.remedies.base import Remedy\n"
+        "@dataclass\n"
+        "class Halved(Remedy):\n"
+        "    share: float = 0.5\n"
+        "    def __post_init__(self):\n"
+        "        require(self.share > 0, 'share', self.share, 'above 0')\n"
+    )
+    monkeypatch.syspath_prepend(str(own))
+    for words in (["--config-dir", str(own)], [f"--config-dir={own}"]):
+        assert main([*words, "--help"]) == 0
+        assert "half of every gradient" in capsys.readouterr().out
+        assert main([*words, "experiment=gap", "remedy=[none,halved,robust]", "dry_run=true"]) == 0
+        assert "LB + halved" in capsys.readouterr().out
+        assert main([*words, "remedy=halved", "remedy.halved.share=0"]) == 2
+        assert capsys.readouterr().err == "lbdist: remedy.halved.share=0.0: must be above 0\n"
+    assert main(["remedy=halved"]) == 2
+    assert "remedy=halved: must be one or more of" in capsys.readouterr().err
+    assert list(workplace.iterdir()) == []
 
 
 def test_help_names_keys_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
