@@ -56,6 +56,24 @@ def _labels(data: Dataset) -> list[tuple[str, np.ndarray]]:
     return [("train", data.train.labels), ("test", data.test.labels)]
 
 
+def _classes(data: Dataset) -> int:
+    """How many classes there are: as the data say, else one more than the largest training label."""
+    return data.classes or 1 + int(data.train.labels.max())
+
+
+def _sample_shape(data: Dataset) -> tuple[int, ...]:
+    """The shape of one sample's labels, the same in both splits."""
+    shape = data.train.labels.shape[1:]
+    require(data.test.labels.shape[1:] == shape, "data", "labels", f"of one shape, {shape}, in both splits")
+    return shape
+
+
+def _unlike(outputs: Tensor, targets: Tensor) -> InputError:
+    return InputError(
+        f"network: gives outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
+    )
+
+
 @dataclass
 class CrossEntropy(Loss):
     """Mean cross-entropy over classes (Keskar et al., section 2): outputs (N, C), labels (N,).
@@ -85,7 +103,7 @@ class CrossEntropy(Loss):
                 "cross_entropy",
                 f"another: the {name} split's labels are {labels.dtype} of shape {labels.shape}, no classes",
             )
-        classes = data.classes or 1 + int(data.train.labels.max())
+        classes = _classes(data)
         for name, labels in _labels(data):
             wrong = labels[(labels < 0) | (labels >= classes)]
             if len(wrong):
@@ -139,7 +157,7 @@ class Tokens(Loss):
                 raise InputError(
                     f"data: label {labels[counted].min()} in the {name} split; must be 0 or more"
                 )
-        classes = data.classes or 1 + int(data.train.labels.max())
+        classes = _classes(data)
         largest = int(data.test.labels.max())
         require(largest < classes, "data.test", f"label {largest}", f"below the {classes} classes")
         return (data.train.labels.shape[1], classes)
@@ -163,9 +181,7 @@ class MeanSquaredError(Loss):
     def _matched(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Outputs in the labels' shape: (N, 1) for (N,), never broadcast."""
         if outputs.numel() != targets.numel():
-            raise InputError(
-                f"network: gives outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
-            )
+            raise _unlike(outputs, targets)
         return outputs.view_as(targets)
 
     def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -185,11 +201,7 @@ class MeanSquaredError(Loss):
         for name, labels in _labels(data):
             if labels.dtype.kind != "f" or not np.isfinite(labels).all():
                 raise InputError(f"data: the {name} split's labels must be finite floating-point numbers")
-        shape = data.train.labels.shape[1:]
-        require(
-            data.test.labels.shape[1:] == shape, "data", "labels", f"of one shape, {shape}, in both splits"
-        )
-        return shape or (1,)
+        return _sample_shape(data) or (1,)
 
 
 @dataclass
@@ -202,9 +214,7 @@ class BinaryCrossEntropy(Loss):
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each sample's mean binary cross-entropy from logits, summed over samples."""
         if outputs.shape != targets.shape:
-            raise InputError(
-                f"network: gives outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
-            )
+            raise _unlike(outputs, targets)
         losses = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
         return losses.flatten(1).mean(1).sum()
 
@@ -218,11 +228,7 @@ class BinaryCrossEntropy(Loss):
         for name, labels in _labels(data):
             if labels.ndim != 2 or not np.isin(labels, (0, 1)).all():
                 raise InputError(f"data: the {name} split's labels must be 0 or 1, of shape (N, K)")
-        shape = data.train.labels.shape[1:]
-        require(
-            data.test.labels.shape[1:] == shape, "data", "labels", f"of one shape, {shape}, in both splits"
-        )
-        return shape
+        return _sample_shape(data)
 
 
 class Given(Loss):

@@ -240,12 +240,9 @@ class _Command:
             study = self.tuning.replay(self.plan, self.store)
             if study.waiting or self._unmeasured(study):
                 study, lost = self._measure(study, cells, values)
-                failed = [
-                    f"failed: {job.cells[0].label}; run the command again to retry" for job in study.failed
-                ]
-                failed += [
-                    f"no sharpness of {job.cell.label}; run the command again to retry" for job in lost
-                ]
+                failed = [f"failed: {job.cells[0].label}" for job in study.failed]
+                failed += [f"no sharpness of {job.cell.label}" for job in lost]
+                failed = [f"{line}; run the command again to retry" for line in failed]
             from lbdist import results
 
             results.compact(self.store)
@@ -344,6 +341,9 @@ class _Command:
             **results.provenance(),
             "configuration": OmegaConf.to_yaml(self.config),
         }
+        # a URI may hold keys, which do not belong in a page that is shown around
+        shown = str(Store(self.config.storage)) if "://" in self.config.storage else self.config.storage
+        context = {name: text.replace(self.config.storage, shown) for name, text in context.items()}
         save_figures(rows, self.store)
         print(f"report: {write_report(self.store, rows, context)}")
         # a run that diverged has no minimiser to measure, and its row says so

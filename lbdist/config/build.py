@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lbdist.errors import InputError, one_line, require
 
-OWN = ("name", "search", "cell")
+OWN = ("name", "search")
 """Keys of a node that are no arguments of its `_target_`."""
 
 # what OmegaConf says of a wrong type, and what is allowed

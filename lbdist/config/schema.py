@@ -116,7 +116,7 @@ def check(config: DictConfig) -> None:
             f"a multiple of ghost_batch_size={config.ghost_batch_size}",
         )
     require(config.retries >= 0, "retries", config.retries, "0 or more")
-    require(len(config.remedy) > 0, "remedy", "[]", "one or more of ")
+    require(len(config.remedy) > 0, "remedy", "[]", "one or more remedies")
     search = config.search
     require(search.seeds >= 1, "search.seeds", search.seeds, "at least 1")
     require(search.samples >= 1, "search.samples", search.samples, "at least 1")

@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -93,13 +92,10 @@ class DataSource(ABC):
     """Reads one data set; its fields are what a YAML in experiments/data/ may set.
 
     Attributes:
-        location: Fields that say where the data lie, not what they are; no part of a cell's id.
         train_samples: How many training samples to use; None for all. A fixed shuffle chooses them, and a
             smaller choice is part of a larger one.
         test_samples: The same for the test split.
     """
-
-    location: ClassVar[tuple[str, ...]] = ()
 
     train_samples: int | None = None
     test_samples: int | None = None

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -30,8 +29,6 @@ class MNIST1D(DataSource):
         root: Cache folder; None for lbdist's in the user's cache.
         seed: Seed of the generator.
     """
-
-    location: ClassVar[tuple[str, ...]] = ("root",)
 
     root: str | None = None
     seed: int = 42

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torchvision import datasets
@@ -35,8 +35,6 @@ class Vision(DataSource):
         root: Folder in torchvision's layout; None for lbdist's in the user's cache.
         download: Whether to fetch the data set when it is not there.
     """
-
-    location: ClassVar[tuple[str, ...]] = ("root", "download")
 
     dataset: str = "mnist"
     root: str | None = None
