@@ -128,6 +128,16 @@ class Objective:
         count = len(self.labels)
         return float(total / count), (gradient / count).to(x.dtype)
 
+    def curvature(self, x: Tensor, v: Tensor) -> Tensor:
+        """The product of f's Hessian at x with v, both of shape (n,), by two backward passes."""
+        total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+        leaf = x.detach().requires_grad_()
+        for scores, labels in self._batches(leaf):
+            loss = self.loss.total(scores, labels)
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            total += torch.autograd.grad(gradient @ v, leaf)[0]
+        return (total / len(self.labels)).to(x.dtype)
+
     def value(self, x: Tensor) -> float:
         """f(x) alone."""
         return self.measure(x)[0]

@@ -1,42 +1,61 @@
-"""Progress of a study: what is done, what it gave, and an estimate of the time left."""
+"""Progress of a study: what runs, what is done, what it gave, and an estimate of the time left."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+
+from lbdist.plan import Cell, Measurement
+
+if TYPE_CHECKING:
+    from lbdist.tuning import Job
+
+LINE_SECONDS = 5.0
+"""Without a terminal, what runs is said at most this often."""
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere.
+    """Bars on a terminal, plain lines elsewhere.
 
     Args:
-        cells: Cells of the study.
-        values: Sharpness values of the study.
+        cells: All cells of the study.
+        done: Those that were finished before.
+        weight: How long a cell takes, in any unit.
+        score: The metric that is shown of a finished cell.
+        unit: Its unit.
     """
 
-    def __init__(self, cells: int, values: int) -> None:
-        self.cells, self.values = cells, values
-        self.began = time.monotonic()
-        self.cells_done = self.values_done = 0
+    def __init__(
+        self,
+        cells: Iterable[Cell],
+        done: Sequence[Cell],
+        weight: Callable[[Cell], float],
+        score: str = "accuracy",
+        unit: str = "%",
+    ) -> None:
+        cells = list(cells)
+        self.total, self.counted, self.weight = len(cells), len(done), weight
+        self.score, self.unit = score, f" {unit}".rstrip()
+        self._before = {cell.id for cell in done}
+        self._left = sum(map(weight, cells)) - sum(map(weight, done))  # weight of what is not finished
+        self._running: dict[str, tuple[Job, Mapping[str, Any]]] = {}
+        self._first: tuple[float, float] | None = None  # time and weight left at the first report
+        self._said = time.monotonic()
         self.plain = not sys.stdout.isatty()
+        columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
         self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=Console(),
-            disable=self.plain,
-            transient=True,
+            TextColumn("{task.description}"), *columns, console=Console(), disable=self.plain, transient=True
         )
-        self.task = self.bar.add_task("training", total=cells, left="")
+        self.task = self.bar.add_task("cells", total=self.total, completed=self.counted, note="")
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -49,47 +68,107 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Says a line of its own."""
+        self._said = time.monotonic()
         if self.plain:
             print(line, flush=True)
         else:
-            self.bar.console.print(line, highlight=False)
+            self.bar.console.print(line, highlight=False, markup=False)
 
-    def trained(self, job: Any, metrics: Mapping[str, Any]) -> None:
-        """Books a training job, with its final metrics or its `error`."""
-        self.cells_done += len(job.cells)
-        label = job.cells[0].label_without_seed + " seed " + ", ".join(str(c.seed) for c in job.cells)
+    def began(self, job: Job) -> None:
+        """A job was handed out; one that was finished before is not shown."""
+        if job.id in self._before:
+            return
+        self._running[job.id] = job, {}
+        name = job.label + (f", {job.workers} workers starting" if job.workers > 1 else "")
+        self._tasks[job.id] = self.bar.add_task("  " + name, total=job.cells[0].epochs, note="")
+        self._status()
+
+    def ran(self, job: Job, metrics: Mapping[str, Any]) -> None:
+        """A job reported an epoch."""
+        if job.id not in self._running or "epoch" not in metrics:
+            return
+        self._running[job.id] = job, metrics
+        self._first = self._first or (time.monotonic(), self._weight_left())
+        note = f"loss {metrics['running_loss']:.3g}"
+        task, name = self._tasks[job.id], "  " + job.label
+        self.bar.update(task, completed=metrics["epoch"], description=name, note=note)
+        self._status()
+
+    def ended(self, job: Job, metrics: Mapping[str, Any]) -> None:
+        """A job ended, with its final metrics or its `error`."""
+        if self._running.pop(job.id, None) is None:
+            return
+        self.bar.remove_task(self._tasks.pop(job.id))
+        self._first = self._first or (time.monotonic(), self._weight_left())
+        self.counted += len(job.cells)
+        self._left -= sum(map(self.weight, job.cells))
         if "error" in metrics:
             said = "failed: " + str(metrics["error"]).strip().splitlines()[-1]
         elif metrics.get("diverged"):
             said = "diverged"
         else:
             split = "validation" if job.cells[0].stage == "search" else "test"
-            accuracy, seconds = (metrics.get(key, math.nan) for key in ("accuracy", "seconds"))
-            said = f"{split} accuracy {accuracy:.1f} %, {seconds:.1f} s"
-        left = self._left(self.cells_done, self.cells)
-        self.note(f"[{self.cells_done}/{self.cells}] {label}: {said}{left if self.plain else ''}")
-        self.bar.update(self.task, completed=self.cells_done, left=left)
+            score, seconds = (metrics.get(key, math.nan) for key in (self.score, "seconds"))
+            said = f"{split} {self.score} {score:.4g}{self.unit}, {seconds:.1f} s"
+        left = self._time_left()
+        self.note(
+            f"[{self.counted}/{self.total}] {job.label}: {said}{', ' + left if self.plain and left else ''}"
+        )
+        self.bar.update(self.task, completed=self.counted, note=left)
 
-    def begin_sharpness(self, jobs: int) -> None:
-        """Turns to the sharpness values, of which `jobs` have still to be measured."""
-        self.note(f"sharpness: {jobs} values to measure")
-        self.began, self.values, self.values_done = time.monotonic(), jobs, 0
-        self.bar.reset(self.task, total=jobs, description="sharpness", left="")
+    def _status(self) -> None:
+        """Says what runs, unless something was said a moment ago."""
+        self.bar.update(self.task, note=self._time_left())
+        if not self.plain or time.monotonic() < self._said + LINE_SECONDS:
+            return
+        texts = []
+        for job, metrics in self._running.values():
+            if "epoch" in metrics:
+                text = (
+                    f"epoch {metrics['epoch']} of {job.cells[0].epochs}, loss {metrics['running_loss']:.3g}"
+                )
+            else:
+                text = f"{job.workers} workers starting" if job.workers > 1 else "starting"
+            texts.append(f"{job.label}: {text}")
+        self.note("; ".join([*texts, *([self._time_left()] if self._time_left() else [])]))
 
-    def measured(self, job: Any, row: Mapping[str, Any]) -> None:
-        """Books a sharpness value."""
-        self.values_done += 1
-        left = self._left(self.values_done, self.values)
-        self.bar.update(self.task, completed=self.values_done, left=left)
-        if row.get("error"):
-            self.note(f"sharpness of {job.cell.label}: {row['error']}")
-        elif self.plain and (
-            self.values_done % max(1, self.values // 8) == 0 or self.values_done == self.values
-        ):
-            self.note(f"[{self.values_done}/{self.values}] sharpness values{left}")
+    def _weight_left(self) -> float:
+        """The weight of what has still to run, that of running cells less what they have done."""
+        ran = 0.0
+        for job, metrics in self._running.values():
+            cell = job.cells[0]
+            ran += self.weight(cell) * min(1.0, metrics.get("epoch", 0) / cell.epochs)
+        return self._left - ran
 
-    def _left(self, done: int, total: int) -> str:
-        if done >= total:
+    def _time_left(self) -> str:
+        """An estimate from the pace since the first report; empty before there is one."""
+        left = self._weight_left()
+        if self._first is None or left <= 0:
             return ""
-        seconds = (time.monotonic() - self.began) / done * (total - done)
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+        seconds, weight = time.monotonic() - self._first[0], self._first[1] - left
+        if seconds < 1 or weight <= 0.02 * self._first[1]:
+            return ""
+        return _about(seconds / weight * left) + " of training left"
+
+    def begin_measurements(self, count: int) -> None:
+        """Turns to the measurements, of which `count` have still to be made."""
+        self.note(f"{count} measurements to make")
+        self._measuring, self.counted, self.total = time.monotonic(), 0, count
+        self.bar.reset(self.task, total=count, description="measurements", note="")
+
+    def measured(self, measurement: Measurement, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Books a measurement."""
+        self.counted += 1
+        left = ""
+        if self.counted < self.total:
+            seconds = (time.monotonic() - self._measuring) / self.counted * (self.total - self.counted)
+            left = _about(seconds) + " left"
+        self.bar.update(self.task, completed=self.counted, note=left)
+        if rows and rows[0].get("error"):
+            self.note(f"{measurement.measure['name']} of {measurement.at[0].cell.label}: {rows[0]['error']}")
+        elif self.plain and (time.monotonic() > self._said + LINE_SECONDS or self.counted == self.total):
+            self.note(f"[{self.counted}/{self.total}] measurements{', ' + left if left else ''}")
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"

@@ -1,12 +1,13 @@
-"""The rows of a study: one schema, written whole or not at all, read back as one pandas DataFrame.
+"""The rows of a storage folder: one schema, written whole or not at all, read back as one pandas DataFrame.
 
-A study's folder under `storage`, local or in an object store:
+A storage folder, local or in an object store, is shared by all its studies:
 
-    rows/<job>.parquet    the rows of one finished piece of work (a trained cell, a sharpness value)
-    rows.parquet          the same rows in one file, once the study is finished
-    cells/<cell>/         a cell's configuration (cell.json) and its checkpoint
-    tune/                 Ray Tune's own folder
-    report.html, figures/
+    cells/<cell>/cell.json         what the cell is, and with which code it was trained
+    cells/<cell>/rows.parquet      its rows, once it is finished
+    cells/<cell>/*.safetensors     its models: the last, and one for each epoch that is kept
+    measurements/<id>.parquet      the rows of one measurement
+    <study>/rows.parquet           the rows of a study, with the columns that say what each cell is
+    <study>/tune, report.html, figures/, tables/
 
 Neither torch nor ray is imported here: reading results needs neither.
 """
@@ -27,7 +28,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lbdist.storage import Store
@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("data", pa.string()),
         ("method", pa.string()),
         ("remedy", pa.string()),
+        ("setting", pa.string()),
         ("global_batch_size", pa.int64()),
         ("num_workers", pa.int64()),
         ("seed", pa.int64()),
@@ -49,15 +50,21 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("split", pa.string()),
+        ("measure", pa.string()),
         ("epsilon", pa.float64()),
         ("space", pa.string()),
         ("solver", pa.string()),
         ("draw", pa.int64()),
         ("converged", pa.bool_()),
         ("evaluations", pa.int64()),
+        ("position", pa.float64()),
+        ("position_2", pa.float64()),
+        ("other_cell", pa.string()),
+        ("origin_cell", pa.string()),
+        ("origin_epoch", pa.int64()),
+        ("options", pa.string()),
         # beyond the common columns: what a number needs to be believed
-        ("job", pa.string()),
-        ("setting", pa.string()),
+        ("measurement", pa.string()),
         ("start", pa.string()),
         ("iterations", pa.int64()),
         ("fraction_at_bound", pa.float64()),
@@ -67,39 +74,53 @@ SCHEMA = pa.schema(
 )
 """One row a measured value; columns that do not apply are null."""
 
+CELLS, MEASUREMENTS = "cells", "measurements"
+"""Folders of the storage folder, which no study may be called."""
+
 Row = Mapping[str, Any]
 
 Place = str | Path | Store
 """A folder, a URI or a store."""
 
 
-def write_rows(folder: Place, job: str, rows: Iterable[Row]) -> None:
-    """Writes the rows of one finished job; the job counts as done once this returns.
+def cell_file(cell: str) -> str:
+    """Where a cell's rows are."""
+    return f"{CELLS}/{cell}/rows.parquet"
+
+
+def measurement_file(measurement: str) -> str:
+    """Where a measurement's rows are."""
+    return f"{MEASUREMENTS}/{measurement}.parquet"
+
+
+def write_rows(place: Place, name: str, rows: Iterable[Row]) -> None:
+    """Writes the rows of what is finished; it counts as done once this returns.
 
     Args:
-        folder: The study's folder.
-        job: The job's id; a second write replaces the first.
+        place: The storage folder.
+        name: The file; a second write replaces the first.
         rows: Mappings from the columns of `SCHEMA` to values; missing columns become null.
 
     Raises:
         ValueError: A row has a column that the schema does not have.
     """
-    full = [{**row, "job": job} for row in rows]
-    unknown = {name for row in full for name in row} - set(SCHEMA.names)
+    rows = list(rows)
+    unknown = {column for row in rows for column in row} - set(SCHEMA.names)
     if unknown:
         raise ValueError(f"columns that the row schema does not have: {sorted(unknown)}")
-    table = pa.Table.from_pylist(full, schema=SCHEMA)
-    _write_table(Store.of(folder), f"rows/{job}.parquet", table)
-
-
-def _write_table(store: Store, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    store.write(name, sink.getvalue().to_pybytes())
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
+    Store.of(place).write(name, sink.getvalue().to_pybytes())
 
 
-def _read_table(store: Store, name: str, **options: Any) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.read(name)), **options)
+def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
+    """The rows of a file; none if it is not there."""
+    try:
+        content = Store.of(place).read(name)
+    except FileNotFoundError:
+        return []
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content), schema=SCHEMA).to_pylist()
+    return rows
 
 
 def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
@@ -131,70 +152,80 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _parts(store: Store) -> list[str]:
-    """The jobs that have a file of their own."""
-    return [Path(name).stem for name in store.names("rows") if name.endswith(".parquet")]
-
-
-def finished_jobs(folder: Place) -> set[str]:
-    """The ids of the jobs whose rows are there."""
-    store = Store.of(folder)
-    jobs = set(_parts(store))
-    if store.exists("rows.parquet"):
-        jobs |= set(_read_table(store, "rows.parquet", columns=["job"])["job"].unique().to_pylist())
-    return jobs
-
-
-def job_rows(folder: Place, job: str) -> list[dict[str, Any]]:
-    """The rows of one job; none if it is not finished."""
-    store = Store.of(folder)
-    for name, options in ((f"rows/{job}.parquet", {}), ("rows.parquet", {"filters": [("job", "=", job)]})):
-        try:
-            return _read_table(store, name, schema=SCHEMA, **options).to_pylist()
-        except FileNotFoundError:
-            continue
-    return []
-
-
-def _read(store: Store) -> pa.Table:
-    parts = _parts(store)
-    tables = [_read_table(store, f"rows/{job}.parquet", schema=SCHEMA) for job in parts]
-    if store.exists("rows.parquet"):
-        table = _read_table(store, "rows.parquet", schema=SCHEMA)
-        # a compaction that was cut off leaves both; a part is never the older of the two
-        tables.append(table.filter(~pc.is_in(pc.field("job"), pa.array(parts, pa.string()))))
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-
-
-def load(folder: Place) -> pd.DataFrame:
-    """All rows of a study, or of every study below a folder.
+def gather(
+    place: Place,
+    cells: Mapping[str, Row],
+    measurements: Iterable[str],
+    study: str | None = None,
+) -> pd.DataFrame:
+    """The rows of cells and measurements, with the columns that say what each cell is.
 
     Args:
-        folder: A study's folder (`results/remedies`) or one that holds several (`results`), or its URI.
+        place: The storage folder.
+        cells: Each cell's columns by its id; cells that are not finished have no rows.
+        measurements: Ids of measurements, at these cells or others; those that are not there have no rows.
+        study: What `experiment` is to be; the rows are then written to `<study>/rows.parquet` as well.
+
+    Returns:
+        A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
+    """
+    store, rows = Store.of(place), []
+    workers: dict[str, Any] = {}
+    for cell, columns in cells.items():
+        for row in read_rows(store, cell_file(cell)):
+            workers[cell] = row["num_workers"]
+            rows.append({**row, **columns, "experiment": study})
+    for measurement in measurements:
+        for row in read_rows(store, measurement_file(measurement)):
+            columns = {"num_workers": workers.get(row["cell"]), **cells.get(row["cell"], {})}
+            rows.append({**row, **columns, "experiment": study})
+    frame = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
+    if study is not None and rows:
+        write_rows(store, f"{study}/rows.parquet", frame.to_pylist())
+    return frame.to_pandas()
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    order = ["experiment", "stage", "method", "remedy", "cell", "measurement", "epoch", "metric", "split"]
+    frame = table.select(order).to_pandas().sort_values(order, kind="stable")
+    return table.take(pa.array(frame.index))
+
+
+def load(place: Place) -> pd.DataFrame:
+    """All rows of a study, or each row of a storage folder once.
+
+    Args:
+        place: A study's folder (`results/remedies`), or a storage folder (`results`), whose `experiment` is
+            null since its studies share cells; or its URI.
 
     Returns:
         A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
 
     Raises:
-        FileNotFoundError: There are no rows below the folder.
+        FileNotFoundError: There are no rows in the folder.
     """
-    store = Store.of(folder)
-    found = re.compile(r"(?:(.*)/)?rows(?:/[^/]*)?\.parquet")
-    studies = {match[1] or "" for match in map(found.fullmatch, store.names()) if match}
-    if not studies:
+    store = Store.of(place)
+    if store.exists("rows.parquet"):
+        return _sorted(pq.read_table(pa.BufferReader(store.read("rows.parquet")), schema=SCHEMA)).to_pandas()
+    cells = {cell: read_cell(store, cell)["columns"] for cell in finished(store, CELLS)}
+    if not cells:
         raise FileNotFoundError(f"no rows under {store}")
-    tables = [_read(store / study if study else store) for study in sorted(studies)]
-    frame = pa.concat_tables(tables).to_pandas()
-    order = ["experiment", "stage", "method", "remedy", "cell", "job", "epoch", "metric", "split"]
-    return frame.sort_values(order, kind="stable", ignore_index=True)
+    return gather(store, cells, finished(store, MEASUREMENTS))
 
 
-def compact(folder: Place) -> None:
-    """Gathers a study's rows in one file. Cut off at any point, nothing is lost or counted twice."""
-    store = Store.of(folder)
-    parts = _parts(store)
-    if not parts:
-        return
-    _write_table(store, "rows.parquet", _read(store))
-    for job in parts:
-        store.remove(f"rows/{job}.parquet")
+def finished(place: Place, kind: str) -> list[str]:
+    """The ids of the cells, or of the measurements, whose rows are there."""
+    file = (cell_file if kind == CELLS else measurement_file)("([0-9a-f]+)").replace(".", "[.]")
+    return [match[1] for match in map(re.compile(file).fullmatch, Store.of(place).names(kind)) if match]
+
+
+def read_cell(place: Place, cell: str) -> dict[str, Any]:
+    """What `cell.json` holds: the `cell`, its `columns`, and the `provenance` of its rows."""
+    found: dict[str, Any] = json.loads(Store.of(place).read(f"{CELLS}/{cell}/cell.json"))
+    return found
+
+
+def code_version(provenance: Mapping[str, str]) -> str:
+    """The version of the code in words: `lbdist 0.1.0, commit 1a2b3c4`."""
+    commit = provenance.get("commit")
+    return f"lbdist {provenance['lbdist']}" + (f", commit {commit}" if commit else "")

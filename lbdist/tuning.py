@@ -1,14 +1,12 @@
-"""Ray Tune over the cells of a study: search, then confirmation, as trials of one Tune experiment."""
+"""Ray Tune over the cells of a study: a `Schedule` hands them out as trials of one Tune experiment."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections import Counter
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -21,9 +19,10 @@ from ray.tune.search.variant_generator import generate_variants
 
 from lbdist import results
 from lbdist.data.base import Dataset
-from lbdist.errors import InputError, require
-from lbdist.plan import Cell, Plan, name_setting
+from lbdist.errors import InputError, one_line, require
+from lbdist.plan import AUTO, Cell
 from lbdist.storage import Store
+from lbdist.studies.base import Final, Study, cells_of
 from lbdist.training import loop
 
 
@@ -56,27 +55,8 @@ def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[di
             for _, config in generate_variants(spec, random_state=random)
         ]
     except Exception as error:
-        raise InputError(f"{key}.search={space}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{key}.search={space}: {one_line(error)}") from error
     return [{name: getattr(value, "item", lambda v=value: v)() for name, value in s.items()} for s in found]
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the cluster has: CPUs, GPUs."""
-
-    cpus: int
-    gpus: int
-
-    @classmethod
-    def of_cluster(cls) -> Capacity:
-        """The connected cluster's resources."""
-        have = ray.cluster_resources()
-        return cls(int(have.get("CPU", 0)), int(have.get("GPU", 0)))
-
-    @property
-    def slots(self) -> int:
-        """Training processes that run at once: a GPU each where there are GPUs, else a CPU each."""
-        return self.gpus or self.cpus
 
 
 @dataclass(frozen=True)
@@ -84,6 +64,7 @@ class Job:
     """What one trial runs: one cell, or several of one worker group."""
 
     cells: tuple[Cell, ...]
+    workers: int = 1
 
     @property
     def id(self) -> str:
@@ -91,9 +72,12 @@ class Job:
         return self.cells[0].id
 
     @property
-    def workers(self) -> int:
-        """Training processes."""
-        return self.cells[0].num_workers
+    def label(self) -> str:
+        """What people call the job."""
+        seeds: dict[str, list[str]] = {}
+        for cell in self.cells:
+            seeds.setdefault(cell.label_without_seed, []).append(str(cell.seed))
+        return "; ".join(f"{name} seed {', '.join(found)}" for name, found in seeds.items())
 
     def describe(self) -> dict[str, Any]:
         """The job as a trial's configuration, in plain values that Tune's tables show."""
@@ -103,110 +87,177 @@ class Job:
             "cells": " ".join(cell.id for cell in self.cells),
             "stage": first.stage,
             "method": first.method,
-            "remedy": first.remedy_name,
+            "remedy": first.remedy,
             "setting": first.setting,
             "seeds": " ".join(str(cell.seed) for cell in self.cells),
             "global_batch_size": first.global_batch_size,
-            "num_workers": first.num_workers,
+            "num_workers": self.workers,
         }
 
 
-class Study(Searcher):
-    """Hands out the jobs of a study: the baselines and the search, then what the search has chosen.
+class Watch(Protocol):
+    """Who is told what the trials do."""
 
-    Ray Tune asks it for trials. It keeps the processes in use within the capacity, so that a worker group
-    never waits on trials that wait on it.
+    def began(self, job: Job) -> None:
+        """A job was handed out."""
+
+    def ran(self, job: Job, metrics: Mapping[str, Any]) -> None:
+        """A job reported its latest metrics."""
+
+    def ended(self, job: Job, metrics: Mapping[str, Any]) -> None:
+        """A job ended, with its final metrics or its `error`."""
+
+
+class Book:
+    """What is done: each cell is looked up in the storage folder once, and booked when it ends.
 
     Args:
-        plan: The study's cells.
-        capacity: Slots for training processes.
-        store: The study's folder.
+        store: The storage folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._found: dict[tuple[str, frozenset[int]], Final | None] = {}
+        self._ended: dict[str, Final] = {}
+
+    def __call__(self, cell: Cell) -> Final | None:
+        """The final metrics of a cell that is finished with every model that it keeps, else None."""
+        if cell.id in self._ended:
+            return self._ended[cell.id]
+        key = (cell.id, cell.keep)
+        if key not in self._found:
+            rows = loop.finished_rows(self.store, cell)
+            self._found[key] = loop.final_metrics(rows) if rows else None
+        return self._found[key]
+
+    def end(self, cell: Cell, final: Final) -> None:
+        """Books a cell that ended; an empty `final` is a failure."""
+        self._ended[cell.id] = final
+
+
+class Schedule(Searcher):
+    """Hands out the cells of a study that are not done, and asks the study again after each that ends.
+
+    Cells come before workers: while as many wait as slots are free, `auto` gives a cell one process, since
+    two cells side by side beat one cell on two workers; it gives more only when slots would stand idle. The
+    processes in use stay within the capacity, so a worker group never waits on trials that wait on it.
+
+    Args:
+        study: The study.
+        book: What is done.
+        slots: Training processes that run at once.
         max_concurrent: Most trials at once; None for as many as fit.
-        finished: Called with each job and its final metrics, or its `error`.
+        cost: How long a cell takes, in any unit; the longest go first.
+        worthwhile: The most workers that a cell's work pays for.
+        watch: Who is told.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        capacity: Capacity,
-        store: Store,
+        study: Study,
+        book: Book,
+        slots: int,
+        *,
         max_concurrent: int | None = None,
-        finished: Callable[[Job, Mapping[str, Any]], None] = lambda job, metrics: None,
+        cost: Callable[[Cell], float] = lambda cell: 1.0,
+        worthwhile: Callable[[Cell], float] = lambda cell: 1.0,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__()
-        self.plan, self.capacity, self.store, self.finished = plan, capacity, store, finished
-        self.max_concurrent = max_concurrent or capacity.slots
-        self.cells: dict[str, Cell] = {}
-        self.waiting: list[Job] = []
+        self.study, self.book, self.slots, self.watch = study, book, slots, watch
+        self.max_concurrent = max_concurrent or slots
+        self.cost, self.worthwhile = cost, worthwhile
         self.running: dict[str, Job] = {}
-        self.failed: list[Job] = []
-        self.scores: dict[str, dict[str, list[float]]] = {name: {} for name in plan.searched()}
-        self.unscored = Counter(cell.remedy_name for cell in plan.search())
-        self._add(plan.baselines() + plan.search())
-        for remedy in plan.remedies():
-            if remedy not in self.scores:
-                self._add(plan.confirm(remedy, plan.candidates[remedy].settings[0]))
+        self.failed: list[Cell] = []
+        self._waiting: list[Cell] | None = None
+        # finished before: they report once more, last, so that Tune's folder is whole
+        self.again = [cell for cell in self.cells().values() if book(cell) is not None]
 
-    def _add(self, cells: Sequence[Cell]) -> None:
-        """Queues cells: one a job, but the seeds of a multi-worker cell share as few groups as fit."""
-        groups: dict[str, list[Cell]] = {}
-        for cell in cells:
-            self.cells[cell.id] = cell
-            alone = cell.num_workers == 1
-            groups.setdefault(cell.id if alone else f"{cell.stage} {cell.label_without_seed}", []).append(
-                cell
-            )
-        for members in groups.values():
-            size = math.ceil(len(members) / max(1, self.capacity.slots // members[0].num_workers))
-            self.waiting += [Job(tuple(members[i : i + size])) for i in range(0, len(members), size)]
-        # groups first, while the machine is empty; then what takes longest
-        self.waiting.sort(key=lambda job: (-job.workers, job.cells[0].method != "SB"))
+    def cells(self) -> dict[str, Cell]:
+        """The study's cells as far as they are known, by id."""
+        return cells_of(self.study, self.book)
+
+    def waiting(self) -> list[Cell]:
+        """The known cells that are neither done nor running: groups first, then what takes longest."""
+        if self._waiting is None:
+            handed = {cell.id for job in self.running.values() for cell in job.cells}
+            found = [c for c in self.cells().values() if c.id not in handed and self.book(c) is None]
+            self._waiting = sorted(found, key=lambda cell: (-_asked(cell), -self.cost(cell)))
+        return self._waiting
 
     def next(self, name: str) -> Job | None:
         """The next job that fits beside those running, which it joins under a name."""
-        used = sum(job.workers for job in self.running.values())
-        if not self.waiting or len(self.running) >= self.max_concurrent:
+        free = self.slots - sum(job.workers for job in self.running.values())
+        if len(self.running) >= self.max_concurrent or free < 1:
             return None
-        if used + self.waiting[0].workers > self.capacity.slots:
+        waiting = self.waiting()
+        if waiting:
+            job = self._job(waiting, free)
+        elif self.again:
+            job = Job((self.again[0],), _asked(self.again[0]))
+        else:
+            return None
+        if job.workers > free:
             return None  # a group waits for room rather than starve
-        self.running[name] = self.waiting.pop(0)
-        return self.running[name]
+        if waiting:
+            taken = {cell.id for cell in job.cells}
+            self._waiting = [cell for cell in waiting if cell.id not in taken]
+        else:
+            self.again.pop(0)
+        self.running[name] = job
+        return job
+
+    def _job(self, waiting: Sequence[Cell], free: int) -> Job:
+        """The first cell; seeds and methods that ask for a group of one size share as few groups as fit."""
+        first = waiting[0]
+        if first.num_workers == AUTO:
+            share = 1 if len(waiting) >= free else free // len(waiting)
+            return Job((first,), max(1, min(share, int(self.worthwhile(first)))))
+        workers = _asked(first)
+        if workers == 1:
+            return Job((first,))
+        same = [cell for cell in waiting if cell.num_workers == workers]
+        return Job(tuple(same[: math.ceil(len(same) / max(1, free // workers))]), workers)
 
     def complete(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Books a job that ended; the last search run of a remedy settles its setting."""
+        """Books a job that ended."""
         job = self.running.pop(name)
-        if "error" in metrics:
-            self.failed.append(job)
         for cell in job.cells:
-            if cell.stage == "search":
-                self._score(cell, metrics.get("accuracy", math.nan))
-        self.finished(job, metrics)
-
-    def _score(self, cell: Cell, accuracy: float) -> None:
-        remedy = cell.remedy_name
-        self.scores[remedy].setdefault(cell.setting, []).append(accuracy)
-        self.unscored[remedy] -= 1
-        means = {name: float(np.mean(values)) for name, values in self.scores[remedy].items()}
-        usable = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-        if self.unscored[remedy] == 0 and usable:  # a remedy whose every search run failed goes unconfirmed
-            best = max(usable, key=lambda name: usable[name])
-            (setting,) = (s for s in self.plan.candidates[remedy].settings if name_setting(s) == best)
-            self._add(self.plan.confirm(remedy, setting))
+            if self.book(cell) is not None:
+                continue  # finished before, and only reported again
+            if "error" not in metrics and len(job.cells) == 1:
+                self.book.end(cell, metrics)
+            else:  # of several, some may be finished
+                rows = loop.finished_rows(self.book.store, cell)
+                self.book.end(cell, loop.final_metrics(rows) if rows else {})
+                self.failed += [] if rows else [cell]
+        self._waiting = None
+        if self.watch is not None:
+            self.watch.ended(job, metrics)
 
     # Tune's side
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        """The space is the plan's own."""
+        """The space is the study's own."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
         """The configuration of the next trial, None while none fits, and FINISHED at the end."""
         job = self.next(trial_id)
         if job is None:
-            return None if self.running or self.waiting else Searcher.FINISHED
+            return None if self.running or self.waiting() or self.again else Searcher.FINISHED
         for cell in job.cells:
-            write_cell(self.store, cell)
+            if self.book(cell) is None:
+                write_cell(self.book.store, cell)
+        if self.watch is not None:
+            self.watch.began(job)
         return job.describe()
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        """Tells who watches."""
+        job = self.running.get(trial_id)
+        if job is not None and self.watch is not None:
+            self.watch.ran(job, result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Books a trial that ended."""
@@ -221,35 +272,24 @@ class Study(Searcher):
         """Nothing to take back: a rerun plans anew from the rows."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "finished": None}
+        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None}
 
 
-def _mean_metrics(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
-    """The final metrics of a job: the means over its cells, whose rows these are."""
-    finals = [loop.final_metrics(some) for some in rows]
-    return {name: float(np.mean([final[name] for final in finals])) for name in finals[0]}
+def _asked(cell: Cell) -> int:
+    return 1 if cell.num_workers == AUTO else int(cell.num_workers)
 
 
-def replay(plan: Plan, store: Store) -> Study:
-    """A study as far as the rows on disk go; `waiting` holds what has still to run."""
-    study = Study(plan, Capacity(cpus=plan.slots, gpus=0), store)
-    missing: list[Job] = []
-    while study.waiting:
-        job = study.waiting.pop(0)
-        rows = [results.job_rows(store, cell.id) for cell in job.cells]
-        if all(rows):
-            study.running[job.id] = job
-            study.complete(job.id, _mean_metrics(rows))
-        else:
-            missing.append(job)
-    study.waiting = missing
-    return study
+def _mean_metrics(finals: Sequence[Final]) -> dict[str, float]:
+    """The final metrics of a job: the means over its cells, of those that all have."""
+    shared = [name for name in finals[0] if all(name in final for final in finals)]
+    return {name: float(np.mean([final[name] for final in finals])) for name in shared}
 
 
 def trial(
     config: dict[str, Any],
     data: list[ray.ObjectRef],
     store: Store,
+    folder: Store,
     use_gpu: bool,
     retries: int,
 ) -> None:
@@ -258,96 +298,83 @@ def trial(
     A death of the process is Tune's to retry, one in the group Ray Train's. An exception would come again:
     it is reported as the trial's `error`.
     """
+    cells = [read_cell(store, name) for name in config["cells"].split()]
+    latest = time.monotonic()
 
     def report(metrics: dict[str, float]) -> None:
-        if "accuracy" in metrics:  # a report costs the driver time: the points of the test curve do
+        # a report costs the driver time: the points of the test curve do, and one every few seconds
+        nonlocal latest
+        if "loss" in metrics or time.monotonic() > latest + loop.REPORT_SECONDS:
+            latest = time.monotonic()
             tune.report(metrics)
 
-    cells = [read_cell(store, name) for name in config["cells"].split()]
     try:
         if config["num_workers"] > 1:
-            from lbdist.training import ray_train  # slow to import, and few studies need it here
+            if not all(loop.finished_rows(store, cell) for cell in cells):
+                from lbdist.training import ray_train  # slow to import, and few studies need it here
 
-            ray_train.fit(
-                cells,
-                data[0],
-                store,
-                use_gpu=use_gpu,
-                retries=retries,
-                callbacks=[TuneReportCallback()],
-            )
-            final = _mean_metrics([results.job_rows(store, cell.id) for cell in cells])
+                ray_train.fit(
+                    cells,
+                    config["num_workers"],
+                    data[0],
+                    store,
+                    folder,
+                    use_gpu=use_gpu,
+                    retries=retries,
+                    callbacks=[TuneReportCallback()],
+                )
+            final = _mean_metrics([loop.final_metrics(loop.finished_rows(store, cell)) for cell in cells])
         else:
             if not use_gpu:
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
             final = loop.run_cell(cells[0], dataset, store, "cuda" if use_gpu else "cpu", report)
     except Exception as error:
-        tune.report({"error": f"{type(error).__name__}: {error}"})
+        tune.report({"error": f"{type(error).__name__}: {one_line(error)}"})
     else:
         tune.report(final)
 
 
 def read_cell(store: Store, name: str) -> Cell:
     """The cell whose configuration `cells/<id>/cell.json` holds."""
-    return Cell(**json.loads(store.read(f"cells/{name}/cell.json"))["cell"])
+    return Cell.of_record(results.read_cell(store, name)["cell"])
 
 
 def write_cell(store: Store, cell: Cell) -> None:
     """Writes a cell's configuration beside its rows, with the versions and the machine."""
-    name = f"cells/{cell.id}/cell.json"
-    if not store.exists(name):
-        content = {"cell": dataclasses.asdict(cell), "provenance": results.provenance()}
-        results.write_json(store, name, content)
+    content = {"cell": cell.record(), "columns": cell.columns(), "provenance": results.provenance()}
+    results.write_json(store, f"{results.CELLS}/{cell.id}/cell.json", content)
 
 
-def run(
-    plan: Plan,
-    data: ray.ObjectRef,
-    store: Store,
-    *,
-    retries: int,
-    max_concurrent: int | None,
-    finished: Callable[[Job, Mapping[str, Any]], None],
-) -> Study:
-    """Runs every cell of a study that has no rows yet; the others only report theirs.
+def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, use_gpu: bool, retries: int) -> None:
+    """Runs every cell of a study that is not done; the others only report theirs.
 
     Args:
-        plan: The study's cells.
+        schedule: Hands out the cells.
         data: Reference to the `Dataset`.
-        store: The study's folder; Tune's own is `tune` in it.
+        folder: The study's folder; Tune's own is `tune` in it.
+        use_gpu: Whether each training process takes a GPU or a CPU.
         retries: Restarts of a trial that failed.
-        max_concurrent: Most trials at once.
-        finished: Called on the driver with each job and its final metrics, or its `error`.
-
-    Returns:
-        The study: its cells, and the jobs that failed.
-
-    Raises:
-        InputError: A cell needs more workers than the cluster has.
     """
-    capacity = Capacity.of_cluster()
-    study = Study(plan, capacity, store, max_concurrent, finished)
-    plan.check_workers(capacity.slots)
-    use_gpu = capacity.gpus > 0
     one = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         # the driver of a worker group computes nothing; the group asks for its own CPUs or GPUs
         return tune.PlacementGroupFactory([one if config["num_workers"] == 1 else {"memory": 1.0}])
 
-    store.remove("tune")  # finished cells report again, so that it is whole
+    folder.remove("tune")  # finished cells report again, so that it is whole
     trainable = tune.with_parameters(
         trial,
         data=[data],
-        store=store,
+        store=schedule.book.store,
+        folder=folder / "train",
         use_gpu=use_gpu,
         retries=retries,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=study,
+            search_alg=schedule,
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda t: t.config["cell"],
@@ -355,11 +382,10 @@ def run(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=store.path,
-            storage_filesystem=store.filesystem,
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
             failure_config=tune.FailureConfig(max_failures=retries),
             verbose=0,
         ),
     )
     tuner.fit()
-    return study

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
+from lbdist import results
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
-from lbdist.config.compose import compose, config_root, options
-from lbdist.config.schema import Config, Search, Sharpness, check
+from lbdist.config.compose import SEVERAL, compose, config_root, options
+from lbdist.config.schema import RESERVED, Config, Search, check
 from lbdist.errors import InputError
 from lbdist.networks import make, sample_flops
 from lbdist.remedies.base import Remedy
@@ -22,13 +23,13 @@ from lbdist.run import main
 from lbdist.tuning import settings
 
 ROOT = config_root()
-GROUPS = ("experiment", "network", "data", "remedy", "optimizer")
+GROUPS = ("experiment", "network", "data", "loss", "remedy", "measure", "optimizer")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / group).glob("*.yaml"))]
 
 # the command line, and what its one line of complaint must hold
 BAD = [
     # choices that are not there
-    ("experiment=nope", "experiment=nope: must be one of gap"),
+    ("experiment=nope", "experiment=nope: must be one of batch_size"),
     ("experiment=null", "experiment=null: must be one of"),
     ("network=nope", "network=nope: must be one of c1"),
     ("network=null", "network=null: must be one of"),
@@ -42,14 +43,36 @@ BAD = [
     ("experiment=gap,remedies", "experiment=gap,remedies: must be one value"),
     # keys that are not there
     ("epoch=3", "epoch=3: there is no key epoch; did you mean epochs?"),
-    ("sharpness.epsilon=1", "there is no key sharpness.epsilon; did you mean sharpness.epsilons?"),
+    (
+        "measure.sharpness.epsilon=1",
+        "key measure.sharpness.epsilon; did you mean measure.sharpness.epsilons?",
+    ),
     ("search.seed=2", "there is no key search.seed; did you mean search.seeds?"),
     ("+extra=1", "extra: there is no such key"),
-    ("+sharpness.extra=1", "sharpness.extra: there is no such key"),
+    ("+measure.sharpness.extra=1", "measure.sharpness.extra=1: no such key; allowed: batch_norm"),
+    ("measure.lambda_max.tolerance=1", "lambda_max is not among those of the study; add it to measure=[...]"),
+    ("+study.extra=1", "study.extra=1: no such key; allowed: check_workers"),
+    ("study.check_workers=0", "study.check_workers=0: must be null or at least 1"),
+    ("study._target_=builtins.dict", "study._target_=builtins.dict: must be a lbdist.studies.base.Study"),
+    ("measure=nope", "measure=nope: must be one or more of distance"),
+    ("loss=nope", "loss=nope: must be one of binary_cross_entropy"),
+    ("loss=mean_squared_error", "data: the train split's labels must be finite floating-point numbers"),
+    ("loss._target_=builtins.dict", "loss._target_=builtins.dict: must be a lbdist.losses.Loss"),
+    ("combinations=[robust]", "combinations=[robust]: must be a list"),
+    ("combinations=[[robust,sam]]", "combinations=['robust', 'sam']: must be of remedies of the study"),
+    ("combinations=[[robust,adversarial]]", "combinations=[robust,adversarial]: must not combine robust and"),
+    ("+remedy.robust.cell.seed=1", "remedy.robust.cell={'seed': 1}: must be a group of optimizer, epochs"),
+    ("remedy=[robust] +remedy.robust.cell.optimizer.lr=-1", "lr=-1"),
+    ("experiment=batch_size study.batches=[5000]", "study.batches=5000.0: must be a batch of at most 4000"),
+    (
+        "experiment=warm_start study.epochs=[99]",
+        "study.epochs=[99]: must be different epochs of SB, from 1 to 20",
+    ),
+    ("name=cells", "name=cells: must be letters"),
     ("remedy.robust.radius=1", "there is no key remedy.robust.radius"),
     ("+remedy.robust.radius=1", "remedy.robust.radius=1: no such key; allowed: ascent_steps, norm, rho"),
     ("remedy.sam.rho=1", "there is no key remedy.sam.rho"),
-    ("experiment=gap remedy.robust.rho=1", "robust is not among the study's remedies"),
+    ("experiment=gap remedy.robust.rho=1", "robust is not among those of the study; add it to remedy=[...]"),
     ("+remedy.robust.search.radius=[1]", "remedy.robust.radius=1: no such key"),
     ("optimizer.momentum=0.9", "there is no key optimizer.momentum"),
     ("+optimizer.momentum=0.9", "unexpected keyword argument 'momentum'"),
@@ -66,10 +89,10 @@ BAD = [
     ("epochs=1.5", "epochs=1.5: must be a whole number"),
     ("dry_run=maybe", "dry_run=maybe: must be true or false"),
     ("large_batch=many", "large_batch=many: must be a number"),
-    ("sharpness=3", "sharpness=3: must be a group of keys"),
-    ("sharpness.epsilons=0.1", "sharpness.epsilons=0.1: must be a list"),
-    ("sharpness.epsilons=[abc]", "sharpness.epsilons=[abc]: must be a number"),
-    ("sharpness.solvers=paper", "sharpness.solvers=paper: must be a list"),
+    ("measure.sharpness=3", "measure.sharpness=3: must be a group of keys"),
+    ("measure.sharpness.epsilons=0.1", "measure.sharpness.epsilons=0.1: must be a list"),
+    ("measure.sharpness.epsilons=[abc]", "measure.sharpness.epsilons=['abc']: must be a number"),
+    ("measure.sharpness.solvers=paper", "measure.sharpness.solvers=paper: must be a list"),
     ("storage=null", "storage=null: must be given"),
     ("remedy.robust.rho=abc", "remedy.robust.rho=abc: must be a number"),
     ("remedy.robust=null", "remedy.robust=None: must be a group of keys"),
@@ -95,7 +118,6 @@ BAD = [
     ("num_workers=two", "num_workers=two: must be auto or"),
     ("num_workers=null", "num_workers=None: must be auto or"),
     ("num_workers=true", "num_workers=True: must be auto or"),
-    ("baseline_workers=0", "baseline_workers=0: must be auto or"),
     ("ghost_batch_size=0", "ghost_batch_size=0: must be null or at least 1"),
     ("micro_batch_size=16", "micro_batch_size=16: batch normalisation over the global batch"),
     ("micro_batch_size=24 ghost_batch_size=16", "micro_batch_size=24: must be a multiple of"),
@@ -103,13 +125,11 @@ BAD = [
     ("search.samples=0", "search.samples=0: must be at least 1"),
     ("search.validation_fraction=2", "search.validation_fraction=2.0: must be between 0 and 1"),
     ("search.epochs=0", "search.epochs=0.0: must be a share"),
-    ("sharpness.epsilons=[0]", "sharpness.epsilons=[0.0]: must be all above 0"),
-    ("sharpness.solvers=[x]", "sharpness.solvers=['x']: must be among paper, converged"),
-    ("sharpness.remedy_solvers=[x]", "sharpness.remedy_solvers=['x']: must be among"),
-    ("sharpness.spaces=[half]", "sharpness.spaces=['half']: must be among full, subspace"),
-    ("sharpness.batch_norm=x", "sharpness.batch_norm=x: must be running"),
-    ("sharpness.draws=0", "sharpness.draws=0: must be at least 1"),
-    ("sharpness.subspace_dimension=999999", "sharpness.subspace_dimension=999999: must be at most"),
+    ("measure.sharpness.solvers=[x]", "measure.sharpness.solvers=['x']: must be among paper, converged"),
+    (
+        "measure.sharpness.subspace_dimension=999999",
+        "measure.sharpness.subspace_dimension=999999: must be at most",
+    ),
     ("remedy.robust.rho=-1", "remedy.robust.rho=-1.0: must be 0 or more"),
     ("remedy.robust.norm=3", "remedy.robust.norm=3: must be 2 or inf"),
     ("remedy.growth.rule=x", "remedy.growth.rule=x: must be schedule or norm_test"),
@@ -261,7 +281,7 @@ def test_help_names_keys_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cfg_job(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["experiment=gap", "seeds=7", "optimizer.lr=0.02", "sharpness.epsilons=[0.1]"]
+    overrides = ["experiment=gap", "seeds=7", "optimizer.lr=0.02", "measure.sharpness.epsilons=[0.1]"]
     shown = []
     for arguments in (["--cfg", "job", *overrides], [*overrides, "--cfg", "job"]):
         assert main(arguments) == 0
@@ -270,7 +290,7 @@ def test_cfg_job(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shown.append(yaml.safe_load(out))
     assert shown[0] == shown[1]
     assert (shown[0]["name"], shown[0]["seeds"], shown[0]["optimizer"]["lr"]) == ("gap", 7, 0.02)
-    assert shown[0]["sharpness"]["epsilons"] == [0.1]
+    assert shown[0]["measure"]["sharpness"]["epsilons"] == [0.1]
     assert set(shown[0]) == {f.name for f in dataclasses.fields(Config)}
     assert list(workplace.iterdir()) == []
 
@@ -282,11 +302,11 @@ def test_choice_composes_and_is_described(group: str, name: str) -> None:
     assert len(options(group)[name]) > 10, (
         f"experiments/{group}/{name}.yaml: no word on it in its first lines"
     )
-    node = config[group][name] if group == "remedy" else config.get(group)
+    node = config[group][name] if group in SEVERAL else config.get(group)
     if group == "experiment":
         assert config.name == name
-    elif group == "remedy":
-        assert node._target_.startswith("lbdist.remedies.")
+    elif group in SEVERAL:
+        assert node._target_.startswith({"remedy": "lbdist.remedies.", "measure": "lbdist.sharpness."}[group])
     else:
         assert node.name == name
 
@@ -314,7 +334,7 @@ def test_network_builds_for_its_data(name: str) -> None:
         "c4": ((3, 32, 32), 100),
     }.get(name, ((3, 32, 32), 10))
     config.derived.inputs, config.derived.channels = int(np.prod(shape)), shape[0]
-    config.derived.classes = classes
+    config.derived.classes = config.derived.outputs = classes
     OmegaConf.resolve(config)
     assert sample_flops(make(config.network), np.zeros((2, *shape), "f4"), (classes,)) > 0
 
@@ -323,22 +343,29 @@ def test_every_key_has_its_default_and_its_word() -> None:
     lines = (ROOT / "config.yaml").read_text()
     given = yaml.safe_load(lines)
     missing = {f.name for f in dataclasses.fields(Config)} - set(given)
-    assert missing == {"name", "network", "data", "optimizer", "remedy", "derived"}
+    chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy", "measure"}
+    assert missing == {*chosen, "derived"}
     assert set(given["search"]) == {f.name for f in dataclasses.fields(Search)}
-    assert set(given["sharpness"]) == {f.name for f in dataclasses.fields(Sharpness)}
+    # each default is stated once
+    for schema in (Config, Search):
+        assert {f.default for f in dataclasses.fields(schema) if f.name not in ("derived", "search")} == {
+            MISSING
+        }
+    assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS}
 
 
 @pytest.mark.parametrize(
     "key",
     [
         f"{prefix}{f.name}"
-        for prefix, schema in (("", Config), ("search.", Search), ("sharpness.", Sharpness))
+        for prefix, schema in (("", Config), ("search.", Search))
         for f in dataclasses.fields(schema)
-        if f.name not in ("name", "storage", "batch_norm", "network", "data", "optimizer", "remedy")
+        if f.name
+        not in ("name", "storage", "study", "network", "data", "loss", "optimizer", "remedy", "measure")
     ],
 )
 def test_schema_types_every_key(key: str) -> None:
-    if key in ("num_workers", "baseline_workers"):
+    if key == "num_workers":
         with pytest.raises(InputError, match=f"^{key}=abc: must be auto or a whole number"):
             check(compose([f"{key}=abc"]))
     else:

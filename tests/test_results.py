@@ -1,11 +1,10 @@
-"""Rows: written whole or not at all, read back as they were, gathered without loss however it ends."""
+"""Rows: written whole or not at all, read back as they were, each once however many studies share it."""
 
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +17,60 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lbdist import results
+from lbdist.storage import Store
 
-JOBS = ["a1", "b2", "c3", "d4"]
-
-
-def rows_of(job: str, count: int = 3) -> list[dict[str, Any]]:
-    return [
-        {
-            "experiment": "gap",
-            "cell": f"cell-{job}",
-            "method": "LB",
-            "remedy": "none",
-            "stage": "confirm",
-            "seed": 1,
-            "epoch": epoch,
-            "metric": "accuracy",
-            "value": 0.1 * epoch + len(job),
-            "split": "test",
-        }
-        for epoch in range(count)
-    ]
+CELLS = {name: {"cell": name, "method": "LB", "remedy": "none", "stage": "confirm", "seed": 1} for name in
+         ("a1", "b2", "c3", "d4")}  # fmt: skip
 
 
-def write(folder: Path, jobs: list[str] = JOBS) -> None:
-    for job in jobs:
-        results.write_rows(folder, job, rows_of(job))
+def rows_of(cell: str, count: int = 3) -> list[dict[str, Any]]:
+    fixed = {"cell": cell, "num_workers": 2, "metric": "accuracy", "split": "test"}
+    return [{**fixed, "epoch": epoch, "value": 0.1 * epoch + int(cell[1])} for epoch in range(count)]
 
 
-def snapshot(folder: Path) -> tuple[pd.DataFrame, set[str], list[Any]]:
-    return results.load(folder), results.finished_jobs(folder), [results.job_rows(folder, j) for j in JOBS]
-
-
-def assert_same(folder: Path, expected: tuple[pd.DataFrame, set[str], list[Any]]) -> None:
-    frame, finished, rows = snapshot(folder)
-    pd.testing.assert_frame_equal(frame, expected[0])
-    assert (finished, rows) == expected[1:]
-
-
-@contextmanager
-def folder_of_rows() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        write(Path(name))
-        yield Path(name)
+def write(folder: Path, cells: dict[str, dict[str, Any]] = CELLS) -> None:
+    for cell, columns in cells.items():
+        results.write_rows(folder, results.cell_file(cell), rows_of(cell))
+        content = {"cell": {}, "columns": columns, "provenance": results.provenance()}
+        results.write_json(Store(folder), f"cells/{cell}/cell.json", content)
+        row = {"cell": cell, "measurement": f"e{cell}", "metric": "sharpness", "value": 5.0}
+        results.write_rows(folder, results.measurement_file(f"e{cell}"), [row])
 
 
 def test_schema_holds_the_agreed_columns_first() -> None:
-    agreed = ["experiment", "cell", "network", "data", "method", "remedy", "global_batch_size"]
-    agreed += ["num_workers", "seed", "stage", "epoch", "step", "metric", "value", "split", "epsilon"]
-    agreed += ["space", "solver", "draw", "converged", "evaluations"]
+    agreed = ["experiment", "cell", "network", "data", "method", "remedy", "setting", "global_batch_size"]
+    agreed += [
+        "num_workers",
+        "seed",
+        "stage",
+        "epoch",
+        "step",
+        "metric",
+        "value",
+        "split",
+        "measure",
+        "epsilon",
+    ]
+    agreed += ["space", "solver", "draw", "converged", "evaluations", "position", "position_2", "other_cell"]
+    agreed += ["origin_cell", "origin_epoch", "options"]
     assert results.SCHEMA.names[: len(agreed)] == agreed
     assert len(set(results.SCHEMA.names)) == len(results.SCHEMA.names)
 
 
 def test_round_trip(tmp_path: Path) -> None:
     made = {pa.string(): "text", pa.int64(): 2**40, pa.float64(): 0.1 + 0.2, pa.bool_(): True}
-    full = {field.name: made[field.type] for field in results.SCHEMA if field.name != "job"}
-    results.write_rows(tmp_path, "job", [full, {"metric": "loss", "value": float("inf")}])
+    full = {field.name: made[field.type] for field in results.SCHEMA}
+    results.write_rows(tmp_path, "rows.parquet", [full, {"metric": "loss", "value": float("inf")}])
     frame = results.load(tmp_path)
     assert list(frame.columns) == results.SCHEMA.names
     assert len(frame) == 2
-    first, second = results.job_rows(tmp_path, "job")
-    assert first == {**full, "job": "job"}
+    first, second = results.read_rows(tmp_path, "rows.parquet")
+    assert first == full
     assert second["value"] == float("inf") and second["epoch"] is None and second["converged"] is None
-    stored = pq.read_schema(tmp_path / "rows" / "job.parquet")
-    assert stored.equals(results.SCHEMA)
+    assert pq.read_schema(tmp_path / "rows.parquet").equals(results.SCHEMA)
     # whole columns keep their types
-    results.write_rows(tmp_path / "whole", "job", [full, full])
-    kinds = results.load(tmp_path / "whole").dtypes
+    results.write_rows(tmp_path, "rows.parquet", [full, full])
+    kinds = results.load(tmp_path).dtypes
     for field in results.SCHEMA:
         kind = kinds[field.name]
         if pa.types.is_integer(field.type):
@@ -115,153 +101,67 @@ def test_round_trip(tmp_path: Path) -> None:
 )
 def test_any_row_comes_back(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        results.write_rows(name, "job", rows)
-        for _ in range(2):
-            found = results.job_rows(name, "job")
-            empty = dict.fromkeys(results.SCHEMA.names)
-            assert found == [{**empty, "job": "job", **row} for row in rows]
-            results.compact(name)
+        results.write_rows(name, "x/y.parquet", rows)
+        empty = dict.fromkeys(results.SCHEMA.names)
+        assert results.read_rows(name, "x/y.parquet") == [{**empty, **row} for row in rows]
 
 
 def test_unknown_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['acuracy'\]"):
-        results.write_rows(tmp_path, "job", [{"metric": "x", "value": 1.0}, {"acuracy": 3.0}])
+        results.write_rows(tmp_path, "x", [{"metric": "x", "value": 1.0}, {"acuracy": 3.0}])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_type_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
-        results.write_rows(tmp_path, "job", [{"metric": "x", "value": "much"}])
+        results.write_rows(tmp_path, "x", [{"metric": "x", "value": "much"}])
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("compacted", [False, True])
-def test_second_write_replaces_the_first(compacted: bool, tmp_path: Path) -> None:
+def test_second_write_replaces_the_first(tmp_path: Path) -> None:
     write(tmp_path)
-    if compacted:
-        results.compact(tmp_path)
-    results.write_rows(tmp_path, "b2", [{**row, "value": -1.0} for row in rows_of("b2", 2)])
-    for _ in range(2):
-        frame = results.load(tmp_path)
-        assert list(frame[frame["job"] == "b2"]["value"]) == [-1.0, -1.0]
-        assert len(frame) == 3 * 3 + 2
-        assert [row["value"] for row in results.job_rows(tmp_path, "b2")] == [-1.0, -1.0]
-        results.compact(tmp_path)
+    results.write_rows(tmp_path, results.cell_file("b2"), rows_of("b2", 2))
+    assert len(results.read_rows(tmp_path, results.cell_file("b2"))) == 2
+    assert len(results.load(tmp_path)) == 3 * 3 + 2 + 4
 
 
-def test_compaction(tmp_path: Path) -> None:
+def test_a_study_gathers_its_cells_and_names_them_its_own_way(tmp_path: Path) -> None:
     write(tmp_path)
-    before = snapshot(tmp_path)
-    assert before[1] == set(JOBS) and len(before[0]) == 12
-    for _ in range(2):  # the second has nothing to do
-        results.compact(tmp_path)
-        assert_same(tmp_path, before)
-        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["rows.parquet"]
-    # a study that goes on, and is gathered again
-    write(tmp_path, ["e5"])
-    assert results.finished_jobs(tmp_path) == {*JOBS, "e5"}
-    assert len(results.load(tmp_path)) == 15
-    results.compact(tmp_path)
-    assert results.finished_jobs(tmp_path) == {*JOBS, "e5"}
-    assert len(results.load(tmp_path)) == 15
+    columns = {name: {**CELLS[name], "method": "batch 64"} for name in ("a1", "b2")}
+    frame = results.gather(tmp_path, {**columns, "f5": CELLS["a1"]}, ["ea1", "eb2", "missing"], "sweep")
+    assert set(frame["cell"]) == {"a1", "b2"} and set(frame["method"]) == {"batch 64"}
+    assert set(frame["experiment"]) == {"sweep"} and len(frame) == 8
+    assert set(frame["num_workers"]) == {2}  # also of the measurements, which know their cell alone
+    pd.testing.assert_frame_equal(results.load(tmp_path / "sweep"), frame)
+    # the storage folder has each row once, whoever asked for it
+    results.gather(tmp_path, CELLS, [], "other")
+    whole = results.load(tmp_path)
+    assert len(whole) == 16 and set(whole["method"]) == {"LB"} and whole["experiment"].isna().all()
 
 
-def test_compaction_of_nothing(tmp_path: Path) -> None:
-    results.compact(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert results.finished_jobs(tmp_path) == set()
-    assert results.job_rows(tmp_path, "a1") == []
-
-
-@hypothesis_settings(deadline=None, max_examples=25)
-@given(
-    earlier=st.sets(st.sampled_from(JOBS)),  # gathered by an earlier compaction
-    renamed=st.booleans(),  # whether the new file got its name before the end
-    left=st.sets(st.sampled_from(JOBS)),  # parts that were not yet deleted
-    aside=st.sampled_from([None, 0, 100]),  # bytes of a file that was being written aside
-)
-def test_compaction_cut_off_at_any_point(
-    earlier: set[str], renamed: bool, left: set[str], aside: int | None
-) -> None:
-    with folder_of_rows() as folder:
-        before = snapshot(folder)
-        parts = {job: (folder / "rows" / f"{job}.parquet").read_bytes() for job in JOBS}
-        if earlier:
-            for job in set(JOBS) - earlier:
-                (folder / "rows" / f"{job}.parquet").unlink()
-            results.compact(folder)
-            for job in set(JOBS) - earlier:
-                (folder / "rows" / f"{job}.parquet").write_bytes(parts[job])
-            assert_same(folder, before)
-        if renamed:
-            results.compact(folder)
-            for job in left - earlier:  # deleted in any order
-                (folder / "rows" / f"{job}.parquet").write_bytes(parts[job])
-        if aside is not None:
-            (folder / ".rows.parquet.0123abcd").write_bytes(b"PAR1" * 100 if aside else b"")
-            (folder / "rows").mkdir(exist_ok=True)
-            (folder / "rows" / ".e5.parquet.0123abcd").write_bytes(b"PAR1"[:aside])
-        assert_same(folder, before)
-        results.compact(folder)
-        assert_same(folder, before)
-
-
-def test_killed_while_compacting(tmp_path: Path) -> None:
-    # the real thing: the process dies in the middle, time after time
+def test_finished(tmp_path: Path) -> None:
+    assert results.finished(tmp_path, results.CELLS) == []
     write(tmp_path)
-    before = snapshot(tmp_path)
-    program = """
-import os, sys
-from pathlib import Path
-from lbdist import results
-calls = int(sys.argv[2])
-def dies(name, arguments):
-    global calls
-    if name in ("os.rename", "os.remove") and sys.argv[1] in str(arguments[0]):
-        calls -= 1
-        if calls < 0:
-            os._exit(9)
-sys.addaudithook(dies)
-results.compact(sys.argv[1])
-"""
-    codes = []
-    for calls in (0, 1, 3, 99):  # before the rename, after it, amid the deletions, not at all
-        folder = tmp_path / f"cut-{calls}"
-        shutil.copytree(tmp_path / "rows", folder / "rows")
-        done = subprocess.run([sys.executable, "-c", program, str(folder), str(calls)], timeout=60)
-        codes.append(done.returncode)
-        assert_same(folder, before)
-        results.compact(folder)
-        assert_same(folder, before)
-    assert codes == [9, 9, 9, 0]
-
-
-def test_load_several_studies(tmp_path: Path) -> None:
-    write(tmp_path / "gap", JOBS[:2])
-    write(tmp_path / "elsewhere" / "remedies", JOBS[2:])
-    results.compact(tmp_path / "gap")
-    # what else lies in a study's folder
-    (tmp_path / "gap" / "tune" / "rows.txt").parent.mkdir()
-    (tmp_path / "gap" / "tune" / "rows.txt").write_text("no rows")
-    frame = results.load(str(tmp_path))
-    assert sorted(frame["job"].unique()) == JOBS and len(frame) == 12
-    assert len(results.load(tmp_path / "gap")) == 6
+    (tmp_path / "cells" / "e5").mkdir()  # begun
+    (tmp_path / "cells" / "e5" / "cell.json").write_text("{}")
+    (tmp_path / "cells" / "e5" / ".rows.parquet.0123abcd").write_bytes(b"PAR1")
+    (tmp_path / "measurements" / ".e5.parquet.0123abcd").write_bytes(b"")
+    assert sorted(results.finished(tmp_path, results.CELLS)) == sorted(CELLS)
+    assert sorted(results.finished(tmp_path, results.MEASUREMENTS)) == [f"e{cell}" for cell in CELLS]
 
 
 def test_order_of_rows_is_fixed(tmp_path: Path) -> None:
-    write(tmp_path / "one", JOBS)
-    write(tmp_path / "two", JOBS[::-1])
-    results.compact(tmp_path / "two")
+    write(tmp_path / "one")
+    write(tmp_path / "two", dict(reversed(CELLS.items())))
+    frames = [results.gather(tmp_path / name, CELLS, [f"e{c}" for c in CELLS]) for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*frames)
     pd.testing.assert_frame_equal(results.load(tmp_path / "one"), results.load(tmp_path / "two"))
 
 
 def test_names_of_folders_do_not_become_columns(tmp_path: Path) -> None:
     folder = tmp_path / "seed=7,lr=0.1" / "value=3"  # as sweeps name them
     write(folder)
-    for _ in range(2):
-        assert set(results.load(folder)["seed"]) == {1}
-        assert [row["seed"] for row in results.job_rows(folder, "a1")] == [1, 1, 1]
-        results.compact(folder)
+    assert set(results.load(folder)["seed"]) == {1}
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
@@ -269,6 +169,11 @@ def test_nothing_to_load(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no rows under") as caught:
             results.load(folder)
         assert str(folder) in str(caught.value)
+
+
+def test_the_code_version_in_words() -> None:
+    assert results.code_version({"lbdist": "0.1.0", "commit": "1a2b"}) == "lbdist 0.1.0, commit 1a2b"
+    assert results.code_version(json.loads('{"lbdist": "0.1.0"}')) == "lbdist 0.1.0"
 
 
 def test_a_repository_that_only_contains_the_environment_is_no_version(tmp_path: Path) -> None:

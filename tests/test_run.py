@@ -1,5 +1,6 @@
 """The real command from end to end: every shipped study shrunk, rerun, interrupted and killed."""
 
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ SMALL = [
     "data.train_samples=400",
     "data.test_samples=200",
     "network.widths=[16,16]",
-    "sharpness.subspace_dimension=5",
+    "measure.sharpness.subspace_dimension=5",
 ]
 KEY = ["method", "remedy", "seed", "num_workers", "stage", "setting", "metric", "split", "epoch", "step"]
 KEY += ["epsilon", "space", "solver", "draw"]
@@ -71,10 +72,12 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     rows = results.load(folder)
     assert list(rows.columns) == results.SCHEMA.names
     confirmed = rows.query("stage == 'confirm'")
+    checked = rows.query("stage == 'check'")
     methods = {"none", "augmentation", "conservative", "adversarial", "robust", "growth"}
     assert set(confirmed["remedy"]) == methods and set(confirmed["method"]) == {"SB", "LB"}
     baseline = confirmed.query("method == 'LB' and remedy == 'none'")
-    assert set(baseline["num_workers"]) == {1, 2}  # through Ray Train, and once in one process
+    assert set(baseline["num_workers"]) == {1}
+    assert set(checked["num_workers"]) == {2} and set(checked["method"]) == {"LB"}  # through Ray Train
     phi = rows.query("metric == 'sharpness'")
     assert len(phi) == 2 * 8 + 5 * 2 and phi["error"].isna().all() and (phi["value"] >= 0).all()
     assert set(rows.query("stage == 'search'")["split"].dropna()) == {"train", "validation"}
@@ -83,7 +86,16 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     drawn = {f.name for f in (folder / "figures").iterdir()}
     assert drawn >= {"leaderboard.png", "curves.svg", "scatter.png"}
     assert "<html" in (folder / "report.html").read_text()
-    assert not (folder / "rows").exists() or not list((folder / "rows").iterdir())  # compacted
+    assert {f.name for f in (folder / "tables").iterdir()} >= {
+        "leaderboard.csv",
+        "search.tex",
+        "sharpness.md",
+    }
+    shared = {path.name for path in storage.iterdir()}
+    assert shared == {"cells", "measurements", "remedies"}
+    assert {f.name for f in (storage / "cells" / confirmed["cell"].iloc[0]).iterdir()} == {
+        "cell.json", "model.safetensors", "rows.parquet"
+    }  # fmt: skip
 
 
 @pytest.mark.timeout(120)
@@ -107,11 +119,33 @@ def test_tunes_own_folder_stays_readable(remedies):
     frame = grid.get_dataframe()
     assert len(grid.errors) == 0
     robust = frame[(frame["config/remedy"] == "robust") & (frame["config/stage"] == "confirm")]
-    cells = results.load(storage).query("remedy == 'robust' and stage == 'confirm' and metric == 'accuracy'")
+    cells = results.load(storage / "remedies").query(
+        "remedy == 'robust' and stage == 'confirm' and metric == 'accuracy'"
+    )
     final = cells[cells["epoch"].isna() & (cells["split"] == "test")]
     assert sorted(robust["accuracy"]) == sorted(final["value"])
     events = EventAccumulator(grid[0].path).Reload()
     assert "ray/tune/accuracy" in events.Tags()["scalars"]
+
+
+@pytest.mark.timeout(200)
+def test_studies_of_a_storage_folder_share_cells_and_measurements(remedies, cache):
+    """`gap` after `remedies` has nothing to train or measure; a report says which code trained its cells."""
+    storage, _ = remedies
+    out = finish(start(storage, "experiment=gap", cache))
+    assert "local Ray" not in out and "LB" in out
+    keys = ["method", "seed", "metric", "split", "epsilon", "space", "solver", "epoch"]
+    gap, whole = (results.load(storage / name).query("stage == 'confirm' and remedy == 'none'")
+                  for name in ("gap", "remedies"))  # fmt: skip
+    pd.testing.assert_series_equal(*(rows.set_index(keys)["value"].sort_index() for rows in (gap, whole)))
+    assert len(results.load(storage).query("method == 'SB' and metric == 'steps'")) == 1
+    for path in (storage / "cells").glob("*/cell.json"):
+        content = json.loads(path.read_text())
+        content["provenance"]["commit"] = "0123abc"
+        path.write_text(json.dumps(content))
+    out = finish(start(storage, "experiment=gap", cache))
+    assert "of 2 cells, 2 by lbdist 0.1.0, commit 0123abc; today's code is lbdist" in out
+    assert "commit 0123abc" in (storage / "gap" / "report.html").read_text()
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -134,11 +168,12 @@ def gone(members: list[psutil.Process]) -> None:
 
 @pytest.mark.timeout(600)
 def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp_path, cache):
-    arguments = ["experiment=gap", "baseline_workers=2", cache]
+    arguments = ["experiment=gap", "study.check_workers=2", cache]
     folder = tmp_path / "gap"
 
     def done() -> int:
-        return len(list((folder / "rows").glob("[!.]*.parquet"))) if folder.exists() else 0
+        files = [*tmp_path.glob("cells/*/rows.parquet"), *tmp_path.glob("measurements/[!.]*.parquet")]
+        return len(files)
 
     process = start(tmp_path, *arguments)  # 1: Ctrl-C while cells train
     wait_for(lambda: done() >= 1, process)
@@ -204,9 +239,9 @@ def test_real_images_from_a_folder_of_parquet(tmp_path):
     out = finish(
         start(tmp_path, "experiment=gap", "data=parquet", f"data.root={SHARED / 'mnist'}", "data.channels=1",
               "network=f1", "network.widths=[64,64]", "data.train_samples=2000", "data.test_samples=500",
-              "small_batch=64", "seeds=1", "epochs=3", "sharpness.solvers=[converged]")
+              "small_batch=64", "seeds=1", "epochs=3", "measure.sharpness.solvers=[converged]")
     )  # fmt: skip
-    final = results.load(tmp_path).query("metric == 'accuracy' and split == 'test' and epoch.isna()")
+    final = results.load(tmp_path / "gap").query("metric == 'accuracy' and split == 'test' and epoch.isna()")
     assert (final["value"] > 70).all() and len(final) == 2
     assert "SB" in out
 

@@ -1,17 +1,18 @@
-"""The report of a study: one HTML file with everything in it."""
+"""The report of a study: one HTML file with everything in it, each table and figure beside it."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
-import pandas as pd
-from markupsafe import Markup
+import matplotlib
+from markupsafe import Markup, escape
 
-from lbdist.analysis import figures, tables
+from lbdist.analysis import drawing, export
+from lbdist.analysis.section import Section
 from lbdist.storage import Store
 
 
@@ -24,27 +25,43 @@ def inline(document: str, name: str) -> Markup:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{name}-", text)
     for color, variable in (
-        (figures.INK, "ink"),
-        (figures.MUTED, "muted"),
-        (figures.LINE, "line"),
-        (figures.PAPER, "paper"),
+        (drawing.INK, "ink"),
+        (drawing.MUTED, "muted"),
+        (drawing.LINE, "line"),
+        (drawing.PAPER, "paper"),
     ):
         text = re.sub(color, f"var(--{variable})", text, flags=re.IGNORECASE)
     return Markup(text)
 
 
-def write_report(folder: str | Path | Store, rows: pd.DataFrame, context: Mapping[str, str]) -> str:
-    """Writes `report.html`, one self-contained file, whole or not at all.
+def write_report(
+    folder: str | Path | Store, title: str, sections: Sequence[Section], context: Mapping[str, str]
+) -> str:
+    """Writes `report.html`, `figures/*.{png,svg}` and `tables/*.{csv,md,tex}`, each file whole or not at all.
 
     Args:
         folder: The study's folder.
-        rows: The rows of the study.
+        title: What the study is.
+        sections: What it shows; the first one's sentences are the headline.
         context: How it was measured, name by name (command, versions, hardware, date, config ...); text of
             several lines is shown as it is.
 
     Returns:
         Where the report is.
     """
+    store, pictures = Store.of(folder), {}
+    with matplotlib.rc_context(drawing.STYLE):
+        for figure in (figure for section in sections for figure in section.figures):
+            drawn = figure.draw()
+            pictures[figure.name] = inline(drawing.svg(drawn, figure.name), figure.name)
+            caption = textwrap.fill(figure.caption, 118)
+            drawn.supxlabel(caption, x=0.01, ha="left", fontsize=8, color=drawing.MUTED)
+            png = drawing.render(drawn, figure.name, format="png", dpi=150)
+            store.write(f"figures/{figure.name}.png", png)
+            store.write(f"figures/{figure.name}.svg", drawing.svg(drawn, figure.name).encode())
+    for table in (table for section in sections for table in section.tables):
+        for suffix, write in export.FORMATS.items():
+            store.write(f"tables/{table.name}.{suffix}", write(table).encode())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -52,34 +69,16 @@ def write_report(folder: str | Path | Store, rows: pd.DataFrame, context: Mappin
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (
-        *(tables.number, tables.seconds, tables.percent, tables.phi, tables.interval, tables.three_digits),
-        *(tables.epsilon_text, tables.solver_phi),
-    ):
-        environment.filters[function.__name__] = function
-    board = tables.leaderboard(rows)
-    sharpness = tables.sharpness_table(rows)
-    epsilons = [] if sharpness.empty else sorted(sharpness["epsilon"].unique(), reverse=True)
-    first = rows.iloc[0] if len(rows) else {"experiment": "study", "network": "", "data": ""}
-    page = environment.get_template("report.html.jinja").render(
-        title=" ".join([str(first["experiment"]), "of", str(first["network"]), "on", str(first["data"])]),
-        study=first["experiment"],
-        network=first["network"],
-        data=first["data"],
-        conclusion=tables.conclusion(rows),
-        board=board.to_dict("records"),
-        phi_columns=[(e, tables.phi_column(e)) for e in epsilons if tables.phi_column(e) in board],
-        sharpness=sharpness.to_dict("records"),
-        figures=[
-            (name, drawn.title, drawn.caption, inline(figures.svg(drawn.figure, name), name))
-            for name, drawn in figures.figures(rows).items()
-        ],
-        search=tables.search_table(rows).to_dict("records"),
-        agreement=tables.agreement(rows).to_dict("records"),
-        agreement_sentence=tables.agreement_sentence(rows),
-        context={str(key): str(value) for key, value in context.items()},
-        isnan=math.isnan,
+    environment.filters["lines"] = lambda text: Markup("<br/>").join(
+        escape(line) for line in text.split("\n")
     )
-    store = Store.of(folder)
+    environment.filters["nobreak"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        headline=list(sections[0].sentences) if sections else [],
+        sections=sections,
+        pictures=pictures,
+        context={str(key): str(value) for key, value in context.items()},
+    )
     store.write("report.html", page.encode())
     return f"{store}/report.html"

@@ -100,3 +100,18 @@ def difference(a: Iterable[float], b: Iterable[float]) -> Difference:
     freedom = (u + v) ** 2 / (u**2 / (len(first) - 1) + v**2 / (len(second) - 1))
     half = _quantile(freedom) * math.sqrt(u + v)
     return Difference(mean, mean - half, mean + half)
+
+
+def rank_correlation(a: Iterable[float], b: Iterable[float]) -> float:
+    """Spearman's rank correlation of two equally long lists; NaN where a list is constant.
+
+    Example:
+        >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+        0.5
+    """
+    from scipy.stats import spearmanr  # takes seconds to import
+
+    first, second = list(a), list(b)
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return math.nan
+    return float(spearmanr(first, second).statistic)

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lbdist.errors import InputError, one_line, require
 
-OWN = ("name", "search")
+OWN = ("name", "search", "cell")
 """Keys of a node that are no arguments of its `_target_`."""
 
 # what OmegaConf says of a wrong type, and what is allowed
@@ -74,7 +74,7 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = objec
         text = str(error)
         raise InputError(text if text.startswith(key.split(".")[0]) else f"{key}.{text}") from error
     except OmegaConfBaseException as error:
-        name, line = error.full_key or "", str(error).splitlines()[0]
+        name, line = (error.full_key or "").partition("[")[0], str(error).splitlines()[0]
         wanted = allowed_type(line)
         complaint = f"={values.get(name)}: must be {wanted}" if wanted and name in values else f": {line}"
         raise InputError(f"{key}.{name}{complaint}") from error

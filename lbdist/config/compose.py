@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lbdist.config.build import allowed_type
-from lbdist.config.schema import Config, Search, Sharpness
+from lbdist.config.schema import Config, Search
 from lbdist.errors import InputError, one_line
 
-SEVERAL = ("remedy",)
+SEVERAL = ("remedy", "measure")
 """Groups of which a study may choose several."""
 
 
@@ -99,7 +99,7 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
                 raise InputError(f"{text}: must be {number} of {', '.join(known)}")
 
 
-_SECTIONS = {"search": Search, "sharpness": Sharpness}
+_SECTIONS = {"search": Search}
 
 
 def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence[Path]) -> str:
@@ -128,9 +128,12 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
         known = [f"{group}.{name}" for name in names] or [*_fields(Config), "experiment"]
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near and (names or not rest) else ""
-        member = rest.split(".")[0]
+        member, _, last = rest.partition(".")
         if group in SEVERAL and f"Key '{member}'" in line and member in options(group, folders):
-            hint = f", since {member} is not among the study's remedies; add it to remedy=[...]"
+            hint = f", since {member} is not among those of the study; add it to {group}=[...]"
+        elif group in SEVERAL and member in options(group, folders):
+            near = difflib.get_close_matches(last, _keys(group, member, folders), n=1)
+            hint = f"; did you mean {group}.{member}.{near[0]}?" if near else ""
         return f"{given}: there is no key {key}{hint} (`--help` lists the keys)"
     merging = next((o for o in overrides if f"Error merging override {o}: " in line), None)
     if merging:
@@ -140,6 +143,13 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
     about = (o for o in overrides if "${" in o or f"'{o.lstrip('+~').split('=')[0]}'" in line)
     given = next(about, getattr(error, "full_key", None))
     return line if not given or given in line else f"{given}: {line}"
+
+
+def _keys(group: str, member: str, folders: Sequence[Path]) -> list[str]:
+    """The keys of a member of a group of which a study may choose several."""
+    paths = (root / group / f"{member}.yaml" for root in (config_root(), *folders))
+    found = yaml.safe_load(next(path for path in paths if path.is_file()).read_text())
+    return list((found or {}).get(member) or {})
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The dataclass schema of every key, and the rules that a type cannot state."""
+"""The dataclass schema of every key, and the rules that a type cannot state.
+
+The values are in `experiments/config.yaml` and the studies beside it, each stated once.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,29 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lbdist.errors import require
 
+RESERVED = ("cells", "measurements")
+"""Folders that a storage folder has for all studies."""
+
 
 @dataclass
 class Search:
     """How each remedy's hyperparameters are chosen, on a validation split carved from the training set."""
 
-    seeds: int = 1  # training runs a setting, each from its own start
-    samples: int = 4  # draws where a search space is continuous; grids are run whole
-    validation_fraction: float = 0.2
-    epochs: float = 1.0  # epochs of a search run, as a share of `epochs`
-
-
-@dataclass
-class Sharpness:
-    """Which values of Metric 2.1 are measured at every confirmed minimiser."""
-
-    epsilons: list[float] = field(default_factory=lambda: [1e-3, 5e-4])
-    spaces: list[str] = field(default_factory=lambda: ["full", "subspace"])
-    subspace_dimension: int = 100
-    draws: int = 1  # random subspaces, each its own row
-    solvers: list[str] = field(default_factory=lambda: ["paper", "converged"])
-    remedy_spaces: list[str] | None = None  # `spaces` and `solvers` at the remedies' minimisers;
-    remedy_solvers: list[str] | None = None  # None: the same
-    starts: int = 2  # starts of the converged solver
-    batch_norm: str = "running"  # statistics while measuring: running, batch or recalibrated
-    micro_batch_size: int = 1000
+    seeds: int = MISSING
+    samples: int = MISSING
+    validation_fraction: float = MISSING
+    epochs: float = MISSING
 
 
 @dataclass
 class Derived:
-    """What the network takes from the data, filled in once the data is read."""
+    """What the network takes from the data and the loss, filled in once the data is read."""
 
     inputs: int = 0
     channels: int = 0
     classes: int = 0
+    outputs: int = 0
+    tokens: int = 0
 
 
 @dataclass
@@ -51,26 +43,28 @@ class Config:
     """Every key of a study; `experiments/config.yaml` says what each is for."""
 
     name: str = MISSING
-    network: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    remedy: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = MISSING
+    network: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    loss: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    remedy: dict[str, Any] = MISSING
+    measure: dict[str, Any] = MISSING
+    combinations: list[list[str]] = MISSING
     small_batch: int = MISSING
     large_batch: float = MISSING
     epochs: int = MISSING
     seeds: int = MISSING
-    num_workers: Any = "auto"
-    baseline_workers: Any = None
-    ghost_batch_size: int | None = None
-    micro_batch_size: int | None = None
-    evaluations: int = 10
+    num_workers: Any = MISSING
+    ghost_batch_size: int | None = MISSING
+    micro_batch_size: int | None = MISSING
+    evaluations: int = MISSING
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
-    sharpness: Sharpness = field(default_factory=Sharpness)
-    storage: str = "results"
-    max_concurrent: int | None = None
-    retries: int = 2
-    dry_run: bool = False
+    storage: str = MISSING
+    max_concurrent: int | None = MISSING
+    retries: int = MISSING
+    dry_run: bool = MISSING
 
 
 def check(config: DictConfig) -> None:
@@ -79,13 +73,13 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: The first rule that is broken.
     """
-    for key in ("name", "small_batch", "large_batch", "epochs", "seeds"):
-        require(not OmegaConf.is_missing(config, key), key, "???", "given")
+    missing = sorted(OmegaConf.missing_keys(config))
+    require(not missing, next(iter(missing), ""), "???", "given")
     require(
-        bool(re.fullmatch(r"\w[\w.-]*", config.name)),
+        bool(re.fullmatch(r"\w[\w.-]*", config.name)) and config.name not in RESERVED,
         "name",
         config.name,
-        "letters, digits, '.', '_', '-', the first a letter or digit",
+        "letters, digits, '.', '_', '-', the first a letter or digit, and not " + " or ".join(RESERVED),
     )
     for key in ("small_batch", "epochs", "seeds", "evaluations"):
         require(config[key] >= 1, key, config[key], "at least 1")
@@ -96,16 +90,13 @@ def check(config: DictConfig) -> None:
         large,
         "a number of samples, or a share of the training set between 0 and 1",
     )
-    for key in ("num_workers", "baseline_workers"):
-        workers = config[key]
-        require(
-            workers == "auto"
-            or (workers is None and key == "baseline_workers")
-            or (isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1),
-            key,
-            workers,
-            "auto or a whole number of at least 1",
-        )
+    workers = config.num_workers
+    require(
+        workers == "auto" or (isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1),
+        "num_workers",
+        workers,
+        "auto or a whole number of at least 1",
+    )
     for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
     if config.micro_batch_size and config.ghost_batch_size:
@@ -123,23 +114,3 @@ def check(config: DictConfig) -> None:
     fraction = search.validation_fraction
     require(0 < fraction < 1, "search.validation_fraction", fraction, "between 0 and 1")
     require(0 < search.epochs <= 1, "search.epochs", search.epochs, "a share in (0, 1]")
-    sharpness = config.sharpness
-    for epsilon in sharpness.epsilons:
-        require(0 < epsilon < float("inf"), "sharpness.epsilons", sharpness.epsilons, "all above 0")
-    known = ("paper", "converged")
-    for key, allowed in (
-        ("spaces", ("full", "subspace")),
-        ("solvers", known),
-        ("remedy_solvers", known),
-        ("remedy_spaces", ("full", "subspace")),
-    ):
-        require(
-            set(sharpness[key] or ()) <= set(allowed),
-            f"sharpness.{key}",
-            sharpness[key],
-            "among " + ", ".join(allowed),
-        )
-    for key in ("subspace_dimension", "draws", "starts", "micro_batch_size"):
-        require(sharpness[key] >= 1, f"sharpness.{key}", sharpness[key], "at least 1")
-    modes = ("running", "batch", "recalibrated")
-    require(sharpness.batch_norm in modes, "sharpness.batch_norm", sharpness.batch_norm, " or ".join(modes))

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -95,8 +96,10 @@ class DataSource(ABC):
         train_samples: How many training samples to use; None for all. A fixed shuffle chooses them, and a
             smaller choice is part of a larger one.
         test_samples: The same for the test split.
+        place: The fields that say where the data lie, and not what they are.
     """
 
+    place: ClassVar[tuple[str, ...]] = ()
     train_samples: int | None = None
     test_samples: int | None = None
 

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class MNIST1D(DataSource):
         seed: Seed of the generator.
     """
 
+    place: ClassVar[tuple[str, ...]] = ("root",)
     root: str | None = None
     seed: int = 42
 

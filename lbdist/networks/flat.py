@@ -34,23 +34,21 @@ def flatten(network: nn.Module) -> Tensor:
 class Flat:
     """A network whose parameters and gradients are views into two flat vectors.
 
-    The optimiser then runs on one tensor, gradients are reduced in one call, and a remedy writes
-    `x += r` for a whole network.
+    Gradients are reduced in one call, and a remedy writes `x += r` for a whole network; an optimiser over the
+    network's own parameters moves x layer by layer.
 
     Args:
         network: Changed in place: parameters keep their values and become views.
 
     Attributes:
-        x: Parameters, shape (n,), itself an `nn.Parameter` whose `.grad` is `g`.
+        x: Parameters, shape (n,).
         g: Gradient, shape (n,).
     """
 
     def __init__(self, network: nn.Module) -> None:
-        vector = flatten(network)
-        self.x = nn.Parameter(vector)
-        self.g = torch.zeros_like(vector)
-        self.x.grad = self.g
-        parts = zip(views(network, self.x.detach()).items(), views(network, self.g).values(), strict=True)
+        self.x = flatten(network)
+        self.g = torch.zeros_like(self.x)
+        parts = zip(views(network, self.x).items(), views(network, self.g).values(), strict=True)
         for (name, part), gradient in parts:
             parameter = network.get_parameter(name)
             parameter.data = part

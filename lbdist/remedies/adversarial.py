@@ -27,12 +27,11 @@ class Adversarial(Remedy):
         require(self.epsilon >= 0, "epsilon", self.epsilon, "0 or more")
         require(0 <= self.weight <= 1, "weight", self.weight, "between 0 and 1")
 
-    def step(self, learner: Learner, batch: Batch) -> None:
-        """One step along the gradient of the mixed loss."""
+    def gradient(self, learner: Learner, batch: Batch) -> None:
+        """The gradient of the mixed loss."""
         attacked = batch.inputs + self.epsilon * learner.input_gradient(batch).sign()
         learner.gradient(batch, weight=self.weight)
         learner.gradient(replace(batch, inputs=attacked), weight=1 - self.weight, add=True, statistics=False)
-        learner.update()
 
     def gradients_per_step(self) -> float:
         """The attack, the clean batch, the attacked batch."""

@@ -2,10 +2,13 @@
 
     for epoch in epochs:
         for batch in batches(seed, epoch, remedy.batch_size(...)):   # this worker's slice of each
-            batch = remedy.transform(batch)        # augmentation
-            remedy.step(learner, batch)            # one gradient step, or several
-        remedy.after_epoch(learner, batch)         # say, whether to grow the batch
+            batch = remedy.transform(batch)                # augmentation
+            remedy.step(learner, batch, gradient)          # what is done with g: one step, or several
+        remedy.after_epoch(learner, batch)                 # say, whether to grow the batch
         evaluate; report; checkpoint
+
+where `gradient()` is `remedy.gradient(learner, batch)`: what g is, the plain gradient, SAM's, a mixture.
+Remedies combine as long as no two of them say what the batch size, g or the step is (see `combine`).
 
 Every gradient that a hook sees is the global one, summed over the workers, so a remedy gives the same
 trajectory on any number of them. A remedy is a dataclass: its fields are its hyperparameters.
@@ -13,6 +16,8 @@ trajectory on any number of them. A remedy is a dataclass: its fields are its hy
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lbdist import random
+from lbdist.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -108,16 +114,20 @@ class Remedy:
         """Changes the samples of a batch."""
         return batch
 
-    def step(self, learner: Learner, batch: Batch) -> None:
-        """Takes one training step on a batch."""
+    def gradient(self, learner: Learner, batch: Batch) -> None:
+        """Sets g, at x."""
         learner.gradient(batch)
+
+    def step(self, learner: Learner, batch: Batch, gradient: Callable[[], None]) -> None:
+        """Takes one training step on a batch; `gradient()` sets g at the present x."""
+        gradient()
         learner.update()
 
     def after_epoch(self, learner: Learner, batch: Batch) -> None:
         """Looks back on an epoch; `batch` is its last whole one."""
 
     def gradients_per_step(self) -> float:
-        """Gradient evaluations a step, for estimates of time."""
+        """Gradient evaluations that a step takes with this remedy, for estimates of time."""
         return 1.0
 
     def state(self) -> dict[str, Any]:
@@ -126,6 +136,67 @@ class Remedy:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
+
+
+class Combined(Remedy):
+    """Several remedies at once: transforms follow each other, other hooks come from the one that has them.
+
+    Args:
+        members: The remedies by name.
+
+    Raises:
+        InputError: Two of them say what the batch size, the gradient or the step is.
+    """
+
+    def __init__(self, members: Mapping[str, Remedy]) -> None:
+        self.members = members
+        self._owner: dict[str, Remedy] = {}
+        for hook in ("batch_size", "gradient", "step"):
+            names = [
+                n for n, member in members.items() if getattr(type(member), hook) != getattr(Remedy, hook)
+            ]
+            if len(names) > 1:
+                both = " and ".join(names)
+                raise InputError(
+                    f"combinations=[{','.join(members)}]: must not combine {both}: each has its own {hook}"
+                )
+            self._owner[hook] = members[names[0]] if names else Remedy()
+
+    def batch_size(self, full: int, epoch: int, epochs: int) -> int:
+        """That of the member that grows the batch."""
+        return self._owner["batch_size"].batch_size(full, epoch, epochs)
+
+    def transform(self, batch: Batch) -> Batch:
+        """Every member's, one after the other."""
+        for member in self.members.values():
+            batch = member.transform(batch)
+        return batch
+
+    def gradient(self, learner: Learner, batch: Batch) -> None:
+        """That of the member that has its own."""
+        self._owner["gradient"].gradient(learner, batch)
+
+    def step(self, learner: Learner, batch: Batch, gradient: Callable[[], None]) -> None:
+        """That of the member that has its own."""
+        self._owner["step"].step(learner, batch, gradient)
+
+    def after_epoch(self, learner: Learner, batch: Batch) -> None:
+        """Every member's."""
+        for member in self.members.values():
+            member.after_epoch(learner, batch)
+
+    def gradients_per_step(self) -> float:
+        """The gradients of a step, each at the cost of one."""
+        return float(math.prod(member.gradients_per_step() for member in self.members.values()))
+
+    def state(self) -> dict[str, Any]:
+        """Every member's."""
+        return {name: member.state() for name, member in self.members.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes every member's back."""
+        for name, member in self.members.items():
+            member.restore(state[name])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbdist.errors import require
@@ -24,11 +25,11 @@ class Conservative(Remedy):
         require(self.proximal >= 0, "proximal", self.proximal, "0 or more")
         require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
 
-    def step(self, learner: Learner, batch: Batch) -> None:
+    def step(self, learner: Learner, batch: Batch, gradient: Callable[[], None]) -> None:
         """A few optimiser steps on f_B + lambda/2 |x - x_k|^2."""
         centre = learner.x.clone()
         for _ in range(self.iterations):
-            learner.gradient(batch)
+            gradient()
             learner.g.add_(learner.x - centre, alpha=self.proximal)
             learner.update()
 

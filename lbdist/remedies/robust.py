@@ -30,8 +30,8 @@ class Robust(Remedy):
         require(self.ascent_steps >= 1, "ascent_steps", self.ascent_steps, "at least 1")
         require(self.norm in ("2", "inf"), "norm", self.norm, "2 or inf")
 
-    def step(self, learner: Learner, batch: Batch) -> None:
-        """Ascends from x, and descends from x along the gradient found there."""
+    def gradient(self, learner: Learner, batch: Batch) -> None:
+        """The gradient at the point that an ascent from x reaches."""
         centre = learner.x.clone()
         learner.gradient(batch)
         # k steps of length rho / k stay in the ball by the triangle inequality
@@ -39,7 +39,6 @@ class Robust(Remedy):
             learner.x.add_(project_to_ball(learner.g, self.rho / self.ascent_steps, self.norm))
             learner.gradient(batch, statistics=False)
         learner.x.copy_(centre)
-        learner.update()
 
     def gradients_per_step(self) -> float:
         """One at x, one after each ascent step."""

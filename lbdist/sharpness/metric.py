@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lbdist.errors import InputError
-from lbdist.objective import Function
+from lbdist.errors import InputError, require
+from lbdist.objective import BATCH_NORM_MODES, Function
+from lbdist.plan import Cell, Node
+from lbdist.sharpness.measure import Measure, Minimiser, Row
 from lbdist.sharpness.solvers import SOLVERS
 from lbdist.sharpness.subspace import FullSpace, Subspace
 
@@ -135,3 +138,118 @@ def box_sharpness(
         seconds=time.perf_counter() - began,
         maximiser=found.z if keep_maximiser else None,
     )
+
+
+@dataclass
+class BoxSharpness(Measure):
+    """Metric 2.1 at a minimiser: every space, draw, solver and box that is asked for, a row each.
+
+    Attributes:
+        epsilons: Sizes of the box.
+        spaces: `full` and `subspace`.
+        subspace_dimension: p of the random subspaces.
+        draws: How many random subspaces.
+        solvers: `paper` and `converged`.
+        remedy_spaces: `spaces` at the models of remedies; None for the same.
+        remedy_solvers: `solvers` at the models of remedies; None for the same.
+        starts: Starts of the converged solver.
+        batch_norm: Statistics while measuring: `running`, `batch` or `recalibrated`.
+        micro_batch_size: Samples taken through the network at once.
+        draw: One subspace alone; None for all `draws`.
+    """
+
+    epsilons: list[float] = field(default_factory=lambda: [1e-3, 5e-4])
+    spaces: list[str] = field(default_factory=lambda: ["full", "subspace"])
+    subspace_dimension: int = 100
+    draws: int = 1
+    solvers: list[str] = field(default_factory=lambda: ["paper", "converged"])
+    remedy_spaces: list[str] | None = None
+    remedy_solvers: list[str] | None = None
+    starts: int = 2
+    batch_norm: str = "running"
+    micro_batch_size: int = 1000
+    draw: int | None = None
+
+    def __post_init__(self) -> None:
+        good = all(0 < epsilon < math.inf for epsilon in self.epsilons)
+        require(good, "epsilons", self.epsilons, "all above 0")
+        known = {"spaces": ("full", "subspace"), "solvers": tuple(SOLVERS)}
+        known |= {f"remedy_{key}": allowed for key, allowed in known.items()}
+        for key, allowed in known.items():
+            value = getattr(self, key)
+            require(set(value or ()) <= set(allowed), key, value, "among " + ", ".join(allowed))
+        for key in ("subspace_dimension", "draws", "starts", "micro_batch_size"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        allowed_modes = " or ".join(BATCH_NORM_MODES)
+        require(self.batch_norm in BATCH_NORM_MODES, "batch_norm", self.batch_norm, allowed_modes)
+
+    def check(self, parameters: int) -> None:
+        """A subspace has at most as many dimensions as there are parameters."""
+        p, allowed = self.subspace_dimension, f"at most {parameters}, the parameters"
+        require("subspace" not in self.spaces or p <= parameters, "subspace_dimension", p, allowed)
+
+    def parts(self, node: Node, cell: Cell) -> list[Node]:
+        """One value each, with the settings that it depends on and no others."""
+        spaces, solvers = self.spaces, self.solvers
+        if cell.remedies:
+            spaces = spaces if self.remedy_spaces is None else self.remedy_spaces
+            solvers = solvers if self.remedy_solvers is None else self.remedy_solvers
+        fixed = {"batch_norm": self.batch_norm, "micro_batch_size": self.micro_batch_size}
+        parts: list[Node] = []
+        for space, draw, solver, epsilon in replace(self, spaces=spaces, solvers=solvers)._values():
+            part = {
+                "_target_": node["_target_"],
+                "epsilons": [epsilon],
+                "spaces": [space],
+                "solvers": [solver],
+            }
+            if space == "subspace":
+                part |= {"subspace_dimension": self.subspace_dimension, "draw": draw}
+            if solver == "converged":
+                part["starts"] = self.starts
+            parts.append(part | fixed)
+        return parts
+
+    def _values(self) -> Iterator[tuple[str, int, str, float]]:
+        """Space, draw, solver and box of each value."""
+        draws = range(self.draws) if self.draw is None else [self.draw]
+        for space in self.spaces:
+            for draw in draws if space == "subspace" else [0]:
+                for solver in self.solvers:
+                    yield from ((space, draw, solver, epsilon) for epsilon in self.epsilons)
+
+    def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
+        """A row a value, `metric` sharpness."""
+        (minimiser,) = at
+        f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.micro_batch_size)
+        rows = []
+        for space, draw, solver, epsilon in self._values():
+            options: dict[str, Any] = {"starts": self.starts} if solver == "converged" else {}
+            if space == "subspace":
+                options["subspace"] = _subspace(minimiser.x, self.subspace_dimension, draw)
+            options |= {"epsilon": epsilon, "solver": solver, "draw": draw}
+            found = box_sharpness(f, minimiser.x, **options)
+            row = {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm}
+            names = ["value", "epsilon", "space", "solver", "draw", "converged", "evaluations", "start"]
+            names += ["iterations", "fraction_at_bound"]
+            rows.append({**row, **{name: getattr(found, name) for name in names}})
+        return rows
+
+    def failed(self) -> Row:
+        """The columns of the first value, of which a measurement that failed keeps a row."""
+        space, draw, solver, epsilon = next(self._values())
+        where = {"space": space, "draw": draw, "solver": solver, "epsilon": epsilon}
+        return {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm, **where}
+
+
+_last: tuple[Any, Subspace | None] = (None, None)
+
+
+def _subspace(x: Tensor, dimension: int, draw: int) -> Subspace:
+    """A random subspace; the last one is kept, since its matrix takes long to draw and to factorise."""
+    global _last
+    key = (len(x), dimension, draw, x.device, x.dtype)
+    if _last[0] != key:
+        _last = key, Subspace(len(x), dimension, draw=draw, like=x)
+    assert _last[1] is not None
+    return _last[1]

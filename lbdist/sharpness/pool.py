@@ -1,130 +1,107 @@
-"""A pool of Ray actors that hold the data once and take (checkpoint, space, epsilon, draw) jobs."""
+"""A pool of Ray actors that hold the data once and take measurements, of any measure."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from lbdist import networks, results
+from lbdist.config.build import build
 from lbdist.data.base import Split
-from lbdist.networks.flat import buffers, views
+from lbdist.errors import one_line
+from lbdist.networks.flat import flatten
 from lbdist.objective import Objective
-from lbdist.plan import Cell, digest
-from lbdist.sharpness.metric import box_sharpness
-from lbdist.sharpness.subspace import Subspace
+from lbdist.plan import Measurement, Point, digest, title
+from lbdist.sharpness.measure import Measure, Minimiser, Row
 from lbdist.storage import Store
 from lbdist.training import checkpoint
 
 
-@dataclass(frozen=True)
-class Job:
-    """One sharpness value to measure at the end of one cell.
-
-    Attributes:
-        cell: The trained cell.
-        setting: What to measure: space, epsilon, solver, draw, dimension, starts, batch_norm,
-            micro_batch_size.
-    """
-
-    cell: Cell
-    setting: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """The job's content address."""
-        return digest([self.cell.id, self.setting])
-
-    def row(self) -> dict[str, Any]:
-        """The columns that the job fixes."""
-        named = {key: self.setting[key] for key in ("space", "epsilon", "solver", "draw", "batch_norm")}
-        return {**self.cell.columns(), **named, "metric": "sharpness", "split": "train"}
-
-
 class Evaluator:
-    """Measures jobs in one process; the data stay on its device, the last network and subspace in memory."""
+    """Measures in one process; the data stay on its device, the last models and their f in memory."""
 
     def __init__(self, train: Split, store: Store, device: str) -> None:
         torch.set_num_threads(1)
         self.store, self.device = store, device
         # the object store's arrays are read-only and are never written to here
         self.data = tuple(torch.tensor(a, device=device) for a in (train.inputs, train.labels))
-        self._objective: tuple[Any, Objective | None] = (None, None)
-        self._subspace: tuple[Any, Subspace | None] = (None, None)
+        self._loaded: dict[str, Minimiser] = {}
 
-    def objective(self, job: Job) -> Objective:
-        """f at the job's cell."""
-        key = (job.cell.id, job.setting["batch_norm"], job.setting["micro_batch_size"])
-        if self._objective[0] != key:
-            state = checkpoint.load(self.store / f"cells/{job.cell.id}", self.device)["learner"]
-            network = networks.make(job.cell.network, job.cell.seed).to(self.device)
-            own = {**dict(network.named_parameters()), **dict(buffers(network))}
-            with torch.no_grad():
-                for name, value in {**views(network, state["x"]), **state["buffers"]}.items():
-                    own[name].copy_(value)
-            self._objective = key, Objective(network, self.data, batch_norm=key[1], micro_batch_size=key[2])  # type: ignore[arg-type]
-        assert self._objective[1] is not None
-        return self._objective[1]
+    def minimisers(self, points: Sequence[Point]) -> list[Minimiser]:
+        """The models at these points; those of the call before stay loaded."""
+        keys = [digest(point.key) for point in points]
+        found = zip(keys, points, strict=True)
+        self._loaded = {key: self._loaded.get(key) or self._load(point) for key, point in found}
+        return [self._loaded[key] for key in keys]
 
-    def measure(self, job: Job) -> dict[str, Any]:
-        """Measures a job, writes its row, and returns it; what cannot be measured is a row with its error."""
-        row = job.row()
+    def _load(self, point: Point) -> Minimiser:
+        cell = point.cell
+        network = networks.make(cell.network, cell.seed).to(self.device)
+        folder = self.store / results.CELLS
+        if cell.origin is not None:
+            name = checkpoint.model_name(cell.origin.epoch)
+            network.load_state_dict(checkpoint.load_model(folder / cell.origin.cell, name, self.device))
+        start = flatten(network)
+        if point.file is None:
+            model = checkpoint.load_model(folder / cell.id, checkpoint.model_name(point.epoch), self.device)
+        else:
+            file = Path(point.file)
+            model = checkpoint.load_model(Store(file.parent), file.name, self.device)
+        network.load_state_dict(model)
+        loss, made = build(cell.loss, "loss"), {}
+
+        def objective(**options: Any) -> Objective:
+            key = tuple(sorted(options.items()))
+            if key not in made:
+                made[key] = Objective(network, self.data, loss=loss, **options)  # type: ignore[arg-type]
+            return made[key]
+
+        return Minimiser(flatten(network), start, objective)
+
+    def measure(self, measurement: Measurement) -> list[Row]:
+        """Measures, writes the rows and returns them; what cannot be measured is a row with its error."""
+        name = f"measure.{title(measurement.measure)}"
+        found: list[Row] = [{"metric": title(measurement.measure)}]
         try:
-            f, setting = self.objective(job), job.setting
-            x = f.x
-            space = None
-            if setting["space"] == "subspace":
-                key = (len(x), setting["dimension"], setting["draw"])
-                if self._subspace[0] != key:
-                    self._subspace = key, Subspace(key[0], key[1], draw=key[2], like=x)
-                space = self._subspace[1]
-            options = {"starts": setting["starts"]} if setting["solver"] == "converged" else {}
-            found = box_sharpness(
-                f,
-                x,
-                epsilon=setting["epsilon"],
-                subspace=space,
-                solver=setting["solver"],
-                draw=setting["draw"],
-                **options,
-            )
-            row |= {
-                key: getattr(found, key)
-                for key in ("value", "converged", "evaluations", "start", "iterations", "fraction_at_bound")
-            }
+            measure: Measure = build(measurement.measure, name, kind=Measure)
+            found = [measure.failed()]
+            found = measure(self.minimisers(measurement.at))
         except Exception as error:
-            row |= {"value": float("nan"), "converged": False, "error": f"{type(error).__name__}: {error}"}
-        results.write_rows(self.store, job.id, [row])
-        return row
+            text = f"{type(error).__name__}: {one_line(error)}"
+            found = [{**found[0], "value": float("nan"), "converged": False, "error": text}]
+        rows = [{**measurement.columns(), **row} for row in found]
+        results.write_rows(self.store, results.measurement_file(measurement.id), rows)
+        return rows
 
 
 def measure_all(
-    jobs: Sequence[Job],
+    measurements: Sequence[Measurement],
     data: ray.ObjectRef,
     store: Store,
     *,
     actors: int,
     gpus_per_actor: float = 0.0,
     retries: int = 2,
-    done: Callable[[Job, dict[str, Any]], None] = lambda job, row: None,
-) -> list[Job]:
-    """Measures every job on a pool of actors.
+    done: Callable[[Measurement, list[Row]], None] = lambda measurement, rows: None,
+) -> list[Measurement]:
+    """Makes every measurement on a pool of actors.
 
     Args:
-        jobs: What to measure; jobs of one cell should follow each other.
+        measurements: What to measure; those at one model should follow each other.
         data: Reference to the training split, put once.
-        store: The study's folder, with the checkpoints; rows are written there.
+        store: The storage folder, with the models; rows are written there.
         actors: Size of the pool.
         gpus_per_actor: Share of a GPU that an actor takes; 0 measures on the CPU.
-        retries: Restarts of a job whose actor died.
-        done: Called on the driver with each job that ended and its row.
+        retries: Restarts of a measurement whose actor died.
+        done: Called on the driver with each measurement that ended and its rows.
 
     Returns:
-        The jobs whose actor died more often than that; they have no row.
+        The measurements whose actor died more often than that; they have no rows.
     """
     device = "cuda" if gpus_per_actor else "cpu"
     remote = ray.remote(num_cpus=1, num_gpus=gpus_per_actor)(Evaluator)
@@ -132,29 +109,30 @@ def measure_all(
     def start() -> Any:
         return remote.remote(data, store, device)
 
-    waiting = deque((job, 0) for job in jobs)
-    busy: dict[Any, tuple[Any, Job, int]] = {}
-    failed: list[Job] = []
-    idle = [start() for _ in range(min(actors, len(jobs)))]
+    waiting = deque((measurement, 0) for measurement in measurements)
+    busy: dict[Any, tuple[Any, Measurement, int]] = {}
+    failed: list[Measurement] = []
+    idle = [start() for _ in range(min(actors, len(measurements)))]
     while waiting or busy:
         while waiting and idle:
-            actor, (job, tries) = idle.pop(), waiting.popleft()
-            busy[actor.measure.remote(job)] = (actor, job, tries)
+            actor, (measurement, tries) = idle.pop(), waiting.popleft()
+            busy[actor.measure.remote(measurement)] = (actor, measurement, tries)
         (ready,), _ = ray.wait(list(busy), num_returns=1)
-        actor, job, tries = busy.pop(ready)
+        actor, measurement, tries = busy.pop(ready)
         try:
-            row = ray.get(ready)
+            rows = ray.get(ready)
         except ray.exceptions.RayActorError as error:
             idle.append(start())
             if tries < retries:
-                waiting.appendleft((job, tries + 1))
+                waiting.appendleft((measurement, tries + 1))
                 continue
-            # no row: a machine's trouble is no result, and the next run tries again
-            row = {**job.row(), "error": f"its process died {tries + 1} times: {error.__class__.__name__}"}
-            failed.append(job)
+            # no row is written: a machine's trouble is no result, and the next run tries again
+            text = f"its process died {tries + 1} times: {error.__class__.__name__}"
+            rows = [{**measurement.columns(), "error": text}]
+            failed.append(measurement)
         else:
             idle.append(actor)
-        done(job, row)
+        done(measurement, rows)
     for actor in idle:
         ray.kill(actor)
     return failed

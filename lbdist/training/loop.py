@@ -5,13 +5,14 @@ one it is a plain loop, and the trajectory is the same to rounding.
     for epoch in epochs:
         for batch in batches(seed, epoch):      # this worker's slice of each global batch
             batch = remedy.transform(batch)
-            remedy.step(learner, batch)
+            remedy.step(learner, batch, gradient)
         remedy.after_epoch(learner, batch)
         evaluate; report; checkpoint
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,161 +20,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lbdist import networks, results
 from lbdist.config.build import build
-from lbdist.data.base import Dataset, Split, to_float
+from lbdist.data.base import Dataset, Split
 from lbdist.errors import InputError
-from lbdist.losses import CrossEntropy, Loss
-from lbdist.networks.flat import Flat, buffers
-from lbdist.plan import Cell
-from lbdist.remedies.base import Batch, Remedy
+from lbdist.losses import Loss
+from lbdist.plan import Cell, Node
+from lbdist.remedies.base import Combined, Remedy
 from lbdist.storage import Store
 from lbdist.training import checkpoint
-from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
-from lbdist.training.dropout import Dropouts
+from lbdist.training.learner import Learner, optimizer_factory
 
 Row = dict[str, Any]
 
-
-class Learner:
-    """A network in training: the global gradient, the optimiser, and what they have cost so far.
-
-    Args:
-        network: The network at its starting point, on its device and in its precision; changed in place.
-        make_optimizer: Maps a list of parameters to an optimiser.
-        workers: The data-parallel group.
-        ghost_batch_size: Batch-norm group in samples; None for the whole global batch.
-        micro_batch_size: Samples taken through the network at once; None for all of this worker's share.
-        criterion: What is learnt; None for cross-entropy over classes.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        workers: Workers,
-        ghost_batch_size: int | None = None,
-        micro_batch_size: int | None = None,
-        criterion: Loss | None = None,
-    ) -> None:
-        self.network = network.train()
-        self.criterion = criterion or CrossEntropy()
-        self.workers = workers
-        self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
-        self.norms = group_batch_norm(network, workers, ghost_batch_size)
-        if micro_batch_size is not None and self.norms and ghost_batch_size is None:
-            raise InputError(
-                f"micro_batch_size={micro_batch_size}: batch normalisation over the global batch needs a "
-                "worker's whole share at once; set ghost_batch_size as well, or micro_batch_size=null"
-            )
-        self.dropouts = Dropouts(network)
-        self.flat = Flat(network)
-        self.x, self.g = self.flat.x.detach(), self.flat.g
-        self.optimizer = make_optimizer([self.flat.x])
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.x.device)  # summed over samples
-        self.loss_samples = 0.0
-        self.counts = {"steps": 0, "gradient_evaluations": 0, "samples": 0}
-
-    def gradient(
-        self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True
-    ) -> None:
-        """Sets g to the gradient of the global batch's mean loss at x (see `remedies.base.Learner`)."""
-        before = self.g.clone() if add else None
-        self.g.zero_()
-        for norm in self.norms:
-            norm.tracking = statistics
-        scale = weight / batch.size
-        for start, stop in self._micro_batches(len(batch.labels)):
-            micro = batch.local(start, stop)
-            self.dropouts.draw(micro)
-            loss = self.criterion.total(self.network(micro.inputs), micro.labels) * scale
-            loss.backward()
-            self.loss += loss.detach() * batch.size
-        for norm in self.norms:
-            norm.finish()
-        self.loss_samples += weight * batch.size
-        self.workers.sum(self.g)
-        if before is not None:
-            self.g += before
-        self.counts["gradient_evaluations"] += 1
-        self.counts["samples"] += batch.size
-
-    def _micro_batches(self, count: int) -> list[tuple[int, int]]:
-        """Bounds of this worker's micro-batches; what is less than a ghost group joins the one before.
-
-        A worker without samples still takes part, in the batch norm's collective calls.
-        """
-        size, ghost = self.micro_batch_size or max(1, count), self.ghost_batch_size or 1
-        starts = [s for s in range(0, count, size) if s == 0 or count - s >= ghost] or [0]
-        return list(zip(starts, [*starts[1:], count], strict=True))
-
-    def input_gradient(self, batch: Batch) -> Tensor:
-        """The gradient of the summed loss with respect to this worker's inputs, in training mode."""
-        for norm in self.norms:
-            norm.tracking = False
-        self.dropouts.draw(batch)
-        inputs = batch.inputs.detach().requires_grad_()
-        loss = self.criterion.total(self.network(inputs), batch.labels)
-        self.counts["gradient_evaluations"] += 1
-        self.counts["samples"] += batch.size
-        return torch.autograd.grad(loss, inputs)[0]
-
-    def update(self) -> None:
-        """One step of the optimiser along g."""
-        self.optimizer.step()
-
-    @torch.no_grad()
-    def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
-        """Mean loss and score over a split, with the running averages of batch norm."""
-        inputs, labels = split
-        start, stop = self.workers.share(len(labels))
-        sums: Tensor | None = None
-        self.network.eval()
-        bounds = [(at, min(at + micro_batch_size, stop)) for at in range(start, stop, micro_batch_size)]
-        for begin, end in bounds or [(0, 1)]:
-            outputs = self.network(to_float(inputs[begin:end], self.x.dtype))
-            loss = self.criterion.total(outputs, labels[begin:end]).double()[None]
-            found = torch.cat([loss, self.criterion.scored(outputs, labels[begin:end])])
-            sums = found if sums is None else sums + found
-        if not bounds and sums is not None:
-            sums.zero_()  # a worker without samples takes part in the sum with nothing
-        self.network.train()
-        assert sums is not None
-        sums = self.workers.sum(sums)
-        return float(sums[0]) / len(labels), self.criterion.value(sums[1:], len(labels))
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
-        return {
-            "x": self.x,
-            "buffers": dict(buffers(self.network)),
-            "optimizer": self.optimizer.state_dict(),
-            "counts": self.counts,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
-        self.x.copy_(state["x"])
-        own = dict(buffers(self.network))
-        for name, value in state["buffers"].items():
-            own[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.counts = dict(state["counts"])
-
-
-def optimizer_factory(node: dict[str, Any]) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    """The constructor of a configured optimiser; PyTorch's fused kernels are used where it has them."""
-
-    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = build(node, "optimizer", parameters)
-        if "fused" in optimizer.defaults and optimizer.defaults["fused"] is None:
-            return build({**node, "fused": True}, "optimizer", parameters)
-        return optimizer
-
-    return make
+REPORT_SECONDS = 2.0
+"""A report costs the driver time: between the points of the test curve there is one this often."""
 
 
 def on_device(
@@ -183,6 +47,27 @@ def on_device(
     inputs = torch.from_numpy(np.array(split.inputs, copy=not split.inputs.flags.writeable))
     inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
     return inputs, torch.from_numpy(np.array(split.labels, copy=not split.labels.flags.writeable)).to(device)
+
+
+def make_remedy(nodes: Sequence[Node]) -> Remedy:
+    """The remedy of a cell: none, one, or several combined."""
+    names = [str(node.get("name", f"{place}")) for place, node in enumerate(nodes)]
+    made: list[Remedy] = [
+        build(node, f"remedy.{name}", kind=Remedy) for name, node in zip(names, nodes, strict=True)
+    ]
+    if len(made) > 1:
+        return Combined(dict(zip(names, made, strict=True)))
+    return made[0] if made else Remedy()
+
+
+def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
+    """The steps that a cell will take, and the samples that its gradients see, both as far as is known."""
+    remedy, samples = make_remedy(cell.remedies), train_size
+    if cell.validation_fraction is not None:
+        samples -= round(cell.validation_fraction * train_size)
+    sizes = [remedy.batch_size(cell.global_batch_size, epoch, cell.epochs) for epoch in range(cell.epochs)]
+    each = remedy.gradients_per_step()
+    return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
 
 
 def train(
@@ -195,7 +80,7 @@ def train(
     store: Store | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
 ) -> tuple[list[Row], Tensor]:
-    """Trains one cell from its checkpoint or its start to its last epoch.
+    """Trains one cell from its resume file or its start to its last epoch.
 
     Args:
         cell: What to train.
@@ -203,25 +88,43 @@ def train(
         workers: This process's place in the data-parallel group; None asks torch.distributed.
         device: Where to train.
         dtype: Precision of parameters and samples.
-        store: The cell's own folder. Its checkpoint is read at the start and written after every epoch by
-            worker 0; None keeps none.
+        store: The storage folder. Worker 0 writes the cell's resume file there after every epoch, and the
+            models of the epochs that the cell keeps and of the last; None keeps nothing.
         report: Called by every worker after every epoch with the latest metrics.
 
     Returns:
         The cell's rows (the same on every worker) and the final parameters, shape (n,).
+
+    Raises:
+        InputError: The cell begins at a model that is not there.
     """
     workers = workers or Workers.current()
-    remedy: Remedy = build(cell.remedy, f"remedy.{cell.remedy_name}")
+    own = store / f"{results.CELLS}/{cell.id}" if store is not None else None
+    writes = own if workers.rank == 0 else None
+    remedy = make_remedy(cell.remedies)
+    loss: Loss = build(cell.loss, "loss", kind=Loss)
     network = networks.make(cell.network, cell.seed).to(device, dtype)
+    if cell.origin is not None:
+        if store is None:
+            raise InputError("origin: a cell that begins at another's model needs the storage folder")
+        begun = store / f"{results.CELLS}/{cell.origin.cell}"
+        network.load_state_dict(
+            checkpoint.load_model(begun, checkpoint.model_name(cell.origin.epoch), device)
+        )
     learner = Learner(
-        network, optimizer_factory(cell.optimizer), workers, cell.ghost_batch_size, cell.micro_batch_size
+        network,
+        optimizer_factory(cell.optimizer),
+        workers,
+        cell.ghost_batch_size,
+        cell.micro_batch_size,
+        loss,
     )
     start = learner.x.clone()
     train_split, test_split = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
-    split = "validation" if cell.stage == "search" else "test"
+    split = "test" if cell.validation_fraction is None else "validation"
     history: list[Row] = []
     seconds, first, diverged = 0.0, 0, False
-    state = _resume(store, device)
+    state = _resume(own, device)
     if state is not None:
         learner.restore(state["learner"])
         remedy.restore(state["remedy"])
@@ -250,7 +153,7 @@ def train(
             dtype=dtype,
         ):
             batch = remedy.transform(batch)
-            remedy.step(learner, batch)
+            remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
             learner.counts["steps"] += 1
             whole = batch if batch.size == size or whole is None else whole
         running = float(workers.sum(learner.loss)) / learner.loss_samples
@@ -262,16 +165,15 @@ def train(
         metrics = {"epoch": epoch + 1, "running_loss": running}
         last = epoch + 1 == cell.epochs or diverged
         if last or (epoch + 1) % every == 0:
-            loss, accuracy = learner.evaluate(test_split)
-            history += [
-                {**point, "metric": "loss", "value": loss, "split": split},
-                {**point, "metric": "accuracy", "value": accuracy, "split": split},
-            ]
-            metrics |= {"loss": loss, "accuracy": accuracy}
+            found = dict(zip(("loss", loss.score), learner.evaluate(test_split), strict=True))
+            history += [{**point, "metric": name, "value": v, "split": split} for name, v in found.items()]
+            metrics |= found
         seconds += time.perf_counter() - began
-        if store is not None and workers.rank == 0:
+        if writes is not None:
+            if epoch + 1 in cell.keep:
+                checkpoint.save_model(writes, checkpoint.model_name(epoch + 1), learner.model())
             checkpoint.save(
-                store,
+                writes,
                 {
                     "learner": learner.state(),
                     "remedy": remedy.state(),
@@ -282,6 +184,8 @@ def train(
                 },
             )
         report(metrics)
+    if writes is not None:
+        checkpoint.save_model(writes, checkpoint.model_name(), learner.model())
     return history + _final(learner, train_split, test_split, split, start, seconds, diverged), learner.x
 
 
@@ -306,10 +210,10 @@ def _final(
 ) -> list[Row]:
     rows: list[Row] = []
     for name, tensors in (("train", train_split), (split, test_split)):
-        loss, accuracy = learner.evaluate(tensors)
+        loss, score = learner.evaluate(tensors)
         rows += [
             {"metric": "loss", "value": loss, "split": name},
-            {"metric": "accuracy", "value": accuracy, "split": name},
+            {"metric": learner.criterion.score, "value": score, "split": name},
         ]
     totals = {
         **learner.counts,
@@ -327,27 +231,47 @@ def run_cell(
     device: torch.device | str = "cpu",
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
 ) -> dict[str, float]:
-    """Trains a cell and writes its rows; a cell that has its rows is only read.
+    """Trains a cell and writes its rows and models; a cell that has them is only read.
 
     Every worker of a group calls this; worker 0 writes.
+
+    Args:
+        cell: What to train.
+        data: Training and test set.
+        store: The storage folder.
+        device: Where to train.
+        report: Called by every worker after every epoch with the latest metrics.
 
     Returns:
         The final metrics, for Tune.
     """
-    rows: Sequence[Row] = results.job_rows(store, cell.id)
+    rows: Sequence[Row] = finished_rows(store, cell)
     if not rows:
         workers = Workers.current()
         if cell.validation_fraction is not None:
             data = data.validation_split(cell.validation_fraction)
-        own = store / f"cells/{cell.id}"
-        rows, _ = train(cell, data, workers=workers, device=device, store=own, report=report)
+        rows, _ = train(cell, data, workers=workers, device=device, store=store, report=report)
         if workers.rank == 0:
-            results.write_rows(store, cell.id, [{**cell.columns(), **row} for row in rows])
+            fixed = {"cell": cell.id, "num_workers": workers.size}
+            results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])
+            store.remove(f"{results.CELLS}/{cell.id}/{checkpoint.RESUME}")
     return final_metrics(rows)
 
 
+def finished_rows(store: Store, cell: Cell) -> list[Row]:
+    """The rows of a cell that is finished, with every model that it keeps; else none."""
+    rows = results.read_rows(store, results.cell_file(cell.id))
+    missing = (epoch for epoch in cell.keep if not _kept(store, cell, epoch))
+    # a run that diverged has no later epoch to keep
+    return rows if rows and (next(missing, None) is None or final_metrics(rows).get("diverged")) else []
+
+
+def _kept(store: Store, cell: Cell, epoch: int) -> bool:
+    return store.exists(f"{results.CELLS}/{cell.id}/{checkpoint.model_name(epoch)}")
+
+
 def final_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """The final values among a cell's rows, by name; `accuracy` and `loss` are those off the training set."""
+    """The final values among a cell's rows, by name; score and loss are those off the training set."""
     return {
         row["metric"]: row["value"]
         for row in rows

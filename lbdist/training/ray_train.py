@@ -44,19 +44,23 @@ def _worker(config: dict[str, Any]) -> None:
 
 def fit(
     cells: Sequence[Cell],
+    num_workers: int,
     data: ray.ObjectRef,
     store: Store,
+    folder: Store,
     *,
     use_gpu: bool,
     retries: int,
     callbacks: Sequence[Any],
 ) -> None:
-    """Trains cells that share a number of workers in one worker group.
+    """Trains cells in one worker group.
 
     Args:
         cells: Trained one after the other; finished ones are passed over.
+        num_workers: Workers of the group.
         data: Reference to the `Dataset`.
-        store: The study's folder.
+        store: The storage folder.
+        folder: The store in which Ray Train keeps its own.
         use_gpu: Whether each worker takes a GPU (NCCL) or a CPU (gloo).
         retries: Restarts of the group; each resumes from the last whole epoch.
         callbacks: Ray Train callbacks, such as Tune's.
@@ -67,12 +71,12 @@ def fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"cells": list(cells), "data": [data], "store": store},
-        scaling_config=ray.train.ScalingConfig(num_workers=cells[0].num_workers, use_gpu=use_gpu),
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
             name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
-            storage_path=(store / "train").path,
+            storage_path=folder.path,
             storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=retries),
             callbacks=list(callbacks),

@@ -50,9 +50,9 @@ def training(
     method, remedy = (name, "none") if name in ("SB", "LB") else ("LB", name)
     setting = story[4] if setting is None else setting
     cell = f"{stage}-{name}-{setting}-{workers}-{seed}"
-    split = "test" if stage == "confirm" else "validation"
+    split = "validation" if stage == "search" else "test"
     common = {
-        "experiment": "remedies", "network": "mlp", "data": "mnist1d", "job": cell, "cell": cell,
+        "experiment": "remedies", "network": "mlp", "data": "mnist1d", "cell": cell,
         "method": method, "remedy": remedy, "seed": seed, "stage": stage, "setting": setting,
         "global_batch_size": 32 if name == "SB" else 400, "num_workers": workers,
     }  # fmt: skip
@@ -83,8 +83,10 @@ def sharpness(
     """The row of one sharpness value of a trained cell's rows."""
     row = {key: value for key, value in cell[0].items() if key not in ("split", "value")}
     return {
-        **row, "job": f"{row['cell']}-{epsilon}-{space}-{solver}-{draw}", "metric": "sharpness", "value": phi,
-        "split": "train", "epsilon": epsilon, "space": space, "solver": solver, "draw": draw,
+        **row, "measure": "sharpness",
+        "measurement": f"{row['cell']}-{epsilon}-{space}-{solver}-{draw}",
+        "metric": "sharpness", "value": phi, "split": "train", "epsilon": epsilon,
+        "space": space, "solver": solver, "draw": draw,
         "converged": converged, "evaluations": 11 if solver == "paper" else 60, "error": error,
     }  # fmt: skip
 
@@ -111,6 +113,12 @@ def study(names=tuple(STORY), *, seeds=3, epochs=(), measure=True, search=False,
             rows += training(name, 10_000, mean - 3, stage="search", setting=OTHER_SETTING[name])
     if check:
         rows += training(
-            "LB", 0, STORY["LB"][0] - STORY["LB"][1] + 0.05, workers=1, epochs=epochs, shift=1e-6
+            "LB",
+            0,
+            STORY["LB"][0] - STORY["LB"][1] + 0.05,
+            workers=1,
+            stage="check",
+            epochs=epochs,
+            shift=1e-6,
         )
     return frame(rows)

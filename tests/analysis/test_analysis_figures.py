@@ -1,11 +1,22 @@
-import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from analysis_rows import STORY, frame, sharpness, study, training
 
-from lbdist.analysis import figures
+from lbdist.analysis import drawing
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.sections import comparison, curves, leaderboard
+
+
+def figures(rows):
+    """Every figure of a comparison, by name."""
+    return {f.name: f for section in comparison.sections(Runs(rows)) for f in section.figures}
+
+
+def leaderboard_data(rows):
+    runs = Runs(rows)
+    return leaderboard.leaderboard_data(runs, leaderboard.leaderboard(runs))
 
 
 @pytest.fixture(scope="module")
@@ -20,69 +31,53 @@ def test_curve_data():
             {**cell[0], "epoch": 3, "step": 30, "metric": "accuracy", "split": "test", "value": accuracy}
         )
     lost = training("LB", 3, 9.8, epochs=(3,), diverged=1)
-    (row,) = figures.curve_data(frame([row for cell in [*cells, lost] for row in cell])).to_dict("records")
+    (row,) = Runs(frame([row for cell in [*cells, lost] for row in cell])).curves.to_dict("records")
     assert row == {"label": "LB", "epoch": 3, "mean": 50.0, "std": 10.0, "n": 3}
 
 
 def test_curves_leave_out_the_extra_cell(rows):
-    data = figures.curve_data(rows)
+    data = Runs(rows).curves
     assert set(data["n"]) == {3} and set(data["epoch"]) == {2, 20, 40} and len(data) == 3 * len(STORY)
 
 
 def test_scatter_data(rows):
-    data = figures.scatter_data(rows)
+    data = curves.scatter_data(Runs(rows))
     assert len(data) == 3 * len(STORY)
     lb = data[data["label"] == "LB"].sort_values("seed")
-    assert np.allclose(lb["accuracy"], [64.8, 65.5, 66.2]) and np.allclose(lb["phi"], [1205, 1290, 1375])
+    assert np.allclose(lb["score"], [64.8, 65.5, 66.2]) and np.allclose(lb["phi"], [1205, 1290, 1375])
 
 
 def test_leaderboard_data(rows):
-    data = figures.leaderboard_data(rows).set_index("label")
+    data = leaderboard_data(rows).set_index("label")
     assert data.loc["LB", ["mean", "std", "n", "phi", "phi_std"]].tolist() == pytest.approx(
         [65.5, 0.7, 3, 1290, 85]
     )
-    assert figures.leaderboard_data(study(("SB",), measure=False))["phi"].isna().all()
+    assert leaderboard_data(study(("SB",), measure=False))["phi"].isna().all()
 
 
 def test_marks_tell_methods_apart_without_colour():
-    marks = figures.marks([f"LB + {n}" for n in range(30)])
+    marks = drawing.marks([f"LB + {n}" for n in range(30)])
     assert marks["SB"].line != marks["LB"].line and marks["SB"].marker != marks["LB"].marker
     assert len({(mark.color, mark.marker) for mark in marks.values()}) == 32
-    few = figures.marks([f"LB + {name}" for name in STORY])
+    few = drawing.marks([f"LB + {name}" for name in STORY])
     assert len({mark.marker for mark in few.values()}) == len(few)
 
 
 @pytest.mark.parametrize(("counts", "text"), [([3, 3], "3 seeds"), ([1], "1 seed"), ([3, 2], "2 to 3 seeds")])
 def test_seeds_text(counts, text):
-    assert figures.seeds_text(counts) == text
-
-
-def test_files(tmp_path):
-    names = figures.save_figures(study(("SB", "LB"), epochs=(2, 4)), tmp_path)
-    assert names == [
-        f"figures/{name}.{suffix}"
-        for name in ("leaderboard", "curves", "scatter")
-        for suffix in ("png", "svg")
-    ]
-    paths = [tmp_path / name for name in names]
-    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
-    for path in paths:
-        if path.suffix == ".svg":
-            assert ET.parse(path).getroot().tag.endswith("svg")
-        else:
-            assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    assert drawing.seeds_text(counts) == text
 
 
 def test_captions_state_the_spread():
-    drawn = figures.figures(study(("SB", "LB"), epochs=(2, 4)))
+    drawn = figures(study(("SB", "LB"), epochs=(2, 4)))
     assert "bands are ± one standard deviation over 3 seeds" in drawn["curves"].caption
     assert "error bars are ± one standard deviation" in drawn["leaderboard"].caption
-    assert "(log scale)" in drawn["leaderboard"].figure.axes[1].get_xlabel()
-    assert drawn["curves"].figure.axes[0].get_ylabel() == "test accuracy (%)"
+    assert "(log scale)" in drawn["leaderboard"].draw().axes[1].get_xlabel()
+    assert drawn["curves"].draw().axes[0].get_ylabel() == "test accuracy (%)"
 
 
 def test_names_of_lines_do_not_overlap(rows):
-    figure = figures.draw_curves(figures.curve_data(rows))
+    figure = curves.draw_curves(Runs(rows).curves)
     figure.draw_without_rendering()
     boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
     assert len(boxes) == len(STORY)
@@ -91,15 +86,15 @@ def test_names_of_lines_do_not_overlap(rows):
 
 
 def test_only_what_was_measured_is_drawn():
-    assert figures.figures(frame([])) == {}
-    assert list(figures.figures(study(("SB",), seeds=1, measure=False))) == ["leaderboard"]
-    one = figures.figures(study(("SB", "LB"), seeds=1, measure=False, epochs=(5,)))
-    assert "there is no band" in one["curves"].caption and len(one["leaderboard"].figure.axes) == 1
+    assert figures(frame([])) == {}
+    assert list(figures(study(("SB",), seeds=1, measure=False))) == ["leaderboard"]
+    one = figures(study(("SB", "LB"), seeds=1, measure=False, epochs=(5,)))
+    assert "there is no band" in one["curves"].caption and len(one["leaderboard"].draw().axes) == 1
 
 
 def test_a_flat_zero_has_no_place_on_a_log_axis():
     cells = [training(name, 0, 70.0) for name in ("SB", "LB")]
     rows = frame([*cells[0], *cells[1], sharpness(cells[0], 0.0), sharpness(cells[1], 50.0)])
-    drawn = figures.figures(rows)
+    drawn = figures(rows)
     assert "1 run with φ = 0 cannot be shown" in drawn["scatter"].caption
-    assert "no value" in [text.get_text() for text in drawn["leaderboard"].figure.axes[1].texts]
+    assert "no value" in [text.get_text() for text in drawn["leaderboard"].draw().axes[1].texts]

@@ -4,13 +4,22 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from analysis_rows import frame, study
 
-from lbdist.analysis.report import write_report
+from lbdist.analysis.report import write_report as write
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.sections import comparison
 
 CONTEXT = {"Command": "python -m lbdist.run", "Configuration": "name: remedies\nepochs: 40\n"}
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script> & $x$ "'
+
+
+def write_report(folder, rows, context):
+    runs = Runs(rows)
+    title = f"{runs.study} of {runs.network} on {runs.data}"
+    return write(folder, title, comparison.sections(runs), context)
 
 
 def tree(path):
@@ -41,7 +50,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     path = folder / "report.html"
     assert write_report(folder, study(epochs=(2, 20, 40), search=True, check=True), CONTEXT) == str(path)
-    assert [p.name for p in folder.iterdir()] == ["report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["figures", "report.html", "tables"]
     return path
 
 
@@ -57,7 +66,7 @@ def test_well_formed_and_self_contained(page):
 def test_what_it_says(page):
     text = text_of(page)
     for piece in (
-        "remedies: mlp on mnist1d",
+        "remedies of mlp on mnist1d",
         "LB loses 6.8 points of test accuracy to SB (95 % interval 5.4 to 8.2).",
         "LB + augmentation buys back the whole gap",
         "72.30 ± 0.50",
@@ -102,9 +111,30 @@ def test_little_to_say(tmp_path, rows, says):
     assert says in text_of(path) and "nan" not in text_of(path)
 
 
+def test_files(tmp_path):
+    write_report(tmp_path, study(("SB", "LB"), epochs=(2, 4)), {})
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    names = ("curves", "leaderboard", "scatter")
+    assert figures == [f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
+    for path in (tmp_path / "figures").iterdir():
+        if path.suffix == ".svg":
+            assert ET.parse(path).getroot().tag.endswith("svg")
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    suffixes = {path.suffix for path in (tmp_path / "tables").iterdir()}
+    assert suffixes == {".csv", ".md", ".tex"}
+    board = pd.read_csv(tmp_path / "tables" / "leaderboard.csv").set_index("method")
+    assert board.loc["LB", "test accuracy %"] == pytest.approx(65.5)
+    assert board.loc["LB", "test accuracy % std"] == pytest.approx(0.7)
+    assert board.loc["LB", "sharpness φ(1e-3)"] == pytest.approx(1290)
+    latex = (tmp_path / "tables" / "leaderboard.tex").read_text()
+    assert r"LB & 65.50 $\pm$ 0.70" in latex and r"accuracy \%" in latex
+    assert "| LB | 65.50 ± 0.70 |" in (tmp_path / "tables" / "leaderboard.md").read_text()
+
+
 def test_neither_torch_nor_ray_nor_pyplot_is_imported():
     code = (
-        "import sys; from lbdist.analysis import figures, report, tables;"
-        "bad = {'torch', 'ray', 'matplotlib', 'scipy'} & set(sys.modules); assert not bad, bad"
+        "import sys; from lbdist.analysis import drawing, report, terminal;"
+        "bad = {'torch', 'ray', 'matplotlib.pyplot', 'scipy'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -14,7 +14,8 @@ from lbdist.config.build import build, plain
 from lbdist.config.compose import config_root
 from lbdist.errors import InputError
 from lbdist.remedies.growth import Growth
-from lbdist.training.loop import train
+from lbdist.training.batches import Workers, batches
+from lbdist.training.loop import make_remedy, train
 
 NAMES = sorted(path.stem for path in (config_root() / "remedy").glob("*.yaml"))
 VARIANTS = {
@@ -34,12 +35,14 @@ def cases():
     for name in NAMES:
         for variant in [{}] + ([VARIANTS[name]] if name in VARIANTS else []):
             # 130 samples in batches of 48: the last has 34, which 4 workers cannot share evenly
-            cell = make_cell(remedy_name=name, remedy=remedy(name, **variant), epochs=epochs[name])
+            cell = make_cell(remedies=[remedy(name, **variant)], epochs=epochs[name])
             label = "-".join([name, *map(str, variant.values())])
             yield label, cell, signals()
-            image = make_cell(remedy_name=name, remedy=remedy(name, **variant), network=CONVOLUTIONAL,
+            image = make_cell(remedies=[remedy(name, **variant)], network=CONVOLUTIONAL,
                               global_batch_size=32, optimizer=SGD, epochs=epochs[name])  # fmt: skip
             yield f"{label}-images", image, images()
+    several = [remedy("augmentation"), remedy("conservative"), remedy("robust", rho=0.05)]
+    yield "combination", make_cell(remedies=several, epochs=1), signals()
     yield "ghost", make_cell(ghost_batch_size=8), signals()
     yield "ghost-accumulation", make_cell(ghost_batch_size=4, micro_batch_size=8, optimizer=SGD), signals()
     yield "tiny-last-batch", make_cell(global_batch_size=43), signals(train=130)
@@ -74,7 +77,7 @@ def test_any_number_of_workers_gives_the_same_result(label, groups):
     values = {(r["metric"], r.get("split"), r.get("epoch")): r["value"] for r in rows}
     kept = live(cell)
     # ADAM moves dead biases by rounding, the proximal term feeds that back, and running averages lag behind
-    tolerance = 2e-3 if label == "conservative" else 1e-7
+    tolerance = 2e-3 if label in ("conservative", "combination") else 1e-7
     for size, results in groups.items():
         other_rows, other = results[label]
         assert torch.linalg.norm((other - x)[kept]) <= 1e-9 * torch.linalg.norm(x[kept]), f"{size} workers"
@@ -87,11 +90,11 @@ def test_any_number_of_workers_gives_the_same_result(label, groups):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_remedy_learns_and_counts_its_cost(name):
-    cell = make_cell(remedy_name=name, remedy=remedy(name), epochs=12)
+    cell = make_cell(remedies=[remedy(name)], epochs=12)
     rows, _ = train(cell, signals(train=300))
     final = {r["metric"]: r["value"] for r in rows if r.get("epoch") is None and r.get("split") != "train"}
     assert final["accuracy"] > 60  # chance is 25
-    made = build(cell.remedy, "remedy")
+    made = build(cell.remedies[0], "remedy")
     sizes = [made.batch_size(48, epoch, 12) for epoch in range(12)]
     steps = sum(-(-300 // size) for size in sizes)
     assert final["steps"] == steps
@@ -113,7 +116,7 @@ def test_a_remedy_switched_off_is_plain_training():
         "growth": {"start": 48},
     }
     for name, fields in off.items():
-        x = run(make_cell(remedy_name=name, remedy=remedy(name, **fields)), signals())
+        x = run(make_cell(remedies=[remedy(name, **fields)]), signals())
         torch.testing.assert_close(x, plain_run, rtol=1e-9, atol=1e-12)
 
 
@@ -131,22 +134,27 @@ class Quadratic:
         self.x -= self.lr * self.g
 
 
+def step(made, learner):
+    """One step of a remedy, as the loop takes it."""
+    made.step(learner, None, lambda: made.gradient(learner, None))
+
+
 def test_conservative_solves_the_proximal_problem():
     x = torch.randn(5, dtype=torch.float64)
     learner, strength = Quadratic(x, lr=0.3), 0.7
-    build(remedy("conservative", proximal=strength, iterations=200), "remedy").step(learner, None)
+    step(build(remedy("conservative", proximal=strength, iterations=200), "remedy"), learner)
     torch.testing.assert_close(learner.x, (1 + strength * x) / (1 + strength))  # argmin ½|y-1|² + λ/2|y-x|²
 
 
 def test_robust_descends_from_x_along_the_gradient_at_the_worst_point():
     x = torch.randn(5, dtype=torch.float64)
     learner = Quadratic(x, lr=0.1)
-    build(remedy("robust", rho=0.25), "remedy").step(learner, None)
+    step(build(remedy("robust", rho=0.25), "remedy"), learner)
     worst = x + 0.25 * (x - 1) / (x - 1).norm()
     torch.testing.assert_close(learner.at[1], worst)
     torch.testing.assert_close(learner.x, x - 0.1 * (worst - 1))
     learner = Quadratic(x, lr=0.1)
-    build(remedy("robust", rho=0.25, ascent_steps=3, norm="inf"), "remedy").step(learner, None)
+    step(build(remedy("robust", rho=0.25, ascent_steps=3, norm="inf"), "remedy"), learner)
     torch.testing.assert_close(learner.at[-1], x + 0.25 * (x - 1).sign())
 
 
@@ -159,11 +167,44 @@ def test_growth_goes_from_small_to_large():
 
 def test_the_norm_test_grows_when_the_gradient_drowns_in_noise():
     grow = remedy("growth", rule="norm_test", start=16, theta=0.3)
-    cell = make_cell(remedy_name="growth", remedy=grow, epochs=25)
+    cell = make_cell(remedies=[grow], epochs=25)
     rows, _ = train(cell, signals(train=300))
     steps = [r["step"] for r in rows if r["metric"] == "running_loss"]
     per_epoch = [b - a for a, b in itertools.pairwise([0, *steps])]
     assert per_epoch[0] == 19 and per_epoch[-1] < 19 and per_epoch == sorted(per_epoch, reverse=True)
+
+
+def test_a_combination_of_conservative_and_robust_is_both():
+    x, strength, rho = torch.randn(5, dtype=torch.float64), 0.7, 0.01
+    learner = Quadratic(x, lr=0.3)
+    names = {"conservative": {"proximal": strength, "iterations": 400}, "robust": {"rho": rho}}
+    step(make_remedy([{**remedy(name, **fields), "name": name} for name, fields in names.items()]), learner)
+    # at the fixed point the gradient at y + rho (y - 1) / |y - 1| balances the proximal term
+    y = learner.x
+    gradient = y - 1 + rho * (y - 1) / (y - 1).norm()
+    torch.testing.assert_close(gradient, strength * (x - y))
+
+
+def test_transforms_follow_each_other():
+    nodes = [{**remedy("augmentation"), "name": "a"}, {**remedy("growth", start=16), "name": "growth"}]
+    both, data = make_remedy(nodes), signals()
+    batch = next(iter(batches(torch.from_numpy(data.train.inputs), torch.from_numpy(data.train.labels),
+                              global_batch_size=48, seed=0, epoch=0, workers=Workers())))  # fmt: skip
+    alone = build(nodes[0], "remedy").transform(batch)
+    assert torch.equal(both.transform(batch).inputs, alone.inputs)
+    assert both.batch_size(48, 0, 8) == 16 and both.gradients_per_step() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("names", "hook"), [(("robust", "adversarial"), "gradient"), (("growth", "growth"), "batch_size")]
+)
+def test_remedies_that_exclude_each_other_say_so_in_one_line(names, hook):
+    nodes = [{**remedy(name), "name": f"{name}{place}"} for place, name in enumerate(names)]
+    with pytest.raises(InputError) as error:
+        make_remedy(nodes)
+    said = str(error.value)
+    assert said.startswith(f"combinations=[{names[0]}0,{names[1]}1]: must not combine") and hook in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(

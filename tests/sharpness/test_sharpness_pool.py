@@ -12,12 +12,13 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import safetensors.torch
 import torch
 
 from lbdist import networks, results
 from lbdist.data.base import Dataset, Split
 from lbdist.objective import Objective
-from lbdist.plan import Cell
+from lbdist.plan import Cell, Measurement, Point
 from lbdist.sharpness import box_sharpness, pool
 from lbdist.storage import Store
 from lbdist.training import checkpoint
@@ -33,7 +34,6 @@ def make_split(count: int, seed: int) -> Split:
 
 DATA = Dataset(make_split(400, 0), make_split(50, 1), 10)
 CELL = Cell(
-    experiment="tiny",
     network={
         "_target_": "lbdist.networks.dense.Dense",
         "name": "dense",
@@ -42,37 +42,33 @@ CELL = Cell(
         "classes": 10,
     },
     data={"_target_": "nowhere", "name": "random"},
+    loss={"_target_": "lbdist.losses.CrossEntropy"},
     optimizer={"_target_": "torch.optim.Adam", "lr": 1e-2},
+    remedies=(),
     method="SB",
-    remedy_name="none",
-    remedy={"_target_": "lbdist.remedies.none.NoRemedy"},
     global_batch_size=50,
-    epochs=1,
+    epochs=2,
     seed=0,
-    stage="confirm",
-    asked_workers=1,
-    num_workers=1,
-    ghost_batch_size=None,
-    micro_batch_size=None,
     evaluations=1,
-    validation_fraction=None,
+    keep=frozenset({1}),
 )
 CELLS = [CELL, replace(CELL, method="LB", global_batch_size=200, seed=1)]
 MISSING = replace(CELL, seed=7)  # never trained
+NODE = {"_target_": "lbdist.sharpness.metric.BoxSharpness", "name": "sharpness", "epsilons": [1e-3],
+        "micro_batch_size": 150}  # fmt: skip
 
 
-def jobs_of(cell: Cell) -> list[pool.Job]:
-    shared = {"starts": 2, "batch_norm": "running", "micro_batch_size": 150}
-    full = {"space": "full", "dimension": 0, "draw": 0}
-    places = [full, *({"space": "subspace", "dimension": 5, "draw": draw} for draw in range(2))]
-    settings = [{**shared, **p, "solver": s, "epsilon": 1e-3} for p in places for s in ("paper", "converged")]
-    settings.append({**shared, **full, "solver": "converged", "epsilon": 5e-4, "batch_norm": "batch"})
-    return [pool.Job(cell, setting) for setting in settings]
+def measurements_of(cell: Cell, epoch: int | None = None) -> list[Measurement]:
+    full = {**NODE, "spaces": ["full"]}
+    places = [full, *({**NODE, "spaces": ["subspace"], "subspace_dimension": 5, "draw": d} for d in range(2))]
+    nodes = [{**place, "solvers": [s]} for place in places for s in ("paper", "converged")]
+    nodes.append({**full, "solvers": ["converged"], "epsilons": [5e-4], "batch_norm": "batch"})
+    return [Measurement(node, (Point(cell, epoch),)) for node in nodes]
 
 
-JOBS = [job for cell in CELLS for job in jobs_of(cell)]
+JOBS = [job for cell in CELLS for job in measurements_of(cell)] + measurements_of(CELL, 1)[:2]
 # a second or two, so that its actor can be killed at work
-LONG = pool.Job(CELL, {**JOBS[1].setting, "micro_batch_size": 2})
+LONG = Measurement({**JOBS[1].measure, "micro_batch_size": 2}, JOBS[1].at)
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +81,17 @@ def data() -> Iterator[ray.ObjectRef]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's folder with the checkpoints of both cells."""
+    """A storage folder with the models of both cells."""
     folder = tmp_path_factory.mktemp("study")
     for cell in CELLS:
         run_cell(cell, DATA, Store(folder))
-        assert (folder / "cells" / cell.id / "checkpoint.pt").exists()
+        assert (folder / "cells" / cell.id / "model.safetensors").exists()
     return folder
 
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """A folder of its own for a test's rows, with the same checkpoints."""
+    """A folder of its own for a test's rows, with the same models."""
     (tmp_path / "cells").symlink_to(trained / "cells")
     return tmp_path
 
@@ -105,34 +101,37 @@ def expected(trained: Path) -> dict[str, dict[str, Any]]:
     """Each job's row by the library alone, in this process."""
     rows = {}
     for job in (LONG, *JOBS):
-        state = checkpoint.load(Store(trained / "cells" / job.cell.id))["learner"]
-        network = networks.make(job.cell.network, seed=99)
-        network.load_state_dict(state["buffers"], strict=False)
-        torch.nn.utils.vector_to_parameters(state["x"], network.parameters())
-        setting = job.setting
+        (point,) = job.at
+        network = networks.make(point.cell.network, seed=99)
+        name = checkpoint.model_name(point.epoch)
+        network.load_state_dict(safetensors.torch.load_file(trained / "cells" / point.cell.id / name))
+        setting = job.measure
+        mode = setting.get("batch_norm", "running")
         f = Objective(
             network,
             on_device(DATA.train, "cpu"),
-            batch_norm=setting["batch_norm"],
+            batch_norm=mode,
             micro_batch_size=setting["micro_batch_size"],
         )
+        draw, (solver,), (space,) = setting.get("draw", 0), setting["solvers"], setting["spaces"]
         found = box_sharpness(
             f,
             f.x,
-            epsilon=setting["epsilon"],
-            subspace=setting["dimension"] or None,
-            draw=setting["draw"],
-            solver=setting["solver"],
+            epsilon=setting["epsilons"][0],
+            subspace=setting.get("subspace_dimension"),
+            draw=draw,
+            solver=solver,
         )
-        named = {key: setting[key] for key in ("space", "epsilon", "solver", "draw", "batch_norm")}
+        named = {"space": space, "epsilon": setting["epsilons"][0], "solver": solver, "draw": draw}
         rows[job.id] = {
-            **job.cell.columns(),
+            **job.columns(),
             **named,
+            "batch_norm": mode,
             "metric": "sharpness",
             "split": "train",
             **{key: getattr(found, key) for key in COPIED},
         }
-    assert len(rows) == 15 and all(row["value"] > 0 for row in rows.values() if row["solver"] == "converged")
+    assert len(rows) == 17 and all(row["value"] > 0 for row in rows.values() if row["solver"] == "converged")
     return rows
 
 
@@ -145,9 +144,13 @@ def agree(row: dict[str, Any], expected: dict[str, Any]) -> None:
     assert row.get("error") is None
 
 
-def stored(folder: Path, job: pool.Job) -> dict[str, Any]:
-    (row,) = results.job_rows(folder, job.id)
+def stored(folder: Path, job: Measurement) -> dict[str, Any]:
+    (row,) = results.read_rows(folder, results.measurement_file(job.id))
     return row
+
+
+def finished(folder: Path) -> set[str]:
+    return set(results.finished(folder, results.MEASUREMENTS))
 
 
 def same(row: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -182,27 +185,30 @@ def kill_one(killed: list[int]) -> None:
 def test_rows_are_the_library_s_whatever_dies_or_is_missing(
     data: ray.ObjectRef, folder: Path, expected: dict[str, dict[str, Any]]
 ) -> None:
-    lost = pool.Job(MISSING, JOBS[1].setting)
-    finished: list[str] = []
+    lost = Measurement(JOBS[1].measure, (Point(MISSING),))
+    told: list[str] = []
     killed: list[int] = []
 
-    def done(job: pool.Job, row: dict[str, Any]) -> None:
+    def done(job: Measurement, found: list[dict[str, Any]]) -> None:
+        (row,) = found
         assert same(row, stored(folder, job))  # on disk before anybody is told
-        finished.append(job.id)
+        told.append(job.id)
         kill_one(killed)
 
     pool.measure_all([LONG, JOBS[0], lost, *JOBS[1:]], data, Store(folder), actors=2, done=done)
     assert len(killed) == 1 and not psutil.pid_exists(killed[0])
-    assert sorted(finished) == sorted([lost.id, *expected])  # each told once
-    assert results.finished_jobs(folder) == set(finished)
+    assert sorted(told) == sorted([lost.id, *expected])  # each told once
+    assert finished(folder) == set(told)
     for job in (LONG, *JOBS):
         agree(stored(folder, job), expected[job.id])
     row = stored(folder, lost)
     assert math.isnan(row["value"]) and not row["converged"]
     assert row["error"].startswith("FileNotFoundError: ") and MISSING.id in row["error"]
     assert (row["cell"], row["metric"], row["solver"]) == (MISSING.id, "sharpness", "converged")
-    frame = results.load(folder)
-    assert len(frame) == 16 and frame["value"].isna().sum() == 1
+    columns = {cell.id: cell.columns() for cell in [*CELLS, MISSING]}
+    frame = results.gather(folder, columns, finished(folder)).query("metric == 'sharpness'")
+    assert len(frame) == 18 and frame["value"].isna().sum() == 1 and set(frame["seed"]) == {0, 1, 7}
+    assert frame["epoch"].notna().sum() == 2
 
 
 def test_a_job_whose_actor_died_too_often_leaves_no_row(
@@ -211,14 +217,14 @@ def test_a_job_whose_actor_died_too_often_leaves_no_row(
     killed: list[int] = []
     rows: list[dict[str, Any]] = []
 
-    def done(job: pool.Job, row: dict[str, Any]) -> None:
-        rows.append(row)
+    def done(job: Measurement, found: list[dict[str, Any]]) -> None:
+        rows.extend(found)
         kill_one(killed)
 
     lost = pool.measure_all(JOBS[:2], data, Store(folder), actors=1, retries=0, done=done)
     assert lost == [JOBS[1]] and len(killed) == 1 and len(rows) == 2
     assert rows[1]["error"].startswith("its process died 1 times: ")
-    assert results.finished_jobs(folder) == {JOBS[0].id}
+    assert finished(folder) == {JOBS[0].id}
     assert pool.measure_all([JOBS[1]], data, Store(folder), actors=1) == []  # the next run's try
     for job in JOBS[:2]:
         agree(stored(folder, job), expected[job.id])
@@ -230,7 +236,22 @@ def test_no_jobs_start_no_actor(data: ray.ObjectRef, tmp_path: Path) -> None:
     assert set(evaluators()) <= before and list(tmp_path.iterdir()) == []
 
 
-def test_job_ids_tell_every_setting_apart() -> None:
-    ids = {job.id for job in JOBS}
-    assert len(ids) == len(JOBS) and ids == {pool.Job(j.cell, dict(j.setting)).id for j in JOBS}
-    assert pool.Job(MISSING, JOBS[0].setting).id not in ids
+def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Path, tmp_path: Path) -> None:
+    model = folder / "cells" / CELL.id / "model-1.safetensors"
+    torch.save(safetensors.torch.load_file(model), tmp_path / "mine.pt")
+    points = [Point(CELL, 1), Point(CELL, file=str(tmp_path / "mine.pt")), Point(CELL, file=str(model))]
+    found: dict[str, list[float]] = {}
+    nodes = [{"_target_": "lbdist.sharpness.distance.Distance", "name": "distance"},
+             {"_target_": "lbdist.sharpness.spectrum.LambdaMax", "name": "lambda_max"}]  # fmt: skip
+
+    def done(job: Measurement, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            assert row.get("error") is None
+            found.setdefault(row["metric"], []).append(row["value"])
+
+    jobs = [Measurement(node, (point,)) for node in nodes for point in points]
+    assert len({job.id for job in jobs[:3]}) == 3
+    assert pool.measure_all(jobs, data, Store(folder), actors=1, done=done) == []
+    assert set(found) == {"distance_from_start", "relative_distance", "lambda_max"}
+    for values in found.values():
+        assert len(values) == 3 and values == pytest.approx([values[0]] * 3) and values[0] > 0

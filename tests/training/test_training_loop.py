@@ -1,8 +1,10 @@
 """The loop: what it computes against plain PyTorch, resuming, divergence, batches, batch norm, dropout."""
 
 import copy
+from typing import ClassVar
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from conftest import images, signals
@@ -13,13 +15,15 @@ from training_cells import ADAM, CONVOLUTIONAL, SGD, make_cell
 
 from lbdist import networks, random, results
 from lbdist.errors import InputError
+from lbdist.plan import Origin
 from lbdist.remedies.base import Batch
 from lbdist.storage import Store
 from lbdist.training import checkpoint
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
 from lbdist.training.dropout import Dropouts
-from lbdist.training.loop import run_cell, train
+from lbdist.training.learner import Learner, optimizer_factory
+from lbdist.training.loop import finished_rows, run_cell, train
 
 
 def plain_pytorch(cell, data):
@@ -74,7 +78,7 @@ def test_small_and_large_batch_start_from_the_same_point():
 @pytest.mark.parametrize("remedy", ["none.NoRemedy", "growth.Growth"])
 def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy):
     fields = {"rule": "norm_test", "start": 16} if remedy.startswith("growth") else {}
-    changes = {"remedy": {"_target_": f"lbdist.remedies.{remedy}", **fields}, "epochs": 6}
+    changes = {"remedies": ({"_target_": f"lbdist.remedies.{remedy}", **fields},), "epochs": 6}
     data = signals()
     if network == "convolutional":
         changes, data = {**changes, "network": CONVOLUTIONAL}, images()
@@ -99,11 +103,95 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy)
 def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path):
     cell, data, store = make_cell(), signals(), Store(tmp_path)
     _, x = train(cell, data, store=store)
-    whole = store.read("checkpoint.pt")
-    store.write("checkpoint.pt", whole[: len(whole) // 2])
+    own = store / f"cells/{cell.id}"
+    whole = own.read(checkpoint.RESUME)
+    own.write(checkpoint.RESUME, whole[: len(whole) // 2])
     with pytest.raises(InputError, match="not a checkpoint"):
-        checkpoint.load(store)
+        checkpoint.load(own)
     assert torch.equal(train(cell, data, store=store)[1], x)
+
+
+def test_models_are_plain_state_dicts_one_file_a_kept_epoch(tmp_path):
+    cell, data = make_cell(network=CONVOLUTIONAL, epochs=4, keep=frozenset({1, 3})), images()
+    run_cell(cell, data, Store(tmp_path))
+    folder = tmp_path / "cells" / cell.id
+    names = ["model-1.safetensors", "model-3.safetensors", "model.safetensors", "rows.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == names  # the resume file is gone
+    network = networks.make(cell.network)
+    network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    network.eval()
+    scores = network(torch.tensor(data.test.inputs) / 255)
+    rows = results.read_rows(tmp_path, results.cell_file(cell.id))
+    (loss,) = (r["value"] for r in rows if (r["metric"], r["split"], r["epoch"]) == ("loss", "test", None))
+    assert F.cross_entropy(scores, torch.tensor(data.test.labels)).item() == pytest.approx(loss, rel=1e-5)
+    # a shorter run of the same seed ends where this one was
+    one = make_cell(network=CONVOLUTIONAL, epochs=1)
+    _, x = train(one, data)
+    kept = safetensors.torch.load_file(folder / "model-1.safetensors")
+    parameters = dict(networks.make(cell.network).named_parameters())
+    assert torch.equal(torch.cat([kept[name].flatten() for name in parameters]), x)
+
+
+def test_a_run_begins_at_another_ones_model(tmp_path):
+    data, store = signals(), Store(tmp_path)
+    first = make_cell(epochs=3, keep=frozenset({2}))
+    run_cell(first, data, store)
+    warm = make_cell(origin=Origin(first.id, 2), epochs=1, optimizer={**SGD, "lr": 0.0})
+    _, x = train(warm, data, store=store)
+    kept = safetensors.torch.load_file(tmp_path / "cells" / first.id / "model-2.safetensors")
+    names = dict(networks.make(first.network).named_parameters())
+    assert torch.equal(torch.cat([kept[name].flatten() for name in names]), x)
+    final = run_cell(warm, data, store)
+    assert final["distance_from_start"] == 0.0
+    with pytest.raises(FileNotFoundError):
+        train(make_cell(origin=Origin(first.id, 1)), data, store=store)
+
+
+def test_a_cell_whose_kept_model_is_missing_is_trained_again_to_the_same_end(tmp_path):
+    cell, data, store = make_cell(epochs=3), signals(), Store(tmp_path)
+    before = run_cell(cell, data, store)
+    asked = make_cell(epochs=3, keep=frozenset({2}))
+    assert asked.id == cell.id and finished_rows(store, cell) and not finished_rows(store, asked)
+    after = run_cell(asked, data, store)
+    assert {k: v for k, v in after.items() if k != "seconds"} == {
+        k: v for k, v in before.items() if k != "seconds"
+    }
+    assert finished_rows(store, asked)
+
+
+class LayerWise(torch.optim.Optimizer):
+    """A trust ratio a layer: each parameter moves by lr |p| along its gradient's direction."""
+
+    seen: ClassVar[list] = []
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+        self.named = self.param_groups[0].get("param_names")
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                before = p.norm()
+                move = p.grad * (group["lr"] * before / p.grad.norm().clamp_min(1e-30))
+                p.sub_(move)
+                LayerWise.seen.append((tuple(p.shape), float(move.norm() / before.clamp_min(1e-30))))
+
+
+def test_a_layer_wise_optimiser_sees_layers():
+    LayerWise.seen.clear()
+    cell = make_cell(
+        optimizer={"_target_": f"{__name__}.LayerWise", "lr": 0.1}, epochs=1, global_batch_size=130
+    )
+    train(cell, signals(), dtype=torch.float64)
+    weights = [ratio for shape, ratio in LayerWise.seen if len(shape) == 2]
+    assert len(weights) == 3 and weights == pytest.approx([0.1] * 3)
+    network = networks.make(cell.network).double()
+    learner = Learner(network, optimizer_factory(cell.optimizer), Workers())
+    assert learner.optimizer.named == [name for name, _ in network.named_parameters()]
+    assert learner.x.numel() == sum(p.numel() for p in network.parameters())
+    next(network.parameters()).data.fill_(7.0)
+    assert float(learner.x[0]) == 7.0  # views of one vector
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
@@ -121,9 +209,9 @@ def test_a_diverged_run_ends_as_a_row(tmp_path):
     cell = make_cell(optimizer={**SGD, "lr": 1e30}, epochs=50)
     final = run_cell(cell, signals(), Store(tmp_path))
     assert final["diverged"] == 1.0
-    rows = results.load(tmp_path)
-    assert rows.query("metric == 'running_loss'").epoch.max() < 50
-    assert set(rows["cell"]) == {cell.id}
+    rows = results.read_rows(tmp_path, results.cell_file(cell.id))
+    assert max(row["epoch"] for row in rows if row["metric"] == "running_loss") < 50
+    assert {row["cell"] for row in rows} == {cell.id}
 
 
 def test_a_finished_cell_is_not_run_again(tmp_path):

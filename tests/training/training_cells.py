@@ -35,11 +35,9 @@ class Small(nn.Sequential):
 def make_cell(**changes: Any) -> Cell:
     """A cell of the dense network on signals, LB without remedy, changed as asked."""
     base = Cell(
-        experiment="test", network={**DENSE, "name": "dense"}, optimizer=ADAM,
-        data={"_target_": "none", "name": "signals"},
-        method="LB", remedy_name="none", remedy={"_target_": "lbdist.remedies.none.NoRemedy"},
-        global_batch_size=48, epochs=2, seed=0, stage="confirm", asked_workers=1, num_workers=1,
-        ghost_batch_size=None, micro_batch_size=None, evaluations=10, validation_fraction=None,
+        network={**DENSE, "name": "dense"}, optimizer=ADAM, data={"_target_": "none", "name": "signals"},
+        loss={"_target_": "lbdist.losses.CrossEntropy"}, remedies=(), global_batch_size=48, epochs=2, seed=0,
+        num_workers=1,
     )  # fmt: skip
     return dataclasses.replace(base, **plain(changes))
 

@@ -1,13 +1,15 @@
 import io
 import math
 
+import pandas as pd
 import pytest
 from analysis_rows import STORY, frame, sharpness, spread, study, training
 from rich.console import Console
 
-from lbdist.analysis import tables
+from lbdist.analysis import numbers, terminal
+from lbdist.analysis.runs import Runs, Score
+from lbdist.analysis.sections import agreement, comparison, leaderboard, search, solvers
 from lbdist.analysis.statistics import Difference, Summary, difference, summarise
-from lbdist.results import load, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +19,17 @@ def rows():
 
 @pytest.fixture(scope="module")
 def board(rows):
-    return tables.leaderboard(rows)
+    return leaderboard.leaderboard(Runs(rows))
+
+
+def conclusion(rows):
+    runs = Runs(rows)
+    return leaderboard.conclusion(runs, leaderboard.leaderboard(runs))
 
 
 def printed(rows, width=100):
     console = Console(file=io.StringIO(), width=width)
-    tables.print_table(rows, console)
+    terminal.show(comparison.sections(Runs(rows)), console)
     return console.file.getvalue()
 
 
@@ -36,14 +43,11 @@ def test_every_number_of_the_leaderboard(board):
         name = row["method"].removeprefix("LB + ")
         mean, std, phi, phi_std, setting, steps, gradients, seconds = STORY[name]
         assert row["setting"] == setting
-        assert row["accuracy"].mean == pytest.approx(mean) and row["accuracy"].std == pytest.approx(std)
-        assert row["n"] == row["accuracy"].n == 3
-        full = row["phi 0.001 full converged"]
+        assert row["score"].mean == pytest.approx(mean) and row["score"].std == pytest.approx(std)
+        assert row["n"] == row["score"].n == 3
+        full = row["phi"][1e-3]
         assert full.mean == pytest.approx(phi) and full.std == pytest.approx(phi_std)
-        assert row["phi 0.0005 full converged"].mean == pytest.approx(0.27 * phi)
-        assert row["phi 0.001 subspace converged"].mean == pytest.approx(0.01 * phi)
-        literal = 0 if name == "LB" else 0.9 * phi
-        assert row["phi 0.001 full paper"].mean == pytest.approx(literal)
+        assert row["phi"][5e-4].mean == pytest.approx(0.27 * phi)
         assert (row["steps"], row["gradient_evaluations"]) == (steps, gradients)
         assert row["seconds"] == pytest.approx(seconds + 1)  # seeds 0, 1, 2 take one second more each
         assert row["global_batch_size"] == (32 if name == "SB" else 400)
@@ -59,34 +63,50 @@ def test_gap_is_sb_minus_method_with_welchs_interval(board):
     assert math.isnan(gaps["SB"].mean)
 
 
-def test_the_extra_cell_on_another_number_of_workers_counts_once(rows, board):
+def test_the_solver_table_has_every_space_and_solver(rows):
+    table = solvers.sharpness_table(Runs(rows)).set_index(["epsilon", "method", "space"])
+    for name, (_, _, phi, *_) in STORY.items():
+        label = name if name in ("SB", "LB") else f"LB + {name}"
+        assert table.loc[(1e-3, label, "subspace"), "converged"].mean == pytest.approx(0.01 * phi)
+        literal = 0 if name == "LB" else 0.9 * phi
+        assert table.loc[(1e-3, label, "full"), "paper"].mean == pytest.approx(literal)
+
+
+def test_the_check_on_another_number_of_workers_is_in_no_mean(board):
     lb = board[board["method"] == "LB"].iloc[0]
     assert (lb["n"], lb["num_workers"]) == (3, 2)
-    alone = study(("LB",), seeds=1, check=True)  # one cell each: the baseline's is the larger number
-    assert tables.leaderboard(alone).iloc[0]["num_workers"] == 2
+
+
+def test_sharpness_along_a_run_enters_no_mean(rows):
+    inner = rows[(rows["metric"] == "sharpness") & (rows["method"] == "SB")].copy()
+    inner["epoch"], inner["value"] = 3, 1e6
+    inner["measurement"] += "-inner"
+    together = pd.concat([rows, inner], ignore_index=True)
+    assert printed(together) == printed(rows)
+    pd.testing.assert_frame_equal(Runs(together).sharpness, Runs(rows).sharpness)
 
 
 def test_agreement(rows):
-    (pair,) = tables.agreement(rows).to_dict("records")
+    (pair,) = agreement.agreement(Runs(rows)).to_dict("records")
     assert (pair["method"], pair["seed"], pair["workers_a"], pair["workers_b"]) == ("LB", 0, 1, 2)
-    assert pair["accuracy_a"] - pair["accuracy_b"] == pytest.approx(0.05)
+    assert pair["score_a"] - pair["score_b"] == pytest.approx(0.05)
     # the cell on one worker has its loss shifted by a relative 1e-6 an epoch
     assert pair["first_epoch"] == pytest.approx(1e-6, rel=1e-3)
     assert pair["last_epoch"] == pytest.approx(4e-5, rel=1e-3)
     assert pair["seed_std"] == pytest.approx(0.7)
-    text = tables.agreement_sentence(rows)
+    text = agreement.section(Runs(rows)).sentences[0]
     assert "on 1 and 2 workers" in text and "1.0e-06" in text and "4.0e-05" in text
-    assert "was not measured" in tables.agreement_sentence(study(("SB", "LB")))
+    assert "was not measured" in agreement.section(Runs(study(("SB", "LB")))).sentences[0]
 
 
 def test_search_table(rows):
-    table = tables.search_table(rows)
+    table = search.search_table(Runs(rows))
     assert len(table) == 10 and table["chosen"].sum() == 5
     robust = table[table["method"] == "LB + robust"]
     assert list(robust["setting"]) == ["rho=0.5", "rho=0.2"]  # the better first
     assert list(robust["chosen"]) == [True, False]
-    assert robust["accuracy"].iloc[0].mean == pytest.approx(71.0)
-    assert tables.search_table(study(("SB", "LB"))).empty
+    assert robust["score"].iloc[0].mean == pytest.approx(71.0)
+    assert search.search_table(Runs(study(("SB", "LB")))).empty
 
 
 def test_sharpness_table_counts_and_stars():
@@ -96,24 +116,24 @@ def test_sharpness_table_counts_and_stars():
     rows += [sharpness(cells[0], 40.0, space="subspace", draw=2, converged=False)]
     rows += [sharpness(cells[1], 30.0, space="subspace", draw=0)]
     rows += [sharpness(cells[1], math.nan, space="subspace", draw=1, converged=None, error="killed")]
-    table = tables.sharpness_table(frame(rows))
+    table = solvers.sharpness_table(Runs(frame(rows)))
     (row,) = table.to_dict("records")
     assert row["converged"] == summarise([20.0, 30.0])  # draws are averaged in a run; n counts runs
     assert (row["converged_measured"], row["converged_converged"], row["converged_failed"]) == (5, 3, 1)
     assert row["paper_measured"] == 0 and row["paper"].n == 0
-    assert tables.solver_phi(table.iloc[0], "converged").endswith("*")
-    assert tables.solver_phi(table.iloc[0], "paper") == "–"
-    assert tables.leaderboard(frame(rows)).iloc[0]["not_converged"] == 2
+    (shown,) = solvers.section(Runs(frame(rows))).tables[0].rows
+    assert shown[3].text.endswith("*") and shown[2].text == "–"
+    assert leaderboard.leaderboard(Runs(frame(rows))).iloc[0]["not_converged"] == 2
 
 
 def test_a_diverged_run_is_counted_and_in_no_mean():
     rows = [row for seed, a in enumerate([65, 66]) for row in training("LB", seed, a)]
     lost = training("LB", 2, 9.8, diverged=1)
     nan = training("LB", 3, math.nan, diverged=1)
-    table = tables.leaderboard(frame([*rows, *lost, *nan, sharpness(lost, 1e9)]))
+    table = leaderboard.leaderboard(Runs(frame([*rows, *lost, *nan, sharpness(lost, 1e9)])))
     row = table.iloc[0]
-    assert row["accuracy"] == summarise([65, 66]) and (row["n"], row["diverged"]) == (2, 2)
-    assert not [column for column in table if column.startswith("phi")]
+    assert row["score"] == summarise([65, 66]) and (row["n"], row["diverged"]) == (2, 2)
+    assert row["phi"] == {}
     assert "di-" in printed(frame([*rows, *lost]))
 
 
@@ -121,8 +141,8 @@ def test_all_diverged():
     rows = study(("SB",)).to_dict("records")
     rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
     rows = frame([*rows, *training("LB", 0, math.nan, diverged=1)])
-    assert tables.conclusion(rows)[0] == "There is no finished run of LB, so there is no gap to measure."
-    assert list(tables.leaderboard(rows)["method"]) == ["SB", "LB"]
+    assert conclusion(rows)[0] == "There is no finished run of LB, so there is no gap to measure."
+    assert list(leaderboard.leaderboard(Runs(rows))["method"]) == ["SB", "LB"]
     assert "72.30" in printed(rows)
 
 
@@ -130,17 +150,40 @@ def test_several_studies_are_refused(rows):
     two = rows.copy()
     two.loc[: len(two) // 2, "network"] = "f1"
     with pytest.raises(ValueError, match=r"network=f1,mlp"):
-        tables.leaderboard(two)
+        leaderboard.leaderboard(Runs(two))
 
 
-def test_rows_that_went_through_files(tmp_path):
-    for seed, accuracy in enumerate([65.0, 66.0]):
-        cell = training("LB", seed, accuracy, epochs=(1, 2))
-        write_rows(tmp_path, cell[0]["job"], cell)
-        value = sharpness(cell, 1290.0)
-        write_rows(tmp_path, value["job"], [value])
-    (row,) = tables.leaderboard(load(tmp_path)).to_dict("records")
-    assert row["accuracy"] == summarise([65, 66]) and row["phi 0.001 full converged"].mean == 1290
+def test_other_measures_are_columns_of_the_leaderboard(rows):
+    cells = rows.drop_duplicates("cell").query("stage == 'confirm'")
+    extra = cells.assign(metric="lambda_max", measure="lambda_max", value=7.0, epoch=None, epsilon=None)
+    extra["measurement"] = "m-" + extra["cell"]
+    together = pd.concat([rows, extra.astype(rows.dtypes.to_dict(), errors="ignore")], ignore_index=True)
+    table = leaderboard.section(Runs(together)).tables[0]
+    place = list(table.heads).index("lambda max")
+    assert {row[place].text for row in table.rows} == {"7.00 ± 0.00"}
+
+
+def test_another_score(rows):
+    other = rows.replace({"metric": {"accuracy": "r2"}})
+    other.loc[other["metric"] == "r2", "value"] /= 100
+    runs = Runs(other, Score("r2", ""))
+    section = leaderboard.section(runs)
+    assert section.tables[0].heads[1] == "test\nr2"
+    assert section.sentences[0].startswith("LB loses 0.07 of test r2 to SB")
+    assert "%" not in section.sentences[0].replace("95 % interval", "")
+
+
+def test_a_shortened_search_says_so_and_how_its_ranks_agree():
+    rows = study(epochs=(1, 20, 40), search=True).to_dict("records")
+    short = [row for row in rows if row["stage"] == "search"]
+    for row in short[:]:
+        if row["metric"] == "accuracy":
+            rows.append({**row, "metric": "running_loss", "split": "train", "epoch": 16, "value": 1.0})
+    rows = [{k: None if v != v else v for k, v in row.items()} for row in rows]
+    said = search.section(Runs(frame(rows))).sentences
+    assert said[0].startswith("Search runs took 16 of 40 epochs")
+    assert "Over the 5 remedies" in said[1] and "by 1.00 (Spearman" in said[1]
+    assert search.section(Runs(study(epochs=(1, 40), search=True))).sentences == []
 
 
 # ---------------------------------------------------------------- sentences
@@ -154,7 +197,7 @@ def only(**groups):
 
 
 def test_the_story(rows):
-    text = " ".join(tables.conclusion(rows))
+    text = " ".join(conclusion(rows))
     assert "LB loses 6.8 points of test accuracy to SB (95 % interval 5.4 to 8.2)" in text
     assert "LB is 79 times as sharp as SB (φ(1e-3) 1,290 against 16.3)" in text
     assert "LB + augmentation buys back the whole gap and ends 8.3 points above SB" in text
@@ -164,24 +207,24 @@ def test_the_story(rows):
 
 def test_part_of_the_gap():
     rows = only(SB=[72, 72.5, 71.5], LB=[65.0, 65.5, 64.5], robust=[68.5, 69.0, 68.0])
-    text = tables.conclusion(rows)[1]
+    text = conclusion(rows)[1]
     assert text.startswith("LB + robust buys back 50 % of the gap, 3.5 points (95 % interval")
     assert "φ" not in text and "flat" not in text  # nothing was measured
 
 
 def test_no_gap():
-    assert "which includes zero" in tables.conclusion(only(SB=[70, 72, 71], LB=[71, 70, 71]))[0]
-    assert "No gap to close" in tables.conclusion(only(SB=[70, 70.2], LB=[75, 75.1]))[0]
+    assert "which includes zero" in conclusion(only(SB=[70, 72, 71], LB=[71, 70, 71]))[0]
+    assert "No gap to close" in conclusion(only(SB=[70, 70.2], LB=[75, 75.1]))[0]
 
 
 def test_no_remedy_helps():
-    text = tables.conclusion(only(SB=[72, 72.1, 72.2], LB=[65, 66, 67], robust=[65.1, 66.1, 67.1]))[1]
+    text = conclusion(only(SB=[72, 72.1, 72.2], LB=[65, 66, 67], robust=[65.1, 66.1, 67.1]))[1]
     assert text.startswith("No remedy clearly gains on LB: the best, LB + robust, differs by +0.10 points")
 
 
 def test_single_runs_settle_nothing():
     rows = study(seeds=1)
-    text = tables.conclusion(rows)
+    text = conclusion(rows)
     assert "which cannot be told from chance" in text[0]
     assert "no interval" in " ".join(text[1:])
     output = printed(rows)
@@ -191,12 +234,12 @@ def test_single_runs_settle_nothing():
 
 
 def test_one_method_only():
-    text = tables.conclusion(study(("SB",)))
+    text = conclusion(study(("SB",)))
     assert text == [
         "There is no finished run of LB, so there is no gap to measure.",
         "Test accuracy: SB 72.30 ± 0.50 % (n = 3).",
     ]
-    assert tables.conclusion(study(("SB", "LB")))[-1] == "No remedy was measured."
+    assert conclusion(study(("SB", "LB")))[-1] == "No remedy was measured."
 
 
 def test_equal_sharpness_is_not_called_flatter():
@@ -207,12 +250,12 @@ def test_equal_sharpness_is_not_called_flatter():
     rows += [
         sharpness(cell, phi) for name in cells for cell, phi in zip(cells[name], phis[name], strict=True)
     ]
-    assert "LB is not clearly sharper or flatter than SB" in " ".join(tables.conclusion(frame(rows)))
+    assert "LB is not clearly sharper or flatter than SB" in " ".join(conclusion(frame(rows)))
 
 
 def test_no_rows():
-    assert tables.leaderboard(frame([])).empty
-    assert tables.sharpness_table(frame([])).empty
+    assert leaderboard.leaderboard(Runs(frame([]))).empty
+    assert solvers.sharpness_table(Runs(frame([]))).empty
     assert printed(frame([])).strip() == "No run is confirmed yet."
     assert "No run is confirmed yet." in printed(frame(training("robust", 1, 50.0, stage="search")))
 
@@ -235,16 +278,16 @@ def test_no_rows():
     ],
 )
 def test_phi_has_three_digits(mean, std, text):
-    assert tables.phi(Summary(mean, std, 3, 0, 0)) == text
+    assert numbers.phi(Summary(mean, std, 3, 0, 0)) == text
 
 
 def test_other_texts():
-    assert tables.phi(None) == "–"
-    assert tables.number(-0.001, 2) == "0.00" and tables.number(-1234.5, 1) == "−1,234.5"
-    assert tables.seconds(9.87) == "9.9" and tables.seconds(12345.6) == "12,346"
-    assert tables.interval(Difference(1, -0.5, 2.5)) == "−0.50 to 2.50"
-    assert tables.interval(Difference(1, math.nan, math.nan)) == ""
-    assert [tables.epsilon_text(e) for e in (1e-3, 5e-4, 0.25)] == ["1e-3", "5e-4", "2.5e-1"]
+    assert numbers.phi(None) == "–"
+    assert numbers.number(-0.001, 2) == "0.00" and numbers.number(-1234.5, 1) == "−1,234.5"
+    assert numbers.seconds(9.87) == "9.9" and numbers.seconds(12345.6) == "12,346"
+    assert numbers.interval(Difference(1, -0.5, 2.5)) == "−0.50 to 2.50"
+    assert numbers.interval(Difference(1, math.nan, math.nan)) == ""
+    assert [numbers.epsilon_text(e) for e in (1e-3, 5e-4, 0.25)] == ["1e-3", "5e-4", "2.5e-1"]
 
 
 def test_terminal(rows):

@@ -1,0 +1,235 @@
+"""How figures look and are written; what they show is in `sections`.
+
+Nothing touches pyplot's global state, so figures can be drawn in any thread and without a display.
+Colours are Okabe and Ito's (2008), told apart by every kind of colour vision; markers and line styles repeat
+what colour says.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, LINE, PAPER = "#16191d", "#5a626c", "#d8dce1", "#ffffff"
+"""The colours that a page may replace by its own; see `report.py`."""
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 9,
+    "text.parse_math": False,  # names of remedies are the user's
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "svg.fonttype": "path",
+}
+
+
+class Mark(NamedTuple):
+    """How a method is drawn in every figure of a study."""
+
+    color: str
+    marker: str
+    line: Any
+    width: float
+    size: float = 1.0
+
+
+def marks(labels: Iterable[str]) -> dict[str, Mark]:
+    """Each method's colour, marker and line: SB solid with circles, LB dashed with squares, then remedies."""
+    colors = ["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+    shapes = ["^", "D", "v", "P", "X", "<", ">"]  # 5 and 7 have no common factor: 35 remedies differ
+    found = {"SB": Mark(INK, "o", "-", 2.0), "LB": Mark("#D55E00", "s", (0, (4, 1.6)), 2.0)}
+    remedies = sorted(set(labels) - set(found))
+    for place, label in enumerate(remedies):
+        shape = shapes[place % 7]
+        found[label] = Mark(
+            colors[place % 5], shape, "-", 1.3, {"D": 0.85, "P": 1.2, "X": 1.2}.get(shape, 1.05)
+        )
+    return found
+
+
+def seeds_text(counts: Iterable[int]) -> str:
+    """How many seeds a figure's means are over: `3 seeds`, `1 seed`, `2 to 3 seeds`."""
+    found = sorted(set(counts))
+    if not found:
+        return "no seeds"
+    if len(found) == 1:
+        return f"{found[0]} seed{'s' * (found[0] > 1)}"
+    return f"{found[0]} to {found[-1]} seeds"
+
+
+def name_ends(axes: Axes, ends: list[tuple[str, float, float]], style: dict[str, Mark]) -> None:
+    """Writes each line's name beside the axes at its end's height, moved apart where lines end close."""
+    from matplotlib.lines import Line2D
+
+    bottom, top = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    ends = sorted(ends, key=lambda end: end[2])
+    wanted = np.array([(end[2] - bottom) / (top - bottom) for end in ends])
+    space = min(0.062, 1 / len(ends))
+    heights = wanted.copy()
+    for _ in range(200):  # push neighbours apart until each has its space
+        apart = np.diff(heights)
+        close = apart < space - 1e-9
+        if not close.any():
+            break
+        push = np.where(close, (space - apart) / 2, 0)
+        heights[:-1] -= push
+        heights[1:] += push
+        heights += max(0, -heights[0]) - max(0, heights[-1] - 1)
+    beside = axes.get_yaxis_transform()
+    for (label, epoch, _), start, height in zip(ends, wanted, heights, strict=True):
+        mark = style[label]
+        values = [bottom + part * (top - bottom) for part in (start, height)]
+        from_x = 1.0 if epoch == right else 1.005
+        axes.add_line(
+            Line2D([from_x, 1.025], values, transform=beside, clip_on=False, color=mark.color, linewidth=0.9)
+        )
+        axes.add_line(
+            Line2D([1.04], values[1:], transform=beside, clip_on=False, color=mark.color, marker=mark.marker,
+                   markersize=5, linestyle="none")
+        )  # fmt: skip
+        axes.text(1.06, values[1], label, transform=beside, va="center", fontweight=weight(label))
+
+
+def weight(label: str) -> str:
+    """SB and LB stand out."""
+    return "bold" if label in ("SB", "LB") else "normal"
+
+
+def log_axis(axes: Axes, values: Iterable[float]) -> None:
+    """A log x axis around positive values, with plain numbers at its ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def outward(value: float, up: bool) -> float:
+        """The nearest of 1, 2, 5 times a power of ten beyond a value."""
+        decade = 10.0 ** math.floor(math.log10(value))
+        steps = [step * decade for step in (1, 2, 5, 10)]
+        return min(s for s in steps if s >= value) if up else max(s for s in steps if s <= value)
+
+    low, high = outward(min(values) / 1.15, False), outward(max(values) * 1.15, True)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    wide = high / low >= 50
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=2)
+
+
+def bars(counts: pd.Series) -> str:
+    """What a caption says of error bars."""
+    seeds = seeds_text(counts)
+    return f"of {seeds}" if max(counts) == 1 else f"over {seeds}; error bars are ± one standard deviation"
+
+
+def bands(counts: pd.Series) -> str:
+    """What a caption says of bands."""
+    if max(counts) == 1:
+        return "each of 1 seed, so there is no band"
+    return f"bands are ± one standard deviation over {seeds_text(counts)}"
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG document; the same figure gives the same text."""
+    return render(figure, format="svg", salt=name).decode()
+
+
+def render(figure: Figure, salt: str, **options: Any) -> bytes:
+    """A figure in a format of matplotlib's; the same figure gives the same bytes."""
+    import matplotlib
+
+    sink = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
+        metadata: dict[str, Any] = {"Date": None} if options["format"] == "svg" else {}
+        figure.savefig(sink, metadata=metadata, **options)
+    return sink.getvalue()
+
+
+class Series(NamedTuple):
+    """A line of `draw_panels`: columns `x, mean, std` of a frame, std NaN where there is one run."""
+
+    label: str
+    data: pd.DataFrame
+    mark: Mark
+
+
+def draw_panels(
+    panels: Sequence[tuple[str, Sequence[Series]]],
+    x_label: str,
+    *,
+    log: bool = False,
+    log_y: Sequence[int] = (),
+) -> Figure:
+    """Panels above each other that share their x axis, with error bars of one standard deviation.
+
+    Args:
+        panels: The y axis's name and the lines of each.
+        x_label: The x axis's name.
+        log: Whether x is on a log axis, with a tick at each of its values.
+        log_y: Panels whose y axis is logarithmic; values that are not positive have no place on it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+    figure = Figure(figsize=(7.2, 0.6 + 2.5 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for place, (axis, (name, lines)) in enumerate(zip(axes, panels, strict=True)):
+        for line in lines:
+            data, mark = line.data, line.mark
+            low = data["std"].fillna(0.0)
+            if place in log_y:
+                data = data[data["mean"] > 0]
+                low = np.minimum(low, 0.9 * data["mean"])
+            axis.errorbar(
+                data["x"],
+                data["mean"],
+                yerr=[low.reindex(data.index), data["std"].fillna(0.0)],
+                color=mark.color,
+                marker=mark.marker,
+                linestyle=mark.line,
+                linewidth=1.4,
+                markersize=6 * mark.size,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.7,
+                capsize=3,
+                label=line.label,
+            )
+        if place in log_y:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylabel(name)
+        if len(lines) > 1:
+            axis.legend(loc="best", frameon=False)
+    last = axes[-1]
+    if log:
+        values = sorted({value for _, lines in panels for line in lines for value in line.data["x"]})
+        last.set_xscale("log")
+        last.xaxis.set_major_locator(FixedLocator(values))
+        last.xaxis.set_minor_locator(NullLocator())
+        last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    last.set_xlabel(x_label)
+    return figure

@@ -1,0 +1,194 @@
+"""The runs of a study: each table that sections need, derived once from the rows.
+
+A run that diverged has no score and no sharpness: it is left out of the means and counted beside them.
+Several draws of a subspace are averaged within a run first, so that n always counts runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lbdist.analysis.statistics import Summary, summarise
+
+COSTS = ["steps", "gradient_evaluations", "seconds"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the study's loss is scored by.
+
+    Attributes:
+        name: The metric.
+        unit: `%` or nothing.
+    """
+
+    name: str = "accuracy"
+    unit: str = "%"
+
+    @property
+    def head(self) -> str:
+        """As a column's head: `accuracy %`."""
+        return f"{self.name} {self.unit}".strip()
+
+    @property
+    def axis(self) -> str:
+        """As an axis's name: `test accuracy (%)`."""
+        return f"test {self.name}" + (f" ({self.unit})" if self.unit else "")
+
+    def of(self, value: str) -> str:
+        """A value with its unit."""
+        return f"{value} {self.unit}".strip()
+
+
+def method_label(method: str, remedy: str) -> str:
+    """The name of a method in tables and figures: `SB`, `LB`, `LB + augmentation`."""
+    return method if remedy == "none" else f"{method} + {remedy}"
+
+
+class Runs:
+    """The finished runs of one study.
+
+    Args:
+        rows: Its rows, as `lbdist.results.load` returns them.
+        score: What is learnt is scored by.
+
+    Raises:
+        ValueError: The rows are of several studies, networks or data sets.
+    """
+
+    def __init__(self, rows: pd.DataFrame, score: Score | None = None) -> None:
+        self.rows, self.score = rows, score or Score()
+        names = {}
+        for column in ("experiment", "network", "data"):
+            found = sorted(rows[column].dropna().unique())
+            if len(found) > 1:
+                several = ",".join(found)
+                raise ValueError(f"{column}={several}: the rows of one study are needed; select one first")
+            names[column] = found[0] if found else ""
+        self.study, self.network, self.data = names["experiment"], names["network"], names["data"]
+
+    @functools.cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row a trained cell, indexed by its id.
+
+        Columns: what the cell is, `label`, `epochs`, and the final `score`, off the training set,
+        `train_score`, `steps`, `gradient_evaluations`, `seconds`, `diverged`; then the score is NaN.
+        """
+        identity = [
+            "cell",
+            "method",
+            "remedy",
+            "setting",
+            "global_batch_size",
+            "num_workers",
+            "seed",
+            "stage",
+        ]
+        identity += ["origin_cell", "origin_epoch"]
+        trained = self.rows[self.rows["measurement"].isna()]
+        cells = trained[identity].drop_duplicates("cell").set_index("cell")
+        cells["setting"] = cells["setting"].fillna("")
+        cells = cells.astype({"global_batch_size": int, "num_workers": int, "seed": int})
+        named = zip(cells["method"], cells["remedy"], cells["origin_epoch"], strict=True)
+        cells["label"] = [
+            method_label(method, remedy) + ("" if pd.isna(epoch) else f" from epoch {epoch:g}")
+            for method, remedy, epoch in named
+        ]
+        final = trained[trained["epoch"].isna()]
+        scored = final["metric"] == self.score.name
+        metrics = {
+            "score": scored & (final["split"] != "train"),
+            "train_score": scored & (final["split"] == "train"),
+        }
+        metrics |= {metric: final["metric"] == metric for metric in (*COSTS, "diverged")}
+        for name, chosen in metrics.items():
+            values = final[chosen].drop_duplicates("cell", keep="last").set_index("cell")["value"]
+            cells[name] = values.reindex(cells.index).astype(float)
+        cells["diverged"] = cells["diverged"] == 1
+        cells.loc[cells["diverged"], "score"] = math.nan
+        epochs = trained[trained["metric"] == "running_loss"].groupby("cell")["epoch"].max()
+        cells["epochs"] = epochs.reindex(cells.index).astype(float)
+        return cells
+
+    @functools.cached_property
+    def counted(self) -> pd.DataFrame:
+        """The confirmed cells, which means are over."""
+        return self.cells[self.cells["stage"] == "confirm"]
+
+    @functools.cached_property
+    def curves(self) -> pd.DataFrame:
+        """Test score during training: columns `label, epoch, mean, std, n`, one row a method and epoch."""
+        cells = self.counted[~self.counted["diverged"]]
+        rows = self.rows
+        found = rows[
+            (rows["metric"] == self.score.name) & (rows["split"] == "test") & rows["measurement"].isna()
+        ]
+        found = found[found["epoch"].notna() & found["value"].notna() & found["cell"].isin(cells.index)]
+        found = found.sort_values("step", kind="stable").drop_duplicates(["cell", "epoch"], keep="last")
+        found = found.assign(label=found["cell"].map(cells["label"]))
+        data = found.groupby(["label", "epoch"])["value"].agg(mean="mean", std="std", n="size").reset_index()
+        return data.astype({"epoch": int})
+
+    @functools.cached_property
+    def sharpness(self) -> pd.DataFrame:
+        """One row a confirmed run, box, space and solver, of φ at the run's end.
+
+        Columns `label, cell, seed, epsilon, space, solver`; `phi`, the mean over the draws; `converged` and
+        `failed` of the `measured` draws; `evaluations`, their mean. φ along a run, at an `epoch`, stays out.
+        """
+        cells = self.counted[~self.counted["diverged"]]
+        rows = self.rows
+        at_end = (rows["metric"] == "sharpness") & rows["epoch"].isna()
+        found = rows[at_end & rows["cell"].isin(cells.index)]
+        found = found.assign(
+            label=found["cell"].map(cells["label"]),
+            seed=found["cell"].map(cells["seed"]),
+            failed=found["value"].isna(),
+            converged=[value is True or value == 1 for value in found["converged"]],
+        )
+        keys = ["label", "cell", "seed", "epsilon", "space", "solver"]
+        aggregates = {
+            "phi": ("value", "mean"),
+            "measured": ("value", "size"),
+            "converged": ("converged", "sum"),
+        }
+        aggregates |= {"failed": ("failed", "sum"), "evaluations": ("evaluations", "mean")}
+        order = ["label", "epsilon", "space", "solver", "seed"]
+        table = found.groupby(keys).agg(**aggregates).reset_index()
+        return table.sort_values(order, ascending=[True, False, True, True, True]).reset_index(drop=True)
+
+    @functools.cached_property
+    def epsilon(self) -> float | None:
+        """The box of figures and sentences: the largest in the full space by the converged solver."""
+        found = self.sharpness
+        boxes = found[(found["space"] == "full") & (found["solver"] == "converged")]["epsilon"]
+        return float(boxes.max()) if len(boxes) else None
+
+    @functools.cached_property
+    def headline(self) -> pd.Series:
+        """φ of each cell in the headline's box, full space, converged; indexed by the cell."""
+        found = self.sharpness
+        chosen = (found["epsilon"] == self.epsilon) & (found["space"] == "full")
+        return found[chosen & (found["solver"] == "converged")].set_index("cell")["phi"]
+
+    def others(self) -> list[str]:
+        """The measured metrics beside sharpness, at the ends of runs."""
+        rows = self.rows[self.rows["measurement"].notna() & self.rows["epoch"].isna()]
+        return sorted(set(rows.loc[rows["metric"] != "sharpness", "metric"]))
+
+    def measured(self, metric: str) -> dict[str, Summary]:
+        """A measured metric at the ends of confirmed runs, by label."""
+        rows = self.rows[self.rows["measurement"].notna() & self.rows["epoch"].isna()]
+        found = rows[(rows["metric"] == metric) & rows["cell"].isin(self.counted.index)]
+        labels = found["cell"].map(self.counted["label"])
+        return {label: summarise(group) for label, group in found["value"].groupby(labels)}
+
+    def order(self) -> list[str]:
+        """The labels of the leaderboard from top to bottom: SB, LB, then by score."""
+        means = self.counted.groupby("label")["score"].mean().fillna(-math.inf)
+        baselines = [label for label in ("SB", "LB") if label in means.index]
+        return baselines + sorted(means.index.difference(baselines), key=lambda label: (-means[label], label))

@@ -1,0 +1,126 @@
+"""One record of what a study shows, written by the terminal, HTML, LaTeX, Markdown and CSV alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lbdist.analysis.numbers import interval, number, percent, phi
+from lbdist.analysis.statistics import Difference, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place of a table.
+
+    Attributes:
+        text: As people read it.
+        small: What stands under it where there is room.
+        values: The numbers behind it, by what they are (the first of them by nothing): columns of the CSV.
+    """
+
+    text: str
+    small: str = ""
+    values: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> Mapping[str, float | str]:
+        """The values, or the text where there is none."""
+        return self.values or {"": self.text}
+
+
+def of_number(value: float, decimals: int = 0) -> Entry:
+    """A number."""
+    return Entry(number(value, decimals), values={"": value})
+
+
+def of_summary(item: Summary | None, kind: str = "percent") -> Entry:
+    """A mean with its spread; under it, for a score, the interval of the mean."""
+    if item is None:
+        return Entry("–")
+    values = {"": item.mean, "std": item.std, "n": item.n, "low": item.low, "high": item.high}
+    if kind == "phi":
+        return Entry(phi(item), values=values)
+    return Entry(percent(item), interval(item), values)
+
+
+def of_difference(item: Difference) -> Entry:
+    """A difference of means with its interval."""
+    return Entry(number(item.mean, 2), interval(item), {"": item.mean, "low": item.low, "high": item.high})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: Of its files.
+        title: What stands over it.
+        heads: Column heads, of one or two lines.
+        rows: A row each, of as many entries.
+        note: What stands under it.
+        left: How many of the first columns are text, set to the left.
+        groups: Where a new group of rows begins.
+        brief: Whether it is on the terminal too, if its section is.
+    """
+
+    name: str
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Entry]]
+    note: str = ""
+    left: int = 1
+    groups: frozenset[int] = frozenset()
+    brief: bool = True
+
+    def records(self) -> list[dict[str, float | str]]:
+        """A mapping a row, from `head` and `head kind` to the numbers."""
+        heads = [" ".join(head.replace("-\n", "").split()) for head in self.heads]
+        return [
+            {
+                f"{head} {kind}".strip(): value
+                for head, entry in zip(heads, row, strict=True)
+                for kind, value in entry.numbers.items()
+            }
+            for row in self.rows
+        ]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, drawn when it is asked for.
+
+    Attributes:
+        name: Of its files.
+        title: What stands over it.
+        caption: What stands under it.
+        draw: Draws it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Drawing]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a study shows under one title.
+
+    Attributes:
+        title: The title.
+        sentences: What the numbers say.
+        tables: Its tables.
+        figures: Its figures.
+        brief: Whether it is on the terminal too.
+    """
+
+    title: str
+    sentences: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    brief: bool = False

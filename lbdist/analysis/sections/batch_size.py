@@ -1,0 +1,104 @@
+"""Test score and sharpness against the global batch (Keskar et al., Figure 4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lbdist.analysis import drawing
+from lbdist.analysis.numbers import epsilon_text, number, phi
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.sections import reading, solvers
+from lbdist.analysis.statistics import Summary, difference, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+def sections(runs: Runs) -> list[Section]:
+    """The sweep, the solvers, how to read it."""
+    return [section(runs), solvers.section(runs), reading.section()]
+
+
+def section(runs: Runs) -> Section:
+    """One table and one figure over the batches."""
+    data = sweep(runs)
+    head = ["global batch", f"test\n{runs.score.head}"]
+    sharp = runs.epsilon is not None
+    head += [f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] if sharp else []
+    rows = [
+        [
+            of_number(row["batch"]),
+            of_summary(row["score"]),
+            *([of_summary(row["phi"], "phi")] if sharp else []),
+            of_number(row["steps"]),
+            Entry(str(row["score"].n), values={"": row["score"].n}),
+        ]
+        for _, row in data.iterrows()
+    ]
+    title = "By global batch, mean ± standard deviation over n seeds"
+    table = Table("batch_size", title, [*head, "steps", "n"], rows, left=0)
+    bars = drawing.bars(pd.Series([row.n for row in data["score"]]))
+    caption = f"Mean test {runs.score.name} {bars}"
+    caption += (
+        f"; below, φ({epsilon_text(runs.epsilon or 0)}) in the full space, converged." if sharp else "."
+    )
+    picture = Figure("batch_size", "Against the global batch", caption, lambda: _draw(runs, data))
+    return Section("Accuracy and sharpness by batch", _sentences(runs, data), [table], [picture], brief=True)
+
+
+def sweep(runs: Runs) -> pd.DataFrame:
+    """One row a global batch: `batch`, `score` and `phi` (Summaries), `steps`, and the runs' `scores`."""
+    table = []
+    for batch, group in runs.counted.groupby("global_batch_size"):
+        sharp = runs.headline.reindex(group.index)
+        row = {"batch": batch, "score": summarise(group["score"]), "phi": summarise(sharp)}
+        table.append({**row, "steps": group["steps"].mean(), "scores": list(group["score"])})
+    return pd.DataFrame(table)
+
+
+def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
+    measured = data[[row.n > 0 for row in data["score"]]]
+    if len(measured) < 2:
+        return ["Fewer than two batches have a finished run."]
+    best = max(measured.index, key=lambda place: measured["score"][place].mean)
+    row = measured.loc[best]
+    said = runs.score.of(number(row["score"].mean, 2))
+    sentences = [f"Test {runs.score.name} is highest at batch {number(row['batch'])} ({said})."]
+    # the smallest batch from which on every larger one is clearly below the best
+    worse = []
+    for place in reversed(measured.index):
+        if difference(row["scores"], measured["scores"][place]).sign != 1:
+            break
+        worse.append(measured["batch"][place])
+    if worse:
+        sentences.append(f"From batch {number(worse[-1])} on it is clearly lower (95 % intervals).")
+    else:
+        sentences.append("No larger batch is clearly lower (95 % intervals).")
+    sharp = measured[[item.n > 0 and item.mean > 0 for item in measured["phi"]]]
+    if len(sharp) > 1:
+        ends: list[Summary] = [sharp["phi"].iloc[0], sharp["phi"].iloc[-1]]
+        batches = [number(sharp["batch"].iloc[0]), number(sharp["batch"].iloc[-1])]
+        sentences.append(
+            f"φ({epsilon_text(runs.epsilon or 0)}) goes from {phi(ends[0])} at batch {batches[0]} to "
+            f"{phi(ends[1])} at {batches[1]}."
+        )
+    return sentences
+
+
+def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
+    mark = drawing.marks([])["SB"]
+
+    def line(column: str) -> list[drawing.Series]:
+        found = [
+            {"x": row["batch"], "mean": row[column].mean, "std": row[column].std}
+            for _, row in data.iterrows()
+        ]
+        return [drawing.Series("", pd.DataFrame(found).dropna(subset="mean"), mark)]
+
+    panels = [(runs.score.axis, line("score"))]
+    if runs.epsilon is not None:
+        panels.append((f"φ({epsilon_text(runs.epsilon)}) (log scale)", line("phi")))
+    return drawing.draw_panels(panels, "global batch (samples, log scale)", log=True, log_y=(1,))

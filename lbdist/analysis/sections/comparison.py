@@ -1,0 +1,13 @@
+"""What a comparison shows: SB, LB and the remedies."""
+
+from __future__ import annotations
+
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import agreement, curves, leaderboard, reading, search, solvers
+
+
+def sections(runs: Runs) -> list[Section]:
+    """Leaderboard, agreement between numbers of workers, curves, sharpness by solver, the search."""
+    parts = [part.section(runs) for part in (leaderboard, agreement, curves, solvers, search)]
+    return [*parts, reading.section()]

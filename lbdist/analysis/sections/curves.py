@@ -1,0 +1,119 @@
+"""Test score during training, and against sharpness."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lbdist.analysis import drawing
+from lbdist.analysis.drawing import seeds_text
+from lbdist.analysis.numbers import epsilon_text
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Figure, Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+def section(runs: Runs) -> Section:
+    """The figures that the runs have data for."""
+    figures, curves, points = [], runs.curves, scatter_data(runs)
+    axis, name = runs.score.axis, runs.score.name
+    if len(curves):
+        caption = f"Test {name} against epoch: lines are means, {drawing.bands(curves['n'])}."
+        title = f"Test {name} during training"
+        figures.append(Figure("curves", title, caption, lambda: draw_curves(curves, axis)))
+    epsilon = runs.epsilon
+    if epsilon is not None and (points["phi"] > 0).any():
+        hidden = int((points["phi"] <= 0).sum())
+        caption = (
+            f"Each point is one run ({seeds_text(points.groupby('label').size())} a method): test {name} "
+            f"against φ({epsilon_text(epsilon)}) in the full space, run to convergence."
+        )
+        if hidden:
+            caption += f" {hidden} run{'s' * (hidden > 1)} with φ = 0 cannot be shown on a log axis."
+        title = f"{name.capitalize()} against sharpness"
+        figures.append(Figure("scatter", title, caption, lambda: draw_scatter(points, epsilon, axis)))
+    return Section("Figures", figures=figures)
+
+
+def scatter_data(runs: Runs) -> pd.DataFrame:
+    """One row a run that has both: columns `label, seed, score, phi`, φ in the headline's box."""
+    cells = runs.counted.assign(phi=runs.headline.reindex(runs.counted.index))
+    return cells.dropna(subset=["score", "phi"])[["label", "seed", "score", "phi"]].reset_index(drop=True)
+
+
+def draw_curves(data: pd.DataFrame, axis: str = "test accuracy (%)") -> Drawing:
+    """Test score against epoch, a line a method, named at its right end."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    axes = figure.add_subplot()
+    style = drawing.marks(data["label"])
+    ends: list[tuple[str, float, float]] = []
+    shown = sorted(data["label"].unique(), key=lambda label: label in ("SB", "LB"))  # SB and LB on top
+    for place, label in enumerate(shown):
+        line = data[data["label"] == label].sort_values("epoch")
+        mark = style[label]
+        every = max(1, len(line) // 8)
+        axes.plot(
+            line["epoch"],
+            line["mean"],
+            color=mark.color,
+            linestyle=mark.line,
+            linewidth=mark.width,
+            marker=mark.marker,
+            markersize=5 * mark.size,
+            markeredgecolor=drawing.PAPER,
+            markeredgewidth=0.6,
+            markevery=(place % every, every),  # staggered, so that marks of close lines do not coincide
+            label=label,
+            zorder=3 + place,
+        )
+        if line["std"].notna().any():
+            low, high = line["mean"] - line["std"].fillna(0), line["mean"] + line["std"].fillna(0)
+            axes.fill_between(line["epoch"], low, high, color=mark.color, alpha=0.15, linewidth=0)
+        ends.append((label, float(line["epoch"].iloc[-1]), float(line["mean"].iloc[-1])))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(axis)
+    axes.margins(x=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawing.name_ends(axes, ends, style)
+    return figure
+
+
+def draw_scatter(data: pd.DataFrame, epsilon: float, axis: str = "test accuracy (%)") -> Drawing:
+    """Test score against sharpness, a point a run; runs whose φ is 0 have no place on a log axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    style = drawing.marks(data["label"])
+    shown = data[data["phi"] > 0]
+    order = shown.groupby("label")["score"].mean().sort_values(ascending=False).index
+    for label in order:
+        runs = shown[shown["label"] == label]
+        mark = style[label]
+        axes.plot(
+            runs["phi"],
+            runs["score"],
+            linestyle="none",
+            marker=mark.marker,
+            markersize=8 * mark.size,
+            color=mark.color,
+            alpha=0.9,
+            markeredgecolor=drawing.PAPER,
+            markeredgewidth=0.8,
+            label=label,
+        )
+    if len(shown):
+        drawing.log_axis(axes, shown["phi"])
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelspacing=0.9)
+        for text in legend.get_texts():
+            text.set_fontweight(drawing.weight(text.get_text()))
+    axes.margins(y=0.08)
+    axes.set_xlabel(f"sharpness φ({epsilon_text(epsilon)}) (dimensionless, log scale): sharper to the right")
+    axes.set_ylabel(axis)
+    return figure

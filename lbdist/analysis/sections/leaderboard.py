@@ -1,0 +1,311 @@
+"""The leaderboard of methods, and the sentences that its numbers support."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lbdist.analysis import drawing
+from lbdist.analysis.numbers import epsilon_text, interval, number, percent, seconds, three_digits
+from lbdist.analysis.runs import COSTS, Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_difference, of_number, of_summary
+from lbdist.analysis.statistics import Difference, difference, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+def section(runs: Runs) -> Section:
+    """The leaderboard: its conclusion, its table, what a run cost, its figure."""
+    board = leaderboard(runs)
+    figures = []
+    if len(board) and any(summary.n for summary in board["score"]):
+        data = leaderboard_data(runs, board)
+        caption = f"Mean test {runs.score.name} {drawing.bars(data.loc[data['n'] > 0, 'n'])}. "
+        caption += "Vertical lines mark SB (solid) and LB (dashed)."
+        if data["phi"].notna().any():
+            caption += (
+                f" Right: sharpness φ({epsilon_text(runs.epsilon or 0)}) in the full space, "
+                "run to convergence; lower is flatter."
+            )
+        title = f"{runs.score.name.capitalize()} and flatness by method"
+        draw = lambda: draw_leaderboard(data, runs.epsilon, runs.score.axis)  # noqa: E731
+        figures.append(Figure("leaderboard", title, caption, draw))
+    tables = [_table(runs, board), _costs(board)] if len(board) else []
+    return Section("Leaderboard", conclusion(runs, board), tables, figures, brief=True)
+
+
+def leaderboard(runs: Runs) -> pd.DataFrame:
+    """One row a method: SB, LB, then the remedies by test score.
+
+    Returns:
+        Columns `method`; `setting`, the hyperparameters that were chosen; `score`, a Summary; `gap`, the
+        Difference SB - method; `n`, the runs in the means; the means `steps`, `gradient_evaluations`,
+        `seconds`; `global_batch_size`, `num_workers`; `diverged`, the runs left out; `measured`, the
+        sharpness values of the converged solver, and `not_converged`, those of them that did not converge
+        or failed; `phi`, a Summary by box, full space and converged; `others`, a Summary by every other
+        measured metric.
+    """
+    cells, values = runs.counted, runs.sharpness
+    sb = cells.loc[cells["label"] == "SB", "score"]
+    full = values[(values["space"] == "full") & (values["solver"] == "converged")]
+    boxes = sorted(full["epsilon"].unique(), reverse=True)
+    phis = {key: summarise(group) for key, group in full.groupby(["label", "epsilon"])["phi"]}
+    others = {metric: runs.measured(metric) for metric in runs.others()}
+    table = []
+    groups = dict(list(cells.groupby("label")))
+    for label in runs.order():
+        group = groups[label]
+        own = values[(values["label"] == label) & (values["solver"] == "converged")]
+        finished = group[~group["diverged"]]
+        row: dict[str, Any] = {
+            "method": label,
+            "setting": group["setting"].iloc[0],
+            "score": summarise(group["score"]),
+            "gap": Difference(*[math.nan] * 3) if label == "SB" else difference(sb, group["score"]),
+            "phi": {box: phis.get((label, box), summarise([])) for box in boxes},
+            "others": {metric: found.get(label) for metric, found in others.items()},
+            **{cost: float(finished[cost].mean()) for cost in COSTS},
+            "global_batch_size": int(group["global_batch_size"].iloc[0]),
+            "num_workers": int(group["num_workers"].iloc[0]),
+            "diverged": int(group["diverged"].sum()),
+            "measured": int(own["measured"].sum()),
+        }
+        row["n"] = row["score"].n
+        row["not_converged"] = row["measured"] - int(own["converged"].sum())
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def _table(runs: Runs, board: pd.DataFrame) -> Table:
+    boxes, others = board["phi"].iloc[0], board["others"].iloc[0]
+    columns: list[tuple[str, Callable[[pd.Series], Entry]]] = [
+        ("method", lambda row: Entry(row["method"], row["setting"])),
+        (f"test\n{runs.score.head}", lambda row: of_summary(row["score"])),
+        ("gap\nto SB", lambda row: of_difference(row["gap"])),
+        *[
+            (f"sharpness\nφ({epsilon_text(box)})", lambda row, box=box: of_summary(row["phi"][box], "phi"))
+            for box in boxes
+        ],
+        *[
+            (metric.replace("_", " "), lambda row, metric=metric: of_summary(row["others"][metric], "phi"))
+            for metric in others
+        ],
+        ("steps", lambda row: of_number(row["steps"])),
+        ("gradient\nevals", lambda row: of_number(row["gradient_evaluations"])),
+        ("seconds", lambda row: Entry(seconds(row["seconds"]), values={"": row["seconds"]})),
+        ("n", lambda row: of_number(row["n"])),
+    ]
+    if board["diverged"].any():
+        columns.append(("di-\nverged", lambda row: of_number(row["diverged"])))
+    note = (
+        "Mean ± sample standard deviation over n seeds; the small line under it is the 95 % t interval of "
+        "the mean, and under the gap (SB minus the method; negative: above SB) Welch's 95 % interval. φ: "
+        "full space, converged solver. The small line under a method is the setting that was chosen on the "
+        "validation split. Seconds are wall-clock on the hardware named below and compare only between runs "
+        "that shared it alike."
+    )
+    title = "Mean ± standard deviation over n seeds" + ("; φ: full space, converged" if boxes else "")
+    rows = [[entry(row) for _, entry in columns] for _, row in board.iterrows()]
+    return Table("leaderboard", title, [head for head, _ in columns], rows, note)
+
+
+def _costs(board: pd.DataFrame) -> Table:
+    rows = []
+    for _, row in board.iterrows():
+        reached = f"{row['measured'] - row['not_converged']} of {row['measured']}" if row["measured"] else "–"
+        rows.append(
+            [
+                Entry(row["method"]),
+                of_number(row["global_batch_size"]),
+                of_number(row["num_workers"]),
+                Entry(reached, values={"": row["measured"] - row["not_converged"], "of": row["measured"]}),
+            ]
+        )
+    heads = ["method", "global batch", "workers", "φ converged"]
+    note = "“φ converged” counts the values of the converged solver in both spaces."
+    return Table("runs", "Runs", heads, rows, note, brief=False)
+
+
+def leaderboard_data(runs: Runs, board: pd.DataFrame) -> pd.DataFrame:
+    """The leaderboard's order: columns `label, mean, std, n, phi, phi_std`; φ is NaN where not measured."""
+    data = []
+    for _, row in board.iterrows():
+        score, sharp = row["score"], row["phi"].get(runs.epsilon) if runs.epsilon is not None else None
+        phi = {"phi": sharp.mean if sharp else math.nan, "phi_std": sharp.std if sharp else math.nan}
+        data.append({"label": row["method"], "mean": score.mean, "std": score.std, "n": score.n, **phi})
+    return pd.DataFrame(data, columns=["label", "mean", "std", "n", "phi", "phi_std"])
+
+
+def _points(item: Difference) -> str:
+    return number(abs(item.mean), 1 if abs(item.mean) >= 1 else 2)
+
+
+def _within(item: Difference) -> str:
+    """The interval of a difference in brackets, or why there is none."""
+    if item.sign is None:
+        return "(single runs: no interval)"
+    return f"(95 % interval {interval(item, 1 if abs(item.mean) >= 1 else 2)})"
+
+
+def conclusion(runs: Runs, table: pd.DataFrame) -> list[str]:
+    """What the numbers support, in sentences: the gap, what it costs in flatness, what buys it back."""
+    cells, score = runs.counted, runs.score
+    accuracy = {label: group["score"].dropna() for label, group in cells.groupby("label")}
+    what, points = f"test {score.name}", "points of " if score.unit == "%" else "of "
+    units = " points" if score.unit == "%" else ""
+    more, most = ("more accurate", "most accurate") if score.name == "accuracy" else ("better", "best")
+    if table.empty:
+        return ["No run is confirmed yet."]
+    missing = [label for label in ("SB", "LB") if label not in accuracy or accuracy[label].empty]
+    if missing:
+        measured = [
+            f"{row['method']} {score.of(percent(row['score']))} (n = {row['n']})"
+            for _, row in table.iterrows()
+            if row["n"]
+        ]
+        return [
+            f"There is no finished run of {' and '.join(missing)}, so there is no gap to measure.",
+            *([f"Test {score.name}: " + ", ".join(measured) + "."] if measured else []),
+        ]
+
+    epsilon = runs.epsilon
+    labels = cells["label"].reindex(runs.headline.index)
+    sharpness = {label: group.dropna() for label, group in runs.headline.groupby(labels)}
+
+    def flatness(label: str, other: str) -> str:
+        """How a method's φ compares with another's, on a log scale; empty where either is missing."""
+        a, b = (sharpness.get(name, pd.Series(dtype=float)) for name in (label, other))
+        a, b = a[a > 0], b[b > 0]
+        if a.empty or b.empty:
+            return ""
+        box = f"φ({epsilon_text(epsilon or 0)})"
+        against = f"{other} ({box} {three_digits(a.mean())} against {three_digits(b.mean())})"
+        apart = difference(np.log(a), np.log(b))
+        if apart.sign == 0:
+            return f"not clearly sharper or flatter than {against}"
+        ratio, word = max(a.mean() / b.mean(), b.mean() / a.mean()), "sharp" if apart.mean > 0 else "flat"
+        return f"{number(ratio, 0 if ratio >= 10 else 1)} times as {word} as {against}"
+
+    gap = difference(accuracy["SB"], accuracy["LB"])
+    exists = gap.mean > 0 and gap.sign != 0
+    if gap.sign is None:
+        where = "below" if gap.mean > 0 else "above"
+        first = (
+            f"LB's {what} is {_points(gap)}{units} {where} SB's in single runs, "
+            "which cannot be told from chance: more seeds are needed"
+        )
+    elif gap.sign == 0:
+        first = (
+            f"No clear gap: SB minus LB is {number(gap.mean, 2)} {points}{what}, "
+            f"95 % interval {interval(gap)}, which includes zero"
+        )
+    elif exists:
+        first = f"LB loses {_points(gap)} {points}{what} to SB {_within(gap)}"
+    else:
+        first = f"No gap to close: LB is {_points(gap)}{units} {more} than SB {_within(gap)}"
+    cost = flatness("LB", "SB")
+    sentences = [first + "."] + ([f"LB is {cost}."] if cost else [])
+
+    remedies = [label for label in table["method"] if label not in ("SB", "LB") and len(accuracy[label])]
+    if not remedies:
+        return [*sentences, "No remedy was measured."]
+    best = remedies[0]
+    gain = difference(accuracy[best], accuracy["LB"])
+    if gain.mean <= 0 or gain.sign == 0:
+        amount = ("+" if gain.mean > 0 else "") + number(gain.mean, 2)
+        text = f"No remedy clearly gains on LB: the best, {best}, differs by {amount}{units} {_within(gain)}"
+    elif not exists:
+        text = f"{best} is the {most} remedy, {_points(gain)}{units} above LB {_within(gain)}"
+    else:
+        over = difference(accuracy[best], accuracy["SB"])
+        if over.mean >= 0:
+            text = f"{best} buys back the whole gap"
+            text += f" and ends {_points(over)}{units} above SB {_within(over)}" if over.sign != 0 else ""
+        else:
+            share = number(100 * gain.mean / gap.mean)
+            text = f"{best} buys back {share} % of the gap, {_points(gain)}{units} {_within(gain)}"
+    flat = flatness(best, "LB")
+    sentences.append(text + (f"; it is {flat}" if flat else "") + ".")
+
+    measured = [label for label in remedies if label in sharpness and len(sharpness[label])]
+    flattest = min(measured, key=lambda label: sharpness[label].mean(), default=best)
+    if flattest != best:
+        compared = flatness(flattest, "LB")
+        sentences.append(
+            f"The flattest remedy is {flattest}"
+            + (f", {compared}" if compared else "")
+            + f", at {score.of(number(accuracy[flattest].mean(), 2))} {what}."
+        )
+    lost = int(table["diverged"].sum())
+    if lost:
+        sentences.append(
+            f"{lost} run{'s' * (lost > 1)} diverged and {'are' if lost > 1 else 'is'} in no mean."
+        )
+    return sentences
+
+
+def draw_leaderboard(data: pd.DataFrame, epsilon: float | None, axis: str = "test accuracy (%)") -> Drawing:
+    """Test score of each method with SB and LB as reference lines and, where measured, its sharpness."""
+    from matplotlib.figure import Figure
+
+    phi = epsilon is not None and (data["phi"] > 0).any()
+    height = 1.15 + 0.36 * len(data)
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    panels = figure.subplots(1, 2 if phi else 1, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.08})[0]
+    style = drawing.marks(data["label"])
+    places = np.arange(len(data))
+    columns = [("mean", "std"), ("phi", "phi_std")]
+    for axes, (column, spread) in zip(panels, columns, strict=False):
+        log = column == "phi"
+        for place, (_, row) in zip(places, data.iterrows(), strict=True):
+            value, std = row[column], row[spread]
+            if math.isnan(value) or (log and value <= 0):
+                axes.text(
+                    0.02,
+                    place,
+                    "no value",
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    color=drawing.MUTED,
+                )
+                continue
+            mark = style[row["label"]]
+            std = 0.0 if math.isnan(std) else std
+            below = min(std, 0.999 * value) if log else std
+            axes.errorbar(
+                value,
+                place,
+                xerr=[[below], [std]],
+                color=mark.color,
+                marker=mark.marker,
+                markersize=7 * mark.size,
+                markeredgecolor=drawing.PAPER,
+                markeredgewidth=0.7,
+                capsize=3 if std else 0,
+                linewidth=1.4,
+                zorder=3,
+            )
+            reference = row["label"] in ("SB", "LB")
+            if reference:
+                axes.axvline(value, color=mark.color, linestyle=mark.line, linewidth=1, alpha=0.75, zorder=2)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        if log:
+            positive = data[data["phi"] > 0]
+            ends = positive["phi"] + positive["phi_std"].fillna(0)
+            drawing.log_axis(axes, [*positive["phi"], *ends])
+            axes.set_xlabel(f"sharpness φ({epsilon_text(epsilon or 0)}) (log scale)")
+        else:
+            axes.margins(x=0.08)
+            axes.set_xlabel(axis)
+    panels[0].set_yticks(places, data["label"])
+    for text in panels[0].get_yticklabels():
+        text.set_fontweight(drawing.weight(text.get_text()))
+    panels[0].set_ylim(len(data) - 0.4, -0.6)
+    return figure

@@ -1,0 +1,119 @@
+"""Large-batch runs by the epoch of a small-batch run at which they begin (Keskar et al., Figure 5)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lbdist.analysis import drawing
+from lbdist.analysis.numbers import epsilon_text, interval, number, phi
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_summary
+from lbdist.analysis.sections import reading, solvers
+from lbdist.analysis.statistics import difference, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+def sections(runs: Runs) -> list[Section]:
+    """The warm starts, the solvers, how to read it."""
+    return [section(runs), solvers.section(runs), reading.section()]
+
+
+def section(runs: Runs) -> Section:
+    """One table and one figure over the epochs."""
+    data = warm_starts(runs)
+    sharp = runs.epsilon is not None
+    heads = [
+        "begins at",
+        f"test\n{runs.score.head}",
+        *([f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] * sharp),
+    ]
+    rows = [
+        [
+            Entry(row["label"]),
+            of_summary(row["score"]),
+            *([of_summary(row["phi"], "phi")] if sharp else []),
+            Entry(str(row["score"].n), values={"": row["score"].n}),
+        ]
+        for _, row in data.iterrows()
+    ]
+    title = "LB by where it begins, mean ± standard deviation over n seeds; SB for scale"
+    table = Table("warm_start", title, [*heads, "n"], rows)
+    caption = f"Final test {runs.score.name} of LB begun at the model of SB after so many epochs (0: at x0), "
+    caption += "with SB's and its own standard deviations over seeds"
+    caption += f"; below, φ({epsilon_text(runs.epsilon or 0)}), full space, converged." if sharp else "."
+    picture = Figure("warm_start", "LB begun at SB's models", caption, lambda: _draw(runs, data))
+    return Section("Warm starts", _sentences(runs, data), [table], [picture], brief=True)
+
+
+def warm_starts(runs: Runs) -> pd.DataFrame:
+    """SB, LB from x0 and from each epoch: `label, epoch` (NaN for SB), `score, phi` (Summaries), `scores`."""
+    cells, table = runs.counted, []
+    begun = cells["origin_epoch"].astype(float)
+    groups = [("SB", math.nan, cells[cells["method"] == "SB"])]
+    groups.append(("LB at x0", 0.0, cells[(cells["method"] != "SB") & begun.isna()]))
+    groups += [
+        (f"LB at SB's epoch {epoch:g}", epoch, cells[begun == epoch])
+        for epoch in sorted(begun.dropna().unique())
+    ]
+    for label, epoch, group in groups:
+        phis = runs.headline.reindex(group.index)
+        row = {"label": label, "epoch": epoch, "score": summarise(group["score"]), "phi": summarise(phis)}
+        table.append({**row, "scores": list(group["score"])})
+    return pd.DataFrame(table)
+
+
+def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
+    warm = data[data["epoch"] > 0]
+    warm = warm[[item.n > 0 for item in warm["score"]]]
+    cold = data[data["epoch"] == 0].iloc[0]
+    if warm.empty or not cold["score"].n:
+        return ["No warm-started run is finished yet."]
+    first = next(
+        (row for _, row in warm.iterrows() if difference(row["scores"], cold["scores"]).sign == 1), None
+    )
+    if first is None:
+        text = "No warm start makes LB clearly better than from x0 (95 % intervals)"
+    else:
+        gain = difference(first["scores"], cold["scores"])
+        text = (
+            f"From {number(first['epoch'])} epoch{'s' * (first['epoch'] > 1)} of SB on, a warm start makes "
+            f"LB clearly better than from x0: by {number(gain.mean, 2)} (95 % interval {interval(gain)})"
+        )
+    last = warm.iloc[-1]
+    ends = [item for item in (cold["phi"], last["phi"]) if item.n]
+    if len(ends) == 2:
+        box = epsilon_text(runs.epsilon or 0)
+        text += (
+            f"; φ({box}) goes from {phi(ends[0])} at x0 to {phi(ends[1])} at epoch {number(last['epoch'])}"
+        )
+    return [text + "."]
+
+
+def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
+    marks = drawing.marks([])
+    warm = data[data["epoch"].notna()]
+
+    def lines(column: str) -> list[drawing.Series]:
+        found = [
+            {"x": row["epoch"], "mean": row[column].mean, "std": row[column].std}
+            for _, row in warm.iterrows()
+        ]
+        small = data.iloc[0][column]
+        level = [
+            {"x": x, "mean": small.mean, "std": math.nan} for x in (warm["epoch"].min(), warm["epoch"].max())
+        ]
+        series = [("LB", found), ("SB", level)]
+        return [
+            drawing.Series(label, pd.DataFrame(points).dropna(subset="mean"), marks[label])
+            for label, points in series
+        ]
+
+    panels = [(runs.score.axis, lines("score"))]
+    if runs.epsilon is not None:
+        panels.append((f"φ({epsilon_text(runs.epsilon)}) (log scale)", lines("phi")))
+    return drawing.draw_panels(panels, "epoch of SB at which LB begins", log_y=(1,))

@@ -1,0 +1,346 @@
+"""One run of a study: from a configuration to a study, its cells, its measurements and its report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import ray
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from lbdist import cluster, networks, results, tuning
+from lbdist.analysis import terminal
+from lbdist.analysis.report import write_report
+from lbdist.analysis.runs import Runs, Score
+from lbdist.config.build import build
+from lbdist.config.schema import Config
+from lbdist.data.base import Dataset, DataSource
+from lbdist.errors import InputError, require
+from lbdist.losses import Loss
+from lbdist.plan import AUTO, Cell, Measurement, Node, name_setting
+from lbdist.progress import Progress
+from lbdist.remedies.base import Remedy
+from lbdist.sharpness.measure import Measure
+from lbdist.sharpness.pool import measure_all
+from lbdist.storage import Store
+from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
+from lbdist.training import loop
+from lbdist.training.batches import Workers
+from lbdist.training.learner import Learner, optimizer_factory
+
+GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
+"""Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
+
+
+def prepare(config: DictConfig) -> Session:
+    """Builds everything that a configuration names, once, and tries every way in which a run could refuse it.
+
+    Args:
+        config: Composed and checked; `derived` is filled in here.
+
+    Raises:
+        InputError: What is wrong, before anything is written or a worker starts.
+    """
+    source: DataSource = build(config.data, "data", kind=DataSource)
+    loss: Loss = build(config.loss, "loss", kind=Loss)
+    data = source.load()
+    outputs, inputs = loss.check(data), data.train.inputs
+    config.derived.inputs = int(torch.Size(data.shape).numel())
+    config.derived.channels = int(data.shape[0]) if data.shape else 1
+    config.derived.classes = config.derived.outputs = outputs[-1] if outputs else 1
+    config.derived.tokens = (
+        1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0
+    )
+    OmegaConf.resolve(config)
+    text = OmegaConf.to_yaml(config)
+    settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+    remedies = {
+        name: _candidates(name, node, settings.search.samples) for name, node in settings.remedy.items()
+    }
+    remedies.pop("none", None)
+    measures: dict[str, tuple[Node, Measure]] = {
+        name: (node, build(node, f"measure.{name}", kind=Measure))
+        for name, node in settings.measure.items()
+        # a study may have settings for a measure that was not chosen
+        if not isinstance(node, Mapping) or "_target_" in node
+    }
+    build(settings.network, "network", kind=torch.nn.Module)
+    network = networks.make(settings.network)
+    flops = networks.sample_flops(network, inputs[:2], outputs)
+    for name, (_, measure) in measures.items():
+        try:
+            measure.check(networks.parameter_count(network))
+        except InputError as error:
+            raise InputError(f"measure.{name}.{error}") from error
+    plan = Plan(
+        settings,
+        train_size=len(data.train),
+        remedies=remedies,
+        measures=measures,
+        data={key: value for key, value in settings.data.items() if key not in source.place},
+        score=loss.score,
+    )
+    study: Study = build(settings.study, "study", kind=Study)
+    study.plan = plan
+    study.check()
+    session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops)
+    tried = set()
+    for cell in session.cells.values():
+        loop.make_remedy(cell.remedies)
+        key = (repr(cell.optimizer), cell.ghost_batch_size, cell.micro_batch_size)
+        if key not in tried:
+            tried.add(key)
+            make = optimizer_factory(cell.optimizer)
+            Learner(
+                networks.make(cell.network), make, Workers(), cell.ghost_batch_size, cell.micro_batch_size
+            )
+    return session
+
+
+def _candidates(name: str, node: Mapping[str, object], samples: int) -> Candidates:
+    """A remedy with its settings, each of which can be built."""
+    key = f"remedy.{name}"
+    build(node, key, kind=Remedy)
+    own, allowed = node.get("cell") or {}, ("optimizer", "epochs", "global_batch_size", "ghost_batch_size",
+                                            "micro_batch_size")  # fmt: skip
+    good = isinstance(own, Mapping) and set(own) <= set(allowed)
+    require(good, f"{key}.cell", own, f"a group of {', '.join(allowed)}")
+    settings = tuning.settings(node.get("search"), samples, key)  # type: ignore[arg-type]
+    different = len({name_setting(setting) for setting in settings})
+    require(
+        different >= max(1, len(settings)), f"{key}.search", node.get("search"), "lists of different values"
+    )
+    for setting in settings:
+        build({**node, **setting}, key)
+    return Candidates({**node, "name": name}, settings)
+
+
+@dataclass
+class Session:
+    """A study that is ready to run.
+
+    Attributes:
+        config: The configuration.
+        text: The same as YAML, for the report.
+        data: Training and test set.
+        study: The study.
+        score: What its loss is scored by.
+        flops: Of a forward and backward pass of one sample.
+    """
+
+    config: Config
+    text: str
+    data: Dataset
+    study: Study
+    score: Score
+    flops: float
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.config.storage)
+        self.folder = self.store / self.config.name
+        self.cells = cells_of(self.study, whole(self.study))
+
+    def run(self, command: str) -> int:
+        """Runs what is not done yet, and reports.
+
+        Args:
+            command: As the user gave it, for the report.
+
+        Returns:
+            The exit status: 1 if anything failed.
+        """
+        measurements = list(self.study.measurements(list(self.cells.values())))
+        network, data = (
+            node.get("name", node["_target_"]) for node in (self.config.network, self.config.data)
+        )
+        head = (
+            f"study {self.config.name}: {network} on {data}, {len(self.cells)} cells, "
+            f"{len(measurements)} measurements"
+        )
+        if self.config.dry_run:
+            print(head)
+            self._dry_run()
+            return 0
+        if not cluster.address():
+            self._check_workers(torch.cuda.device_count() or os.cpu_count() or 1)
+        print(f"{head}, in {self.folder}", flush=True)
+        for line in self._remarks():
+            print(line, flush=True)
+        with self.folder.lock():
+            book = tuning.Book(self.store)
+            failed = self._work(book)
+            failed = [f"{line}; run the command again to retry" for line in failed]
+            failed += self._report(book, command)
+        for line in failed:
+            print(f"lbdist: {line}", file=sys.stderr)
+        return 1 if failed else 0
+
+    def _check_workers(self, slots: int) -> None:
+        """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
+        for cell in self.cells.values():
+            if cell.num_workers != AUTO and int(cell.num_workers) > slots:
+                key = "study.check_workers" if cell.stage == "check" else "num_workers"
+                raise InputError(f"{key}={cell.num_workers}: must be at most {slots}, what the cluster has")
+
+    def _remarks(self) -> list[str]:
+        asked, share = self.config.num_workers, self.config.search.epochs
+        auto = (
+            "one process a cell, and more only where processes would stand idle and its work pays for a group"
+        )
+        lines = [f"num_workers={asked}" + (f": {auto}" if asked == AUTO else "")]
+        if share < 1 and any(cell.stage == "search" for cell in self.cells.values()):
+            lines.append(
+                f"search.epochs={share}: search runs are shorter than confirmed ones, which favours weak "
+                "remedies"
+            )
+        return lines
+
+    def _dry_run(self) -> None:
+        """Prints the cells, one record for those that differ only in their seed."""
+        for line in self._remarks():
+            print(line)
+        known = cells_of(self.study, lambda cell: None)
+        records: dict[tuple[str, str, object], dict[str, object]] = {}
+        for cell in self.cells.values():
+            # which setting it is, the search will say
+            open_ = cell.setting and cell.id not in known
+            label = (
+                cell.label_without_seed.replace(cell.setting, "(the best)")
+                if open_
+                else cell.label_without_seed
+            )
+            workers = 1 if cell.num_workers == AUTO else int(cell.num_workers)
+            share = -(-cell.global_batch_size // workers)
+            record = {
+                "stage": cell.stage,
+                "cell": label,
+                "seeds": 0,
+                "epochs": cell.epochs,
+                "global batch": cell.global_batch_size,
+                "workers": cell.num_workers,
+                "per worker": share,
+                "accumulation": -(-share // (cell.micro_batch_size or share)),
+                "lr": cell.optimizer.get("lr", "default"),
+            }
+            found = records.setdefault((cell.stage, label, cell.num_workers), record)
+            found["seeds"] = int(str(found["seeds"])) + 1
+        table = Table(*next(iter(records.values())), box=None, pad_edge=False)
+        for record in records.values():
+            table.add_row(*(str(value) for value in record.values()))
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+    def _missing(self, book: Done) -> list[Measurement]:
+        """The measurements at finished cells that have no rows."""
+        there = set(results.finished(self.store, results.MEASUREMENTS))
+        return [m for m in self.measurements(book) if m.id not in there]
+
+    def measurements(self, book: Done) -> list[Measurement]:
+        """The measurements at the cells that are finished; a run that diverged has no minimiser."""
+        cells = cells_of(self.study, book).values()
+        finals = [(cell, book(cell)) for cell in cells]
+        return list(
+            self.study.measurements([c for c, final in finals if final and not final.get("diverged")])
+        )
+
+    def _work(self, book: tuning.Book) -> list[str]:
+        """Trains and measures what is not done; Ray is not started where nothing is.
+
+        Returns:
+            A line for each cell and measurement that failed for want of a process.
+        """
+        unfinished = [cell for cell in cells_of(self.study, book).values() if book(cell) is None]
+        if not unfinished and not self._missing(book):
+            return []
+        config, gradients = self.config, {}
+
+        def cost(cell: Cell) -> tuple[float, float]:
+            if cell.id not in gradients:
+                gradients[cell.id] = loop.gradients(cell, len(self.data.train))
+            return gradients[cell.id]
+
+        def weight(cell: Cell) -> float:
+            """How long a cell takes: a step costs about as much as 64 samples on top of its own."""
+            evaluations, samples = cost(cell)
+            return 64 * evaluations + samples
+
+        known = cells_of(self.study, book).values()
+        done = [cell for cell in known if book(cell) is not None]
+        progress = Progress(self.cells.values(), done, weight, self.score.name, self.score.unit)
+        with progress, cluster.connect(progress.note) as capacity:
+            self._check_workers(capacity.slots)
+            device = "GPU" if capacity.gpus else "CPU"
+            schedule = tuning.Schedule(
+                self.study,
+                book,
+                capacity.slots,
+                max_concurrent=config.max_concurrent,
+                cost=weight,
+                worthwhile=lambda cell: cost(cell)[1] * self.flops / GROUP_WORK[device],
+                watch=progress,
+            )
+            if unfinished:
+                tuning.run(
+                    schedule,
+                    ray.put(self.data),
+                    self.folder,
+                    use_gpu=capacity.gpus > 0,
+                    retries=config.retries,
+                )
+            missing = self._missing(book)
+            progress.begin_measurements(len(missing))
+            lost = measure_all(
+                missing,
+                ray.put(self.data.train),
+                self.store,
+                actors=capacity.slots,
+                gpus_per_actor=1.0 if capacity.gpus else 0.0,
+                retries=config.retries,
+                done=progress.measured,
+            )
+        return [f"failed: {cell.label}" for cell in schedule.failed] + [
+            f"not measured: {m.measure['name']} of {m.at[0].cell.label}" for m in lost
+        ]
+
+    def _report(self, book: Done, command: str) -> list[str]:
+        """Writes what there is, and returns what must be said of it: values that could not be measured."""
+        cells = cells_of(self.study, book)
+        finished = {key: cell for key, cell in cells.items() if book(cell)}
+        if not finished:
+            return ["no cell finished, so there is nothing to report"]
+        measurements = [m.id for m in self.measurements(book)]
+        columns = {key: cell.columns() for key, cell in finished.items()}
+        rows = results.gather(self.store, columns, measurements, self.config.name)
+        runs = Runs(rows, self.score)
+        sections = self.study.sections(runs)
+        terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
+        versions = _versions(results.read_cell(self.store, key)["provenance"] for key in finished)
+        if versions:
+            print(versions)
+        context = {"command": command, **results.provenance(), "configuration": self.text}
+        if versions:
+            context["other code"] = versions
+        # a URI may hold keys, which do not belong in a page that is shown around
+        shown = str(self.store) if "://" in self.config.storage else self.config.storage
+        context = {name: text.replace(self.config.storage, shown) for name, text in context.items()}
+        title = " ".join([self.config.name, "of", runs.network, "on", runs.data])
+        print(f"report: {write_report(self.folder, title, sections, context)}")
+        wrong = rows[rows["error"].notna()]
+        if wrong.empty:
+            return []
+        return [f"{len(wrong)} measurements failed, the first: {wrong['error'].iloc[0]}"]
+
+
+def _versions(provenances: Iterable[Mapping[str, str]]) -> str:
+    """Which cells were trained by other code than today's; empty where none was."""
+    today = results.code_version(results.provenance())
+    found = Counter(results.code_version(provenance) for provenance in provenances)
+    others = [f"{count} by {version}" for version, count in sorted(found.items()) if version != today]
+    if not others:
+        return ""
+    return f"of {sum(found.values())} cells, {', '.join(others)}; today's code is {today}"

@@ -1,0 +1,75 @@
+"""What a measure is: settings, checked as a remedy's are, and a call that gives rows at one or more models.
+
+One file and one YAML in `experiments/measure/` a measure. A dataclass: its fields are its settings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lbdist.objective import Objective
+from lbdist.plan import Cell, Node
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Minimiser:
+    """A model to measure at.
+
+    Attributes:
+        x: Its parameters, shape (n,).
+        start: Those of its run's starting point, shape (n,).
+        objective: Gives f on the training set, as an `Objective` of these options (`batch_norm`,
+            `micro_batch_size`); the same options give the same one.
+    """
+
+    x: Tensor
+    start: Tensor
+    objective: Callable[..., Objective]
+
+
+class Measure(ABC):
+    """A measure; a subclass is a dataclass.
+
+    Attributes:
+        points: At how many models one measurement is made.
+    """
+
+    points: ClassVar[int] = 1
+
+    @abstractmethod
+    def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
+        """Measures.
+
+        Args:
+            at: The models.
+
+        Returns:
+            Rows: `metric` and `value`, with any other columns of `lbdist.results.SCHEMA`.
+        """
+
+    def parts(self, node: Node, cell: Cell) -> list[Node]:
+        """The nodes of the single measurements at a cell, which run in parallel; by default one.
+
+        Args:
+            node: The measure's own node.
+            cell: The cell.
+        """
+        return [node]
+
+    def failed(self) -> Row:
+        """The columns of the row that a measurement which failed leaves, beside its `error`."""
+        return {"metric": type(self).__name__.lower()}
+
+    def check(self, parameters: int) -> None:
+        """Refuses settings that do not fit a network of this many parameters.
+
+        Raises:
+            InputError: With the key that is wrong.
+        """

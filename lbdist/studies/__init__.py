@@ -1,0 +1,1 @@
+"""Studies, one file a shape: which cells, which measurements, which sections."""

@@ -1,0 +1,236 @@
+"""What a study is: a stateless function of what is finished.
+
+It is asked for its cells again after every cell that ends; what it cannot know yet, it does not yield. A dry
+run, a run, a resumed run and a report are the same call. Rules: the same `done` gives the same cells; a cell
+once yielded stays while more finish; only cells already yielded are asked about.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lbdist.config.schema import Config
+from lbdist.errors import InputError, require
+from lbdist.plan import Cell, Measurement, Node, Origin, Point, name_setting
+
+if TYPE_CHECKING:
+    from lbdist.analysis.runs import Runs
+    from lbdist.analysis.section import Section
+
+SEARCH_SEED = 10_000
+"""Search runs start from seeds of their own, so that confirmation is on fresh ones."""
+
+Final = Mapping[str, float]
+"""Final metrics of a finished cell; empty for one that failed in this run."""
+
+Done = Callable[[Cell], Final | None]
+"""None while a cell's rows, or a model that it keeps, are missing."""
+
+
+class Measured(Protocol):
+    """What a study asks of a measure: the single measurements at a cell, as nodes."""
+
+    def parts(self, node: Node, cell: Cell) -> list[Node]:
+        """The nodes."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A remedy with the settings to choose among: hyperparameter overrides, at least one.
+
+    Attributes:
+        node: The remedy's node; its `cell` holds fields of the cells that it takes part in.
+        settings: What the search space yields.
+    """
+
+    node: Node
+    settings: Sequence[Mapping[str, Any]]
+
+
+class Plan:
+    """What a study makes its cells of: the configuration, and what was learnt from the data.
+
+    Args:
+        config: The configuration, checked and resolved.
+        train_size: Samples in the training set.
+        remedies: The remedies by name, `none` aside.
+        measures: The measures by name, each with its node.
+        data: The data set's node, without where it lies.
+        score: The metric that the search maximises.
+
+    Attributes:
+        small_batch: SB's global batch, in samples.
+        large_batch: LB's global batch, in samples.
+
+    Raises:
+        InputError: A batch that is larger than the training set, or SB's than LB's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        train_size: int,
+        remedies: Mapping[str, Candidates],
+        measures: Mapping[str, tuple[Node, Measured]],
+        data: Node,
+        score: str = "accuracy",
+    ) -> None:
+        self.config, self.train_size, self.score = config, train_size, score
+        self.remedies, self.measures = remedies, measures
+        self._nodes = {
+            "network": config.network,
+            "data": data,
+            "loss": config.loss,
+            "optimizer": config.optimizer,
+        }
+        self.large_batch = self.batch(config.large_batch)
+        self.small_batch = self.batch(config.small_batch)
+        held_out = round(config.search.validation_fraction * train_size) if self.searched else 0
+        self.check_batch("small_batch", config.small_batch, self.large_batch, "the large batch")
+        allowed = train_size - held_out
+        self.check_batch("large_batch", config.large_batch, allowed, "the samples that are trained on")
+        for names in config.combinations:
+            wrong = next((name for name in names if name not in remedies), None)
+            allowed_names = f"of remedies of the study: {', '.join(remedies) or 'it has none'}"
+            require(wrong is None, "combinations", names, allowed_names)
+            require(len(set(names)) == len(names) > 1, "combinations", names, "of two or more remedies")
+
+    @property
+    def searched(self) -> list[str]:
+        """The remedies that have more than one setting to choose among."""
+        return [name for name, found in self.remedies.items() if len(found.settings) > 1]
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of confirmed runs."""
+        return range(self.config.seeds)
+
+    def batch(self, given: float) -> int:
+        """A global batch in samples, from samples or a share of the training set."""
+        return max(1, round(given * self.train_size)) if given < 1 else int(given)
+
+    def check_batch(self, field: str, given: float, limit: int, what: str) -> None:
+        """Refuses a batch above a limit."""
+        require(self.batch(given) <= limit, field, given, f"a batch of at most {limit}, {what}")
+
+    def cell(
+        self,
+        method: str,
+        remedies: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        seed: int,
+        stage: str = "confirm",
+        batch: int | None = None,
+        num_workers: int | None = None,
+        origin: Origin | None = None,
+        keep: frozenset[int] = frozenset(),
+    ) -> Cell:
+        """A cell.
+
+        Args:
+            method: `SB` or `LB`, or what else a study calls it, with its `batch`.
+            remedies: The setting of each remedy that takes part.
+            seed: The run's seed.
+            stage: `search` holds out a validation split and takes `search.epochs` of the epochs.
+            batch: The global batch; None for that of SB or LB.
+            num_workers: Instead of the configuration's.
+            origin: Where it begins.
+            keep: Epochs whose model is kept.
+        """
+        config, searching, remedies = self.config, stage == "search", remedies or {}
+        nodes: list[Node] = []
+        fields: dict[str, Any] = dict(self._nodes)
+        for name, setting in remedies.items():
+            node = self.remedies[name].node
+            nodes.append({key: v for key, v in node.items() if key not in ("search", "cell")} | dict(setting))
+            own = dict(node.get("cell") or {})
+            fields["optimizer"] = {**fields["optimizer"], **own.pop("optimizer", {})}
+            fields |= own
+        settings = [name_setting(setting) for setting in remedies.values() if setting]
+        epochs = fields.pop("epochs", config.epochs)
+        made = {
+            "global_batch_size": batch or (self.small_batch if method == "SB" else self.large_batch),
+            "ghost_batch_size": config.ghost_batch_size,
+            "micro_batch_size": config.micro_batch_size,
+            **fields,
+        }
+        return Cell(
+            **made,
+            remedies=tuple(nodes),
+            epochs=math.ceil(epochs * (config.search.epochs if searching else 1)),
+            seed=seed,
+            num_workers=num_workers or config.num_workers,
+            evaluations=config.evaluations,
+            validation_fraction=config.search.validation_fraction if searching else None,
+            origin=origin,
+            method=method,
+            remedy="+".join(remedies) or "none",
+            setting=", ".join(settings),
+            stage=stage,
+            keep=keep,
+        )
+
+    def measured(self, cell: Cell) -> Iterator[Node]:
+        """The nodes of what is measured at a cell's model."""
+        for name, (node, measure) in self.measures.items():
+            yield from ({**part, "name": name} for part in measure.parts(node, cell))
+
+
+class Study(ABC):
+    """One shape of experiment. A subclass is a dataclass: its fields are the keys `study.*`.
+
+    Attributes:
+        plan: What the cells are made of, set before anything is asked.
+    """
+
+    plan: Plan
+
+    def check(self) -> None:
+        """Refuses settings that do not fit the plan.
+
+        Raises:
+            InputError: With the key that is wrong.
+        """
+
+    @abstractmethod
+    def cells(self, done: Done) -> Iterator[Cell]:
+        """The cells that are known, given what is done."""
+
+    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
+        """What is measured at finished cells: by default every measure at every confirmed end."""
+        for cell in cells:
+            if cell.stage == "confirm":
+                yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
+
+    @abstractmethod
+    def sections(self, runs: Runs) -> list[Section]:
+        """What is shown of the runs."""
+
+
+def whole(study: Study) -> Done:
+    """A `done` by which all is over and nothing stands out: the study's cells are then all of them."""
+    return lambda cell: {study.plan.score: 0.0}
+
+
+def cells_of(study: Study, done: Done) -> dict[str, Cell]:
+    """The study's cells by id; one that is yielded twice is one cell, which keeps what either keeps."""
+    found: dict[str, Cell] = {}
+    for cell in study.cells(done):
+        known = found.get(cell.id)
+        if known is None:
+            found[cell.id] = cell
+        else:
+            found[cell.id] = replace(known, keep=known.keep | cell.keep)
+    return found
+
+
+def whole_numbers(field: str, values: Sequence[Any], low: int, high: int, what: str) -> None:
+    """Refuses a list that is empty or holds anything but different whole numbers from `low` to `high`."""
+    good = all(isinstance(v, int) and not isinstance(v, bool) and low <= v <= high for v in values)
+    if not values or not good or len(set(values)) < len(values):
+        raise InputError(f"{field}={list(values)}: must be different {what}, from {low} to {high}")

@@ -1,0 +1,91 @@
+"""SB against LB, and what remedies buy back: search on a validation split, then confirmation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from lbdist.errors import require
+from lbdist.plan import Cell
+from lbdist.studies.base import SEARCH_SEED, Done, Study
+
+if TYPE_CHECKING:
+    from lbdist.analysis.runs import Runs
+    from lbdist.analysis.section import Section
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass
+class Comparison(Study):
+    """SB, LB and LB with each remedy (Keskar et al., Tables 2, 3, 4, 6 and 7).
+
+    A remedy with several settings runs each on a validation split; the best one is confirmed over fresh
+    seeds. A combination takes the settings that were chosen for its members alone.
+
+    Attributes:
+        check_workers: LB's first seed runs once more on this many workers, to show that their number does not
+            move the numbers; None does without.
+    """
+
+    check_workers: int | None = None
+
+    def check(self) -> None:
+        """The check needs a whole number of workers."""
+        workers = self.check_workers
+        require(workers is None or workers >= 1, "study.check_workers", workers, "null or at least 1")
+
+    def cells(self, done: Done) -> Iterator[Cell]:
+        """Baselines, then each remedy's search and, once that is over, its confirmation."""
+        plan = self.plan
+        for method in ("SB", "LB"):
+            yield from (plan.cell(method, seed=seed) for seed in plan.seeds)
+        if self.check_workers:
+            yield plan.cell("LB", seed=0, stage="check", num_workers=self.check_workers)
+        chosen: dict[str, Mapping[str, Any]] = {}
+        for name, candidates in plan.remedies.items():
+            key: int | None = 0
+            if len(candidates.settings) > 1:
+                trials = {
+                    key: [
+                        plan.cell("LB", {name: setting}, seed=SEARCH_SEED + seed, stage="search")
+                        for seed in range(plan.config.search.seeds)
+                    ]
+                    for key, setting in enumerate(candidates.settings)
+                }
+                for cells in trials.values():
+                    yield from cells
+                key = best(trials, done, plan.score)
+            if key is not None:
+                chosen[name] = candidates.settings[key]
+                yield from (plan.cell("LB", {name: chosen[name]}, seed=seed) for seed in plan.seeds)
+        for names in plan.config.combinations:
+            if all(name in chosen for name in names):
+                together = {name: chosen[name] for name in names}
+                yield from (plan.cell("LB", together, seed=seed) for seed in plan.seeds)
+
+    def sections(self, runs: Runs) -> list[Section]:
+        """Leaderboard, what it means, curves, sharpness by solver, the search, the check of workers."""
+        from lbdist.analysis.sections import comparison
+
+        return comparison.sections(runs)
+
+
+def best(trials: Mapping[Key, Sequence[Cell]], done: Done, score: str) -> Key | None:
+    """The key whose cells have the highest mean score; None until all are over, or when none of them has one.
+
+    The first of equals wins.
+    """
+    finals = {key: [done(cell) for cell in cells] for key, cells in trials.items()}
+    if any(final is None for found in finals.values() for final in found):
+        return None
+    means = {
+        key: float(np.mean([final.get(score, math.nan) for final in found if final is not None]))
+        for key, found in finals.items()
+    }
+    usable = [key for key, mean in means.items() if math.isfinite(mean)]
+    return max(usable, key=lambda key: means[key], default=None)

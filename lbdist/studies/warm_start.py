@@ -1,0 +1,46 @@
+"""Figure 5 of Keskar et al.: large-batch runs that begin where a small-batch run was after some epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lbdist.plan import Cell, Origin
+from lbdist.studies.base import Done, Study, whole_numbers
+
+if TYPE_CHECKING:
+    from lbdist.analysis.runs import Runs
+    from lbdist.analysis.section import Section
+
+
+@dataclass
+class WarmStart(Study):
+    """SB, LB, and LB begun at the model that SB of the same seed kept after each of some epochs.
+
+    Attributes:
+        epochs: After which epochs of SB.
+    """
+
+    epochs: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """The epochs are among SB's."""
+        whole_numbers("study.epochs", self.epochs, 1, self.plan.config.epochs, "epochs of SB")
+
+    def cells(self, done: Done) -> Iterator[Cell]:
+        """SB and LB, and once SB of a seed is there, the runs that begin at it."""
+        plan = self.plan
+        for seed in plan.seeds:
+            small = plan.cell("SB", seed=seed, keep=frozenset(self.epochs))
+            yield small
+            yield plan.cell("LB", seed=seed)
+            if done(small):
+                for epoch in sorted(self.epochs):
+                    yield plan.cell("LB", seed=seed, origin=Origin(small.id, epoch))
+
+    def sections(self, runs: Runs) -> list[Section]:
+        """Accuracy and sharpness of the warm-started runs by the epoch that they begin at."""
+        from lbdist.analysis.sections import warm_start
+
+        return warm_start.sections(runs)

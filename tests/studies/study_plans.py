@@ -1,0 +1,68 @@
+"""Studies as shipped, on data and a network that need not be there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lbdist.config.build import build
+from lbdist.config.compose import compose, config_root
+from lbdist.config.schema import Config, check
+from lbdist.plan import Cell
+from lbdist.studies.base import Candidates, Plan, Study
+from lbdist.tuning import settings
+
+SHIPPED = sorted(path.stem for path in (config_root() / "experiment").glob("*.yaml"))
+
+
+def make_study(*overrides: str, train_size: int = 4000) -> Study:
+    """The study of overrides of the default one."""
+    composed = compose(overrides)
+    composed.derived.update({"inputs": 40, "channels": 1, "classes": 10, "outputs": 10})
+    OmegaConf.resolve(composed)
+    check(composed)
+    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    samples = config.search.samples
+    remedies = {
+        name: Candidates({**node, "name": name}, settings(node.get("search"), samples, f"remedy.{name}"))
+        for name, node in config.remedy.items()
+        if name != "none"
+    }
+    measures = {name: (node, build(node, f"measure.{name}")) for name, node in config.measure.items()}
+    data = {key: value for key, value in config.data.items() if key != "root"}
+    plan = Plan(config, train_size=train_size, remedies=remedies, measures=measures, data=data)
+    study: Study = build(config.study, "study", kind=Study)
+    study.plan = plan
+    study.check()
+    return study
+
+
+class Story:
+    """What the cells of a study came to: a `done` to which cells are added."""
+
+    def __init__(self, score: Callable[[Cell], float | None]) -> None:
+        self.score, self.finals = score, {}  # type: ignore[var-annotated]
+
+    def __call__(self, cell: Cell) -> Mapping[str, float] | None:
+        found: Mapping[str, float] | None = self.finals.get((cell.id, cell.keep))
+        return found
+
+    def end(self, cell: Cell) -> None:
+        """A cell ends; one without a score has failed."""
+        value = self.score(cell)
+        self.finals[(cell.id, cell.keep)] = {} if value is None else {"accuracy": value}
+
+
+def quality(cell: Cell) -> float:
+    """A score for which the best settings are known; the seeds differ by less."""
+    best = {"robust": ("rho", 0.2), "growth": ("stages", 6)}.get(cell.remedy)
+    value = 80.0 if best is None else 70.0 + 10 * (cell.remedies[0][best[0]] == best[1])
+    return value + 0.1 * (cell.seed % 7)
+
+
+def shuffled(seed: int, cells: list[Any]) -> list[Any]:
+    """The cells in a random order."""
+    return random.Random(seed).sample(cells, len(cells))

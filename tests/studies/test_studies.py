@@ -1,0 +1,250 @@
+"""Every shipped study without Ray: any order of completion, killed and resumed, gives its dry run's cells."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from study_plans import SHIPPED, Story, make_study, quality
+
+from lbdist.errors import InputError
+from lbdist.plan import Cell, Origin
+from lbdist.studies.base import SEARCH_SEED, Study, cells_of, whole
+from lbdist.studies.comparison import Comparison, best
+
+
+def finish(study: Study, story: Story, seed: int, stop: float = 0.0) -> Counter[str]:
+    """Ends cells in a random order until none is left, or the program is killed; what ran, how often."""
+    chance, ran = random.Random(seed), Counter[str]()
+    running: list[Cell] = []
+    while True:
+        known = cells_of(study, story)
+        waiting = [c for c in known.values() if story(c) is None and c.id not in {r.id for r in running}]
+        while waiting and len(running) < 3:
+            running.append(waiting.pop(chance.randrange(len(waiting))))
+        if not running:
+            return ran
+        cell = running.pop(chance.randrange(len(running)))
+        ran[cell.id] += 1
+        story.end(cell)
+        assert known.keys() <= cells_of(study, story).keys(), "a cell that was yielded is gone"
+        if chance.random() < stop:
+            return ran  # what runs at that moment is lost
+
+
+def labels(cells: dict[str, Cell]) -> Counter[str]:
+    """Cells by all that a dry run knows of them: not which setting the search will choose."""
+    found = Counter[str]()
+    for cell in cells.values():
+        setting = cell.setting if cell.stage == "search" else ""
+        begun = cell.origin.epoch if cell.origin else 0
+        found[
+            f"{cell.stage} {cell.method} {cell.remedy} {setting} {cell.seed} {begun} {sorted(cell.keep)}"
+        ] += 1
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_any_order_of_completion_gives_the_cells_of_the_dry_run(name: str, seed: int) -> None:
+    study, story = make_study(f"experiment={name}", "epochs=20"), Story(quality)
+    ran = finish(study, story, seed)
+    assert set(ran.values()) == {1}
+    cells = cells_of(study, story)
+    assert set(ran) == set(cells)
+    assert labels(cells) == labels(cells_of(study, whole(study)))
+    measurements = [m.id for m in study.measurements(list(cells.values()))]
+    assert measurements and len(set(measurements)) == len(measurements)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_killed_and_resumed_it_runs_the_same_cells_and_none_twice(name: str, seed: int) -> None:
+    study, undisturbed = make_study(f"experiment={name}", "epochs=20"), Story(quality)
+    finish(study, undisturbed, seed=99)
+    story, ran, kills = Story(quality), Counter[str](), 0
+    while any(story(cell) is None for cell in cells_of(study, story).values()):
+        ran += finish(make_study(f"experiment={name}", "epochs=20"), story, seed + kills, stop=0.3)
+        kills += 1
+    assert kills > 1 and set(ran.values()) == {1}
+    assert cells_of(study, story).keys() == cells_of(study, undisturbed).keys()
+
+
+def test_gap_and_remedies_share_sb_and_lb() -> None:
+    gap, remedies = make_study("experiment=gap"), make_study("experiment=remedies")
+    shared = cells_of(gap, whole(gap)).keys() & cells_of(remedies, whole(remedies)).keys()
+    assert len(shared) == len(cells_of(gap, whole(gap))) == 6
+    cells = [cell for key, cell in cells_of(gap, whole(gap)).items() if key in shared]
+    measured = {m.id for m in gap.measurements(cells)}
+    assert measured and measured == {m.id for m in remedies.measurements(cells)}
+
+
+def test_where_the_data_lie_is_no_part_of_a_cell() -> None:
+    here, there = make_study("experiment=gap"), make_study("experiment=gap", "data.root=/elsewhere")
+    assert cells_of(here, whole(here)).keys() == cells_of(there, whole(there)).keys()
+
+
+# the comparison
+
+
+def test_search_is_on_seeds_of_its_own_and_a_validation_split() -> None:
+    study = make_study("search.seeds=2", "epochs=5", "search.epochs=0.5")
+    cells = cells_of(study, whole(study)).values()
+    for cell in cells:
+        searching = cell.stage == "search"
+        assert (cell.seed >= SEARCH_SEED) == (cell.validation_fraction is not None) == searching
+        assert cell.epochs == (3 if searching else 5)
+    assert sum(cell.stage == "search" for cell in cells) == 2 * 2 * 5
+
+
+def test_the_best_setting_is_confirmed_over_fresh_seeds() -> None:
+    study, story = make_study("remedy=[none,growth,robust]"), Story(quality)
+    finish(study, story, 0)
+    confirmed = {(c.remedy, c.setting) for c in cells_of(study, story).values() if c.stage == "confirm"}
+    assert confirmed == {("none", ""), ("robust", "rho=0.2"), ("growth", "stages=6")}
+
+
+def test_failed_and_diverged_search_runs_are_not_chosen() -> None:
+    lost = {"rho=0.2": None, "stages=3": None, "stages=6": None, "proximal=0.001": float("nan")}
+
+    def score(cell: Cell) -> float | None:
+        return lost[cell.setting] if cell.stage == "search" and cell.setting in lost else quality(cell)
+
+    study, story = make_study("remedy=[none,growth,robust,conservative]"), Story(score)
+    finish(study, story, 0)
+    confirmed = {c.remedy: c.setting for c in cells_of(study, story).values() if c.stage == "confirm"}
+    # rho=0.2 would have been the best; growth has no run to choose from
+    assert confirmed == {"none": "", "robust": "rho=0.5", "conservative": "proximal=0.1"}
+
+
+def test_best() -> None:
+    cells = [make_study().plan.cell("LB", seed=seed) for seed in range(4)]
+    trials = {"a": cells[:2], "b": cells[2:]}
+    scores = {cells[0].id: 1.0, cells[1].id: 5.0, cells[2].id: 3.0}
+
+    def done(cell: Cell) -> dict[str, float] | None:
+        return {"accuracy": scores[cell.id]} if cell.id in scores else None
+
+    assert best(trials, done, "accuracy") is None  # one is not over
+    scores[cells[3].id] = 3.0
+    assert best(trials, done, "accuracy") == "a"  # equal means: the first
+    scores[cells[3].id] = 4.0
+    assert best(trials, done, "accuracy") == "b"
+    assert best(trials, lambda cell: {}, "accuracy") is None  # all failed
+
+
+def test_the_check_of_workers_is_in_no_mean_and_may_be_a_cell_of_its_own() -> None:
+    study = make_study("experiment=gap", "study.check_workers=2", "seeds=2")
+    cells = list(cells_of(study, whole(study)).values())
+    assert [(c.method, c.seed, c.stage, c.num_workers) for c in cells] == [
+        ("SB", 0, "confirm", "auto"),
+        ("SB", 1, "confirm", "auto"),
+        ("LB", 0, "confirm", "auto"),
+        ("LB", 1, "confirm", "auto"),
+        ("LB", 0, "check", 2),
+    ]
+    assert {m.at[0].cell.stage for m in study.measurements(cells)} == {"confirm"}
+    same = make_study("experiment=gap", "study.check_workers=2", "num_workers=2", "seeds=2")
+    assert {c.stage for c in cells_of(same, whole(same)).values()} == {"confirm"}
+
+
+def test_a_combination_takes_the_setting_chosen_for_each_member_alone() -> None:
+    study = make_study("remedy=[none,growth,robust]", "combinations=[[growth,robust]]")
+    story = Story(quality)
+    finish(study, story, 1)
+    (together,) = {c.label_without_seed for c in cells_of(study, story).values() if "+" in c.remedy}
+    assert together == "LB + growth+robust stages=6, rho=0.2"
+    cell = next(c for c in cells_of(study, story).values() if "+" in c.remedy)
+    assert [node["_target_"].rpartition(".")[2] for node in cell.remedies] == ["Growth", "Robust"]
+
+
+@pytest.mark.parametrize("names", ["[[robust]]", "[[robust,robust]]", "[[robust,none]]", "[[robust,sam]]"])
+def test_a_wrong_combination_is_refused(names: str) -> None:
+    with pytest.raises(InputError, match=r"^combinations=\["):
+        make_study("remedy=[none,growth,robust]", f"combinations={names}")
+
+
+def test_a_remedy_may_set_fields_of_its_cells() -> None:
+    fields = "{optimizer:{lr:0.02},epochs:7,ghost_batch_size:8}"
+    study = make_study("remedy=[none,robust]", f"+remedy.robust.cell={fields}")
+    cells = cells_of(study, whole(study)).values()
+    found = {
+        (c.remedy, c.optimizer["lr"], c.epochs, c.ghost_batch_size) for c in cells if c.stage == "confirm"
+    }
+    assert found == {("none", 1e-3, 20, None), ("robust", 0.02, 7, 8)}
+    assert all("cell" not in node for cell in cells for node in cell.remedies)
+
+
+def test_share_and_count_of_the_large_batch_are_the_same() -> None:
+    share, count = make_study("large_batch=0.1"), make_study("large_batch=400")
+    assert share.plan.large_batch == count.plan.large_batch == 400
+    assert cells_of(share, whole(share)).keys() == cells_of(count, whole(count)).keys()
+
+
+def test_what_is_measured_where() -> None:
+    study = make_study("measure.sharpness.draws=3", "measure=[sharpness,distance]", "remedy=[none,robust]")
+    assert isinstance(study, Comparison)
+    plan = study.plan
+    found = {}
+    for cell in (plan.cell("SB", seed=0), plan.cell("LB", {"robust": {"rho": 0.2}}, seed=0)):
+        nodes = list(plan.measured(cell))
+        found[cell.remedy] = Counter(str(node["name"]) for node in nodes)
+        for node in nodes:
+            if node["name"] == "sharpness":  # what a value does not depend on is no part of it
+                assert ("subspace_dimension" in node) == (node["spaces"] == ["subspace"])
+                assert ("starts" in node) == (node["solvers"] == ["converged"])
+    assert found == {
+        "none": {"sharpness": 2 * (1 + 3) * 2, "distance": 1},
+        "robust": {"sharpness": 2, "distance": 1},
+    }
+
+
+# the others
+
+
+def test_batch_size_takes_samples_and_shares() -> None:
+    study = make_study("experiment=batch_size", "study.batches=[0.1,32,1000]", "seeds=1")
+    cells = cells_of(study, whole(study)).values()
+    assert [(c.method, c.global_batch_size) for c in cells] == [("SB", 32), ("LB", 400), ("batch 1000", 1000)]
+
+
+@pytest.mark.parametrize("batches", ["[]", "[0]", "[32,32]", "[32,1.5]", "[4001]", "[0.1,400]"])
+def test_batch_size_refuses(batches: str) -> None:
+    with pytest.raises(InputError, match=r"^study\.batches="):
+        make_study("experiment=batch_size", f"study.batches={batches}")
+
+
+def test_warm_start_begins_at_models_that_sb_keeps() -> None:
+    study, story = make_study("experiment=warm_start", "study.epochs=[5,2]", "seeds=1"), Story(quality)
+    small, large = cells_of(study, story).values()
+    assert (small.method, small.keep, large.origin) == ("SB", frozenset({2, 5}), None)
+    story.end(large)
+    assert len(cells_of(study, story)) == 2  # SB is not there yet
+    story.end(small)
+    _, _, *warm = cells_of(study, story).values()
+    assert [(c.method, c.origin) for c in warm] == [("LB", Origin(small.id, epoch)) for epoch in (2, 5)]
+    # another study's SB is the same cell, though it keeps nothing
+    gap = make_study("experiment=gap", "seeds=1")
+    assert small.id in cells_of(gap, whole(gap))
+
+
+@pytest.mark.parametrize("epochs", ["[]", "[0]", "[21]", "[2,2]"])
+def test_warm_start_refuses(epochs: str) -> None:
+    with pytest.raises(InputError, match=r"^study\.epochs="):
+        make_study("experiment=warm_start", f"study.epochs={epochs}", "epochs=20")
+
+
+def test_a_cell_that_is_yielded_twice_is_one_and_keeps_what_either_keeps() -> None:
+    class Twice(Study):
+        def cells(self, done):  # type: ignore[no-untyped-def]
+            yield self.plan.cell("SB", seed=0, keep=frozenset({1}))
+            yield self.plan.cell("SB", seed=0, keep=frozenset({2}), stage="check")
+
+        def sections(self, runs):  # type: ignore[no-untyped-def]
+            return []
+
+    study = Twice()
+    study.plan = make_study().plan
+    (cell,) = cells_of(study, whole(study)).values()
+    assert cell.keep == {1, 2} and cell.stage == "confirm"

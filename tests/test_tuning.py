@@ -1,0 +1,201 @@
+"""The schedule, handed out by hand without Ray, and search spaces."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_plans import make_study, quality
+
+from lbdist import results
+from lbdist.errors import InputError
+from lbdist.plan import Cell, name_setting
+from lbdist.storage import Store
+from lbdist.studies.base import cells_of, whole
+from lbdist.training import checkpoint
+from lbdist.tuning import Book, Job, Schedule, read_cell, settings
+
+
+def make_schedule(folder: Path, *overrides: str, slots: int, **options: Any) -> Schedule:
+    return Schedule(make_study(*overrides), Book(Store(folder)), slots, **options)
+
+
+def write_cell_rows(folder: Path, cell: Cell, accuracy: float) -> None:
+    """The files of a finished cell."""
+    split = "validation" if cell.stage == "search" else "test"
+    row = {"cell": cell.id, "num_workers": 1, "metric": "accuracy", "value": accuracy, "split": split}
+    results.write_rows(folder, results.cell_file(cell.id), [row])
+    for epoch in cell.keep:
+        (folder / "cells" / cell.id / checkpoint.model_name(epoch)).write_bytes(b"")
+
+
+def drive(
+    schedule: Schedule, folder: Path, accuracy: Callable[[Cell], float | None], seed: int = 0
+) -> list[tuple[str, Job]]:
+    """Takes every job that fits, ends a random one, and so on; None for an accuracy is a failure."""
+    chance, order = random.Random(seed), []
+    while True:
+        while schedule.suggest(f"trial {len(order)}") not in (None, schedule.FINISHED):
+            job = schedule.running[f"trial {len(order)}"]
+            order.append((f"trial {len(order)}", job))
+            used = sum(job.workers for job in schedule.running.values())
+            assert used <= schedule.slots and len(schedule.running) <= schedule.max_concurrent
+        if not schedule.running:
+            assert schedule.suggest("one more") == schedule.FINISHED
+            return order
+        name = chance.choice(list(schedule.running))
+        values = [accuracy(cell) for cell in schedule.running[name].cells]
+        for cell, value in zip(schedule.running[name].cells, values, strict=True):
+            if value is not None:
+                write_cell_rows(folder, cell, value)
+        if any(value is None for value in values):
+            schedule.complete(name, {"error": "OutOfMemoryError: no"})
+        else:
+            schedule.complete(name, {"accuracy": sum(filter(None, values)) / len(values)})
+
+
+@pytest.mark.parametrize("slots", [2, 3, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_everything_is_handed_out_once_and_a_second_run_has_nothing_to_do(
+    slots: int, seed: int, tmp_path: Path
+) -> None:
+    overrides = ["remedy=[none,growth,robust]", "search.seeds=2", "combinations=[[growth,robust]]"]
+    schedule = make_schedule(tmp_path, *overrides, slots=slots)
+    order = drive(schedule, tmp_path, quality, seed)
+    handed = [cell.id for _, job in order for cell in job.cells]
+    assert len(set(handed)) == len(handed) and set(handed) == set(schedule.cells())
+    assert len(handed) == len(cells_of(schedule.study, whole(schedule.study)))
+    assert schedule.failed == []
+    # the check on two workers goes first, while the machine is empty
+    assert [job.workers for _, job in order] == [2] + [1] * (len(order) - 1)
+    again = make_schedule(tmp_path, *overrides, slots=slots)
+    assert again.waiting() == [] and {cell.id for cell in again.again} == set(handed)
+    assert drive(again, tmp_path, lambda cell: 0.0, seed) and again.failed == []  # they report again
+    assert again.cells().keys() == schedule.cells().keys()
+
+
+def test_a_run_goes_on_where_the_rows_end(tmp_path: Path) -> None:
+    first = make_schedule(tmp_path, "remedy=[none,robust]", slots=2)
+    ran = []
+    for number in range(4):
+        first.suggest(f"trial {number}")
+        (cell,) = first.running[f"trial {number}"].cells
+        write_cell_rows(tmp_path, cell, quality(cell))
+        first.complete(f"trial {number}", {"accuracy": quality(cell)})
+        ran.append(cell.id)
+    second = make_schedule(tmp_path, "remedy=[none,robust]", slots=2)
+    order = drive(second, tmp_path, quality)
+    handed = [job.id for _, job in order]
+    assert sorted(handed) == sorted(second.cells())  # each once: those that were finished report again
+    assert not set(handed[: len(handed) - len(ran)][:2]) & set(ran)
+
+
+def test_a_finished_cell_of_which_a_model_is_asked_for_runs_again(tmp_path: Path) -> None:
+    gap = make_schedule(tmp_path, "experiment=gap", "seeds=1", slots=2)
+    drive(gap, tmp_path, quality)
+    warm = make_schedule(tmp_path, "experiment=warm_start", "study.epochs=[2]", "seeds=1", slots=2)
+    assert [cell.method for cell in warm.waiting()] == ["SB"]
+    assert [cell.method for cell in warm.again] == ["LB"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "waiting", "work", "workers"),
+    [(2, 4, 9.0, 1), (4, 4, 9.0, 1), (4, 2, 9.0, 2), (8, 2, 9.0, 4), (8, 2, 3.9, 3), (8, 2, 0.1, 1)],
+)
+def test_cells_before_workers(slots: int, waiting: int, work: float, workers: int, tmp_path: Path) -> None:
+    overrides = ["experiment=gap", f"seeds={waiting // 2}"]
+    schedule = make_schedule(tmp_path, *overrides, slots=slots, worthwhile=lambda cell: work)
+    job = schedule.next("a")
+    assert job is not None and job.workers == workers
+
+
+def test_auto_takes_a_group_only_once_slots_would_stand_idle(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, "experiment=gap", "seeds=3", slots=4, worthwhile=lambda cell: 9.0)
+    order = drive(schedule, tmp_path, quality)
+    assert [job.workers for _, job in order][:4] == [1] * 4  # six cells wait for four slots
+
+
+def test_the_longest_go_first(tmp_path: Path) -> None:
+    schedule = make_schedule(
+        tmp_path, "experiment=gap", "seeds=2", slots=1, cost=lambda cell: 1 / cell.global_batch_size
+    )
+    order = drive(schedule, tmp_path, quality)
+    assert [job.cells[0].method for _, job in order] == ["SB", "SB", "LB", "LB"]
+
+
+def test_cells_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=3", slots=4)
+    order = drive(schedule, tmp_path, quality)
+    assert [(len(job.cells), job.workers) for _, job in order] == [(3, 2), (3, 2)]
+    assert order[0][1].label.startswith("SB seed 0")
+
+
+def test_what_is_finished_of_a_group_that_fails_is_kept(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=2", slots=2)
+    drive(schedule, tmp_path, lambda cell: None if cell.seed else 50.0)
+    assert {cell.seed for cell in schedule.failed} == {1} and len(schedule.failed) == 2
+
+
+def test_max_concurrent(tmp_path: Path) -> None:
+    schedule = make_schedule(
+        tmp_path, "remedy=[none,robust]", "study.check_workers=null", slots=8, max_concurrent=2
+    )
+    assert schedule.next("a") and schedule.next("b") and schedule.next("c") is None
+    assert schedule.suggest("c") is None  # not the end
+    schedule.complete("a", {"accuracy": 1.0})
+    assert schedule.next("c")
+
+
+def test_cells_are_written_before_they_are_handed_out(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, "experiment=gap", "seeds=1", slots=4)
+    told = schedule.suggest("trial")
+    assert read_cell(Store(tmp_path), told["cell"]) == schedule.running["trial"].cells[0]
+    content = results.read_cell(tmp_path, told["cell"])
+    assert content["provenance"]["lbdist"] and content["columns"]["method"] == told["method"]
+    schedule.on_trial_complete("trial", {"accuracy": 1.0})
+    assert schedule.failed == []
+    schedule.suggest("second")
+    schedule.on_trial_complete("second", error=True)
+    assert len(schedule.failed) == 1 and schedule.suggest("third") == schedule.FINISHED
+
+
+# search spaces
+
+
+def test_grids_are_run_whole() -> None:
+    assert settings(None, 5, "x") == settings({}, 5, "x") == [{}]
+    found = settings({"rho": [0.1, 0.2], "norm": ["2", "inf"]}, 5, "x")
+    assert len(found) == 4 and {name_setting(s) for s in found} >= {"rho=0.1 norm=inf", "rho=0.2 norm=2"}
+
+
+def test_domains_are_drawn_and_the_draw_is_the_same_again() -> None:
+    space = {"rho": {"_target_": "ray.tune.loguniform", "lower": 1e-3, "upper": 1.0}, "steps": [1, 2]}
+    found = settings(space, 5, "x")
+    assert found == settings(space, 5, "x")
+    assert len(found) == 10 and len({s["rho"] for s in found}) >= 5
+    assert all(1e-3 <= s["rho"] <= 1 and type(s["rho"]) is float for s in found)
+    json.dumps(found)  # plain values, for the id
+    drawn = settings({"k": {"_target_": "ray.tune.randint", "lower": 0, "upper": 9}}, 3, "x")
+    assert len(drawn) == 3 and all(type(s["k"]) is int for s in drawn)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"rho": {"_target_": "ray.tune.nope", "lower": 0}},
+        {"rho": {"_target_": "ray.tune.loguniform", "lower": -1, "upper": 1}},
+        {"rho": {"_target_": "ray.tune.loguniform"}},
+        {"rho": 0.3},
+        {"rho": "abc"},
+        [1, 2],
+    ],
+    ids=str,
+)
+def test_bad_space(space: Any) -> None:
+    with pytest.raises(InputError, match=r"^remedy\.robust\.search=") as caught:
+        settings(space, 2, "remedy.robust")
+    assert "\n" not in str(caught.value)
