@@ -66,7 +66,7 @@ BAD = [
     ("experiment=batch_size study.batches=[5000]", "study.batches=5000.0: must be a batch of at most 4000"),
     (
         "experiment=warm_start study.epochs=[99]",
-        "study.epochs=[99]: must be different epochs of SB, from 1 to 20",
+        "study.epochs=[99.0]: must be epochs of SB, from 1 to 20",
     ),
     ("name=cells", "name=cells: must be letters"),
     ("remedy.robust.radius=1", "there is no key remedy.robust.radius"),

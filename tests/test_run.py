@@ -148,6 +148,30 @@ def test_studies_of_a_storage_folder_share_cells_and_measurements(remedies, cach
     assert "commit 0123abc" in (storage / "gap" / "report.html").read_text()
 
 
+@pytest.mark.timeout(300)
+def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
+    batches = finish(start(tmp_path, "experiment=batch_size", cache, "measure=[sharpness,lambda_max]"))
+    assert "Test accuracy is highest at batch" in batches and "lambda_max" not in batches
+    rows = results.load(tmp_path / "batch_size")
+    sizes = set(rows["global_batch_size"])
+    assert sizes == {2, 3, 6, 13, 26, 40, 102}
+    assert set(rows.query("metric == 'lambda_max'")["global_batch_size"]) == sizes
+    warm = finish(start(tmp_path, "experiment=warm_start", cache, "small_batch=13"))
+    assert "LB at SB's epoch 2" in warm
+    rows = results.load(tmp_path / "warm_start")
+    begun = rows.query("metric == 'accuracy' and split == 'test' and epoch.isna() and origin_cell.notna()")
+    assert sorted(begun["origin_epoch"]) == [1, 2, 4]
+    (small,) = rows.query("method == 'SB'")["cell"].unique()
+    assert set(begun["origin_cell"]) == {small}
+    kept = {path.name for path in (tmp_path / "cells" / small).glob("model*")}
+    assert kept == {"model.safetensors", *(f"model-{epoch}.safetensors" for epoch in (1, 2, 4))}
+    # LB without a warm start is the one of the sweep, and is not trained again
+    assert f"[{len(set(rows['cell'])) - 1}/" in warm and "LB seed 0: test" not in warm
+    for name in ("batch_size", "warm_start"):
+        assert (tmp_path / name / "figures" / f"{name}.png").exists()
+        assert "<svg" in (tmp_path / name / "report.html").read_text()
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lbdist.config.schema import Config
-from lbdist.errors import InputError, require
+from lbdist.errors import require
 from lbdist.plan import Cell, Measurement, Node, Origin, Point, name_setting
 
 if TYPE_CHECKING:
@@ -227,10 +227,3 @@ def cells_of(study: Study, done: Done) -> dict[str, Cell]:
         else:
             found[cell.id] = replace(known, keep=known.keep | cell.keep)
     return found
-
-
-def whole_numbers(field: str, values: Sequence[Any], low: int, high: int, what: str) -> None:
-    """Refuses a list that is empty or holds anything but different whole numbers from `low` to `high`."""
-    good = all(isinstance(v, int) and not isinstance(v, bool) and low <= v <= high for v in values)
-    if not values or not good or len(set(values)) < len(values):
-        raise InputError(f"{field}={list(values)}: must be different {what}, from {low} to {high}")

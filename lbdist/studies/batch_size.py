@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lbdist.errors import InputError, require
+from lbdist.errors import require
 from lbdist.plan import Cell
 from lbdist.studies.base import Done, Study
 
@@ -26,24 +26,19 @@ class BatchSize(Study):
     batches: list[float] = field(default_factory=list)
 
     def check(self) -> None:
-        """Each batch fits the training set, and no two are the same."""
+        """Each batch fits the training set."""
         for batch in self.batches:
             allowed = "samples, or a share of the training set between 0 and 1"
             require(0 < batch < 1 or batch == int(batch) >= 1, "study.batches", self.batches, allowed)
             size = self.plan.train_size
             self.plan.check_batch("study.batches", batch, size, "the samples that are trained on")
-        if not self.batches or len(set(self._sizes)) < len(self.batches):
-            raise InputError(f"study.batches={self.batches}: must be one or more different batches")
-
-    @property
-    def _sizes(self) -> list[int]:
-        return sorted(self.plan.batch(batch) for batch in self.batches)
+        require(len(self.batches) > 0, "study.batches", [], "one or more batches")
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """Every batch over the seeds; SB's and LB's batches are the cells of other studies too."""
         plan = self.plan
         names = {plan.large_batch: "LB", plan.small_batch: "SB"}
-        for size in self._sizes:
+        for size in sorted({plan.batch(batch) for batch in self.batches}):
             method = names.get(size, f"batch {size}")
             yield from (plan.cell(method, batch=size, seed=seed) for seed in plan.seeds)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lbdist.errors import require
 from lbdist.plan import Cell, Origin
-from lbdist.studies.base import Done, Study, whole_numbers
+from lbdist.studies.base import Done, Study
 
 if TYPE_CHECKING:
     from lbdist.analysis.runs import Runs
@@ -19,24 +20,30 @@ class WarmStart(Study):
     """SB, LB, and LB begun at the model that SB of the same seed kept after each of some epochs.
 
     Attributes:
-        epochs: After which epochs of SB.
+        epochs: After which epochs of SB; a number below 1 is a share of its epochs, at least one epoch.
     """
 
-    epochs: list[int] = field(default_factory=list)
+    epochs: list[float] = field(default_factory=list)
 
     def check(self) -> None:
         """The epochs are among SB's."""
-        whole_numbers("study.epochs", self.epochs, 1, self.plan.config.epochs, "epochs of SB")
+        last = self.plan.config.epochs
+        allowed = f"epochs of SB, from 1 to {last}, or shares of them below 1"
+        for epoch in self.epochs or [0]:
+            good = 0 < epoch < 1 or (1 <= epoch <= last and float(epoch).is_integer())
+            require(good, "study.epochs", self.epochs, allowed)
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """SB and LB, and once SB of a seed is there, the runs that begin at it."""
         plan = self.plan
+        last = plan.config.epochs
+        epochs = {max(1, round(epoch * last)) if epoch < 1 else int(epoch) for epoch in self.epochs}
         for seed in plan.seeds:
-            small = plan.cell("SB", seed=seed, keep=frozenset(self.epochs))
+            small = plan.cell("SB", seed=seed, keep=frozenset(epochs))
             yield small
             yield plan.cell("LB", seed=seed)
             if done(small):
-                for epoch in sorted(self.epochs):
+                for epoch in sorted(epochs):
                     yield plan.cell("LB", seed=seed, origin=Origin(small.id, epoch))
 
     def sections(self, runs: Runs) -> list[Section]:

@@ -204,19 +204,19 @@ def test_what_is_measured_where() -> None:
 
 
 def test_batch_size_takes_samples_and_shares() -> None:
-    study = make_study("experiment=batch_size", "study.batches=[0.1,32,1000]", "seeds=1")
+    study = make_study("experiment=batch_size", "study.batches=[0.1,32,400,1000]", "seeds=1")
     cells = cells_of(study, whole(study)).values()
     assert [(c.method, c.global_batch_size) for c in cells] == [("SB", 32), ("LB", 400), ("batch 1000", 1000)]
 
 
-@pytest.mark.parametrize("batches", ["[]", "[0]", "[32,32]", "[32,1.5]", "[4001]", "[0.1,400]"])
+@pytest.mark.parametrize("batches", ["[]", "[0]", "[32,1.5]", "[4001]"])
 def test_batch_size_refuses(batches: str) -> None:
     with pytest.raises(InputError, match=r"^study\.batches="):
         make_study("experiment=batch_size", f"study.batches={batches}")
 
 
 def test_warm_start_begins_at_models_that_sb_keeps() -> None:
-    study, story = make_study("experiment=warm_start", "study.epochs=[5,2]", "seeds=1"), Story(quality)
+    study, story = make_study("experiment=warm_start", "study.epochs=[5,0.1]", "seeds=1"), Story(quality)
     small, large = cells_of(study, story).values()
     assert (small.method, small.keep, large.origin) == ("SB", frozenset({2, 5}), None)
     story.end(large)
@@ -229,7 +229,7 @@ def test_warm_start_begins_at_models_that_sb_keeps() -> None:
     assert small.id in cells_of(gap, whole(gap))
 
 
-@pytest.mark.parametrize("epochs", ["[]", "[0]", "[21]", "[2,2]"])
+@pytest.mark.parametrize("epochs", ["[]", "[0]", "[21]", "[1.5]"])
 def test_warm_start_refuses(epochs: str) -> None:
     with pytest.raises(InputError, match=r"^study\.epochs="):
         make_study("experiment=warm_start", f"study.epochs={epochs}", "epochs=20")
