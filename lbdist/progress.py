@@ -47,7 +47,9 @@ class Progress:
         self._before = {cell.id for cell in done}
         self._left = sum(map(weight, cells)) - sum(map(weight, done))  # weight of what is not finished
         self._running: dict[str, tuple[Job, Mapping[str, Any]]] = {}
-        self._first: tuple[float, float] | None = None  # time and weight left at the first report
+        # time and weight left when jobs of as many workers first reported: groups have another pace
+        self._first: tuple[float, float] | None = None
+        self._workers = 0
         self._said = time.monotonic()
         self.plain = not sys.stdout.isatty()
         columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
@@ -88,7 +90,7 @@ class Progress:
         if job.id not in self._running or "epoch" not in metrics:
             return
         self._running[job.id] = job, metrics
-        self._first = self._first or (time.monotonic(), self._weight_left())
+        self._pace(job)
         note = f"loss {metrics['running_loss']:.3g}"
         task, name = self._tasks[job.id], "  " + job.label
         self.bar.update(task, completed=metrics["epoch"], description=name, note=note)
@@ -99,9 +101,9 @@ class Progress:
         if self._running.pop(job.id, None) is None:
             return
         self.bar.remove_task(self._tasks.pop(job.id))
-        self._first = self._first or (time.monotonic(), self._weight_left())
         self.counted += len(job.cells)
         self._left -= sum(map(self.weight, job.cells))
+        self._pace(job)
         if "error" in metrics:
             said = "failed: " + str(metrics["error"]).strip().splitlines()[-1]
         elif metrics.get("diverged"):
@@ -132,6 +134,11 @@ class Progress:
             texts.append(f"{job.label}: {text}")
         self.note("; ".join([*texts, *([self._time_left()] if self._time_left() else [])]))
 
+    def _pace(self, job: Job) -> None:
+        """Takes the time from here where jobs of another number of workers begin to report."""
+        if self._first is None or job.workers != self._workers:
+            self._first, self._workers = (time.monotonic(), self._weight_left()), job.workers
+
     def _weight_left(self) -> float:
         """The weight of what has still to run, that of running cells less what they have done."""
         ran = 0.0
@@ -146,23 +153,25 @@ class Progress:
         if self._first is None or left <= 0:
             return ""
         seconds, weight = time.monotonic() - self._first[0], self._first[1] - left
-        if seconds < 1 or weight <= 0.02 * self._first[1]:
+        if seconds < 2 or weight <= 0.02 * self._first[1]:
             return ""
         return _about(seconds / weight * left) + " of training left"
 
     def begin_measurements(self, count: int) -> None:
         """Turns to the measurements, of which `count` have still to be made."""
         self.note(f"{count} measurements to make")
-        self._measuring, self.counted, self.total = time.monotonic(), 0, count
+        self.counted, self.total = 0, count
         self.bar.reset(self.task, total=count, description="measurements", note="")
 
     def measured(self, measurement: Measurement, rows: Sequence[Mapping[str, Any]]) -> None:
         """Books a measurement."""
         self.counted += 1
+        if self.counted == 1:
+            self._measuring = time.monotonic()  # the processes have started
         left = ""
-        if self.counted < self.total:
-            seconds = (time.monotonic() - self._measuring) / self.counted * (self.total - self.counted)
-            left = _about(seconds) + " left"
+        if 1 < self.counted < self.total:
+            pace = (time.monotonic() - self._measuring) / (self.counted - 1)
+            left = _about(pace * (self.total - self.counted)) + " left"
         self.bar.update(self.task, completed=self.counted, note=left)
         if rows and rows[0].get("error"):
             self.note(f"{measurement.measure['name']} of {measurement.at[0].cell.label}: {rows[0]['error']}")

@@ -1,6 +1,8 @@
 """Shared by all tests: one thread a process, Ray told to be quiet, small cells and data."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,6 +15,17 @@ import torch
 from lbdist.data.base import Dataset, Split
 
 torch.set_num_threads(1)
+
+SMALL = [
+    "epochs=4",
+    "seeds=1",
+    "evaluations=4",
+    "data.train_samples=400",
+    "data.test_samples=200",
+    "network.widths=[16,16]",
+    "measure.sharpness.subspace_dimension=5",
+]
+"""The default study, shrunk."""
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +56,30 @@ def images(train: int = 70, test: int = 20, seed: int = 0) -> Dataset:
         return Split((noise + 30 * labels[:, None, None, None]).astype("u1"), labels)
 
     return Dataset(split(train), split(test), 4)
+
+
+def start(storage: Path, *arguments: str) -> subprocess.Popen:
+    """The command on a shrunk study, begun."""
+    command = [sys.executable, "-m", "lbdist.run", *SMALL, f"storage={storage}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=storage)
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What the command printed; it must have ended well."""
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, out + err
+    return out
+
+
+@pytest.fixture(scope="session")
+def cache(mnist1d_cache: Path) -> str:
+    """The data's place, as an override."""
+    return f"data.root={mnist1d_cache}"
+
+
+@pytest.fixture(scope="session")
+def remedies(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, str]:
+    """The default study, run to its end undisturbed: its storage and what it printed."""
+    storage = tmp_path_factory.mktemp("remedies") / "results"
+    storage.mkdir()
+    return storage, finish(start(storage, "experiment=remedies", cache))

@@ -5,41 +5,23 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+import ray
+from conftest import finish, start
 
 from lbdist import results
 from lbdist.config.compose import config_root
+from lbdist.run import main
 
 STUDIES = sorted(path.stem for path in (config_root() / "experiment").glob("*.yaml"))
-SMALL = [
-    "epochs=4",
-    "seeds=1",
-    "evaluations=4",
-    "data.train_samples=400",
-    "data.test_samples=200",
-    "network.widths=[16,16]",
-    "measure.sharpness.subspace_dimension=5",
-]
 KEY = ["method", "remedy", "seed", "num_workers", "stage", "setting", "metric", "split", "epoch", "step"]
 KEY += ["epsilon", "space", "solver", "draw"]
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def start(storage: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lbdist.run", *SMALL, f"storage={storage}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=storage)
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 0, out + err
-    return out
 
 
 def table(out: str) -> str:
@@ -51,18 +33,6 @@ def values(folder: Path) -> pd.Series:
     """Every number of a study that does not depend on the clock."""
     rows = results.load(folder).query("metric != 'seconds'")
     return rows.set_index(KEY)["value"].sort_index()
-
-
-@pytest.fixture(scope="module")
-def cache(mnist1d_cache) -> str:
-    return f"data.root={mnist1d_cache}"
-
-
-@pytest.fixture(scope="module")
-def remedies(tmp_path_factory, cache):
-    """The default study, run to its end undisturbed: its storage and what it printed."""
-    storage = tmp_path_factory.mktemp("remedies")
-    return storage, finish(start(storage, "experiment=remedies", cache))
 
 
 @pytest.mark.timeout(400)
@@ -251,10 +221,37 @@ def test_a_study_whose_cells_all_fail_says_so_in_one_line(tmp_path, cache):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_study_has_a_dry_run(study, tmp_path, cache):
-    out = finish(start(tmp_path, f"experiment={study}", "dry_run=true", cache))
-    assert f"study {study}" in out and "accumulation" in out
-    assert not list(tmp_path.iterdir())
+def test_every_study_has_a_dry_run(study, tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"experiment={study}", "dry_run=true", "seeds=2", cache]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and f"study {study}" in out and "accumulation" in out
+    assert not list(tmp_path.iterdir()) and not ray.is_initialized()
+
+
+def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["experiment=gap", "seeds=2", "epochs=24", "data.train_samples=600", "data.test_samples=50"]
+    arguments += ["num_workers=3", "ghost_batch_size=8", "micro_batch_size=8", "optimizer.lr=0.02", cache]
+    assert main([*arguments, "dry_run=true", "measure.sharpness.spaces=[full]"]) == 0
+    out, err = capsys.readouterr()
+    # SB and LB over 2 seeds; 2 solvers x 2 epsilons at each
+    assert (
+        out.startswith("study gap: mlp on mnist1d, 4 cells, 16 measurements\nnum_workers=3\n") and err == ""
+    )
+    heads, *rows = (line.split("  ") for line in out.splitlines()[2:])
+    table = [
+        dict(zip([h.strip() for h in heads if h], [c.strip() for c in row if c], strict=True)) for row in rows
+    ]
+    shared = {"stage": "confirm", "seeds": "2", "epochs": "24", "workers": "3", "lr": "0.02"}
+    assert table == [
+        {**shared, "cell": "SB", "global batch": "32", "per worker": "11", "accumulation": "2"},
+        {**shared, "cell": "LB", "global batch": "60", "per worker": "20", "accumulation": "3"},
+    ]
+    assert main(["search.epochs=0.5", "dry_run=true", cache]) == 0
+    out = capsys.readouterr().out
+    assert "search.epochs=0.5: search runs are shorter than confirmed ones" in out
+    assert "LB + robust (the best)" in out and "LB + robust rho=0.2" in out
 
 
 @pytest.mark.timeout(400)

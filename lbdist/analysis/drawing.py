@@ -192,7 +192,14 @@ def draw_panels(
         log_y: Panels whose y axis is logarithmic; values that are not positive have no place on it.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+        NullLocator,
+    )
 
     figure = Figure(figsize=(7.2, 0.6 + 2.5 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -206,7 +213,9 @@ def draw_panels(
             axis.errorbar(
                 data["x"],
                 data["mean"],
-                yerr=[low.reindex(data.index), data["std"].fillna(0.0)],
+                yerr=[low.reindex(data.index), data["std"].fillna(0.0)]
+                if data["std"].notna().any()
+                else None,
                 color=mark.color,
                 marker=mark.marker,
                 linestyle=mark.line,
@@ -219,6 +228,7 @@ def draw_panels(
             )
         if place in log_y:
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_ylabel(name)
@@ -231,5 +241,7 @@ def draw_panels(
         last.xaxis.set_major_locator(FixedLocator(values))
         last.xaxis.set_minor_locator(NullLocator())
         last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    else:
+        last.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.set_xlabel(x_label)
     return figure

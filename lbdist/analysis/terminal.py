@@ -30,6 +30,7 @@ def show(sections: Sequence[Section], console: Console) -> None:
                 continue
             if blank:
                 console.print()
+            console.print(Text(table.title, style="bold"), soft_wrap=True)
             width, console.width = console.width, max(console.width, WIDTH)
             console.print(_table(table), highlight=False)
             console.width, blank = width, True
@@ -41,14 +42,7 @@ def show(sections: Sequence[Section], console: Console) -> None:
 
 
 def _table(table: Table) -> Rich:
-    shown = Rich(
-        title=table.title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
+    shown = Rich(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     deep = max(head.count("\n") for head in table.heads)
     for place, head in enumerate(table.heads):
         head = "\n" * (deep - head.count("\n")) + head

@@ -122,7 +122,7 @@ def test_sharpness_table_counts_and_stars():
     assert (row["converged_measured"], row["converged_converged"], row["converged_failed"]) == (5, 3, 1)
     assert row["paper_measured"] == 0 and row["paper"].n == 0
     (shown,) = solvers.section(Runs(frame(rows))).tables[0].rows
-    assert shown[3].text.endswith("*") and shown[2].text == "–"
+    assert len(shown) == 3 and shown[2].text.endswith("*")  # no column for a solver that was not used
     assert leaderboard.leaderboard(Runs(frame(rows))).iloc[0]["not_converged"] == 2
 
 

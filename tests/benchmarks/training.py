@@ -59,11 +59,9 @@ def main() -> None:
     network = {**plain(compose().network), "inputs": 40, "classes": 10}
     for batch in (32, 400):
         cell = Cell(
-            experiment="benchmark", network=network, data={"_target_": ""}, method="LB", remedy_name="none",
-            optimizer={"_target_": "torch.optim.Adam", "lr": 1e-3}, stage="confirm", seed=0,
-            remedy={"_target_": "lbdist.remedies.none.NoRemedy"}, global_batch_size=batch, epochs=EPOCHS,
-            asked_workers=1, num_workers=1, ghost_batch_size=None, micro_batch_size=None,
-            evaluations=EPOCHS // EVERY, validation_fraction=None,
+            network=network, data={"_target_": ""}, loss={"_target_": "lbdist.losses.CrossEntropy"},
+            optimizer={"_target_": "torch.optim.Adam", "lr": 1e-3}, remedies=(), global_batch_size=batch,
+            epochs=EPOCHS, seed=0, num_workers=1, evaluations=EPOCHS // EVERY,
         )  # fmt: skip
         bare(cell, data), ours(cell, data)  # warm up
         pairs = [(ours(cell, data), bare(cell, data)) for _ in range(REPEATS)]

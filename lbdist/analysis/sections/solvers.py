@@ -44,7 +44,9 @@ def sharpness_table(runs: Runs) -> pd.DataFrame:
 
 
 def _table(table: pd.DataFrame) -> Table:
-    columns = [(space, solver) for space in sorted(table["space"].unique()) for solver in SOLVERS]
+    spaces = sorted(table["space"].unique())
+    used = [solver for solver in SOLVERS if table[f"{solver}_measured"].any()]
+    columns = [(space, solver) for space in spaces for solver in used]
     rows, groups, last = [], set(), None
     for (epsilon, method), group in table.groupby(["epsilon", "method"], sort=False):
         if last not in (None, epsilon):

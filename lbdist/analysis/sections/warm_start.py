@@ -42,9 +42,10 @@ def section(runs: Runs) -> Section:
         for _, row in data.iterrows()
     ]
     title = "LB by where it begins, mean ± standard deviation over n seeds; SB for scale"
-    table = Table("warm_start", title, [*heads, "n"], rows)
+    note = "A warm-started run has SB's epochs behind it and then takes as many of LB's as one from x0."
+    table = Table("warm_start", title, [*heads, "n"], rows, note)
     caption = f"Final test {runs.score.name} of LB begun at the model of SB after so many epochs (0: at x0), "
-    caption += "with SB's and its own standard deviations over seeds"
+    caption += "error bars ± one standard deviation over seeds; the line without marks is SB's mean"
     caption += f"; below, φ({epsilon_text(runs.epsilon or 0)}), full space, converged." if sharp else "."
     picture = Figure("warm_start", "LB begun at SB's models", caption, lambda: _draw(runs, data))
     return Section("Warm starts", _sentences(runs, data), [table], [picture], brief=True)
@@ -96,6 +97,7 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
 
 def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
     marks = drawing.marks([])
+    marks["SB"] = marks["SB"]._replace(marker="")
     warm = data[data["epoch"].notna()]
 
     def lines(column: str) -> list[drawing.Series]:

@@ -1,0 +1,102 @@
+"""The sections of batch sweeps and warm starts, on made-up rows whose numbers are known."""
+
+import io
+import math
+
+import pytest
+from analysis_rows import frame, sharpness, spread, training
+from rich.console import Console
+
+from lbdist.analysis import terminal
+from lbdist.analysis.report import write_report
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.sections import batch_size, warm_start
+
+
+def sweep(batches, *, seeds=3, phi=True):
+    """Runs at batches, a mapping from the batch to (accuracy, std, φ)."""
+    rows = []
+    for batch, (mean, std, value) in batches.items():
+        for seed, accuracy in enumerate(spread(mean, std, seeds)):
+            cell = [
+                {**row, "global_batch_size": batch, "cell": f"{batch}-{seed}", "method": f"batch {batch}"}
+                for row in training("LB", seed, accuracy, epochs=(1, 2))
+            ]
+            rows += cell + ([sharpness(cell, value)] if phi else [])
+    return rows
+
+
+BATCHES = {16: (70.0, 0.5, 10.0), 64: (69.8, 0.5, 40.0), 256: (65.0, 0.5, 160.0), 1024: (60.0, 0.5, 90.0)}
+
+
+def test_sweep():
+    data = batch_size.sweep(Runs(frame(sweep(BATCHES))))
+    assert list(data["batch"]) == list(BATCHES)
+    assert [row.mean for row in data["score"]] == pytest.approx([70.0, 69.8, 65.0, 60.0])
+    assert [row.mean for row in data["phi"]] == pytest.approx([10, 40, 160, 90])
+    assert {row.n for row in data["score"]} == {3}
+
+
+def test_what_a_sweep_says():
+    said = " ".join(batch_size.section(Runs(frame(sweep(BATCHES)))).sentences)
+    assert "Test accuracy is highest at batch 16 (70.00 %)." in said
+    assert "From batch 256 on it is clearly lower (95 % intervals)." in said
+    assert "φ(1e-3) goes from 10.0 ± 0.0 at batch 16 to 90.0 ± 0.0 at 1,024." in said
+    close = {16: (70.0, 0.5, 1.0), 64: (69.9, 0.5, 1.0)}
+    assert "No larger batch is clearly lower" in batch_size.section(Runs(frame(sweep(close)))).sentences[1]
+    one = batch_size.section(Runs(frame(sweep({16: (70.0, 0.5, 1.0)}))))
+    assert one.sentences == ["Fewer than two batches have a finished run."]
+
+
+def warm(epochs=(2, 5)):
+    """SB 72, LB 65, and LB begun at SB's epochs, three points better each."""
+    rows = []
+    for seed in range(3):
+        groups = [("SB", None, 72.0, 10.0), ("LB", None, 65.0, 400.0)]
+        groups += [("LB", epoch, 65.0 + 3 * place, 400.0 / 2**place) for place, epoch in enumerate(epochs, 1)]
+        for name, epoch, mean, phi in groups:
+            cell = training(name, seed, spread(mean, 0.4, 3)[seed])
+            begun = {"origin_cell": f"sb-{seed}", "origin_epoch": epoch} if epoch else {}
+            cell = [{**row, **begun, "cell": f"{row['cell']}-{epoch}"} for row in cell]
+            rows += [*cell, sharpness(cell, phi)]
+    return rows
+
+
+def test_warm_starts():
+    data = warm_start.warm_starts(Runs(frame(warm())))
+    assert list(data["label"]) == ["SB", "LB at x0", "LB at SB's epoch 2", "LB at SB's epoch 5"]
+    assert math.isnan(data["epoch"].iloc[0]) and list(data["epoch"].iloc[1:]) == [0, 2, 5]
+    assert [row.mean for row in data["score"]] == pytest.approx([72, 65, 68, 71])
+    assert [row.mean for row in data["phi"]] == pytest.approx([10, 400, 200, 100])
+
+
+def test_what_warm_starts_say():
+    (said,) = warm_start.section(Runs(frame(warm()))).sentences
+    assert said.startswith(
+        "From 2 epochs of SB on, a warm start makes LB clearly better than from x0: by 3.00"
+    )
+    assert said.endswith("φ(1e-3) goes from 400 ± 0 at x0 to 100 ± 0 at epoch 5.")
+    rows = [row for row in warm() if row.get("origin_epoch") is None]
+    assert warm_start.section(Runs(frame(rows))).sentences == ["No warm-started run is finished yet."]
+
+
+@pytest.mark.parametrize(
+    ("sections", "rows"),
+    [
+        (batch_size.sections, sweep(BATCHES)),
+        (batch_size.sections, sweep(BATCHES, seeds=1, phi=False)),
+        (warm_start.sections, warm()),
+        (warm_start.sections, [row for row in warm() if row["metric"] != "sharpness"]),
+    ],
+)
+def test_they_are_written_everywhere(sections, rows, tmp_path):
+    shown = sections(Runs(frame(rows)))
+    console = Console(file=io.StringIO(), width=100)
+    terminal.show(shown, console)
+    (first,) = shown[0].tables
+    assert first.title in console.file.getvalue()
+    write_report(tmp_path, "sweep", shown, {})
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page and "nan" not in page.replace("nance", "").split("<svg")[0]
+    assert (tmp_path / "figures" / f"{first.name}.png").stat().st_size > 10_000
+    assert len((tmp_path / "tables" / f"{first.name}.csv").read_text().splitlines()) == len(first.rows) + 1

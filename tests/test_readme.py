@@ -1,0 +1,121 @@
+"""README's commands and code, as written there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import signals
+
+from lbdist.networks.dense import Dense
+from lbdist.run import main
+
+sys.path.append(str(Path(__file__).parent / "data"))
+import test_data_parquet
+import test_data_vision
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.partition(" #")[0].strip().rpartition("&& ")[2]
+    for kind, text in BLOCKS
+    if kind == "bash"
+    for line in text.splitlines()
+    if "lbdist.run" in line
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with MNIST's layout in `data`, and a folder `DIR` of images in Parquet."""
+    folder = tmp_path_factory.mktemp("home")
+    random = np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"train": 3000, "t10k": 20}
+        pixels = {part: random.integers(0, 256, (n, 28, 28), np.uint8) for part, n in sizes.items()}
+        labels = {part: np.arange(n, dtype=np.uint8) % 10 for part, n in sizes.items()}
+        for name, value in (("SIZES", sizes), ("PIXELS", pixels), ("LABELS", labels)):
+            patch.setattr(test_data_vision, name, value)
+        test_data_vision.write_idx(folder / "data" / "MNIST" / "raw")
+    images = [test_data_parquet.encode(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(4)]
+    for name, count in (("train", 400), ("test", 8)):
+        test_data_parquet.write(
+            folder / "DIR" / f"{name}.parquet", images * (count // 4), [0, 1, 2, 9] * (count // 4)
+        )
+    return folder
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    assert len(COMMANDS) >= 8
+    for word in ("--help", "dry_run=true", "experiment=remedies", "experiment=warm_start", "data=parquet"):
+        assert any(word in command for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_taken_as_written(
+    command: str,
+    home: Path,
+    mnist1d_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Up to what would run; the default study itself is run, shrunk, elsewhere."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
+    words = shlex.split(os.path.expandvars(command))
+    assert words[:3] == ["python", "-m", "lbdist.run"]
+    rest = words[3:]
+    asks = {"--help", "dry_run=true"} & set(rest)
+    assert main([*rest, *([] if asks else ["dry_run=true"])]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and len(out.splitlines()) > 4
+    assert not (home / "results").exists()
+
+
+@pytest.mark.timeout(300)
+def test_the_code_runs_as_written(remedies, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    storage, _ = remedies
+    monkeypatch.chdir(storage.parent)
+    data = signals()
+    names = {
+        "network": Dense(12, [8], 4),
+        "inputs": torch.from_numpy(data.train.inputs),
+        "labels": torch.from_numpy(data.train.labels),
+    }
+    code = [text for kind, text in BLOCKS if kind == "python"]
+    assert len(code) == 4
+    for text in code:
+        exec(compile(text, "README.md", "exec"), names)
+    assert "SharpnessResult(value=" in capsys.readouterr().out
+    network = Dense(40, [16, 16], 10)
+    network.load_state_dict(names["state"])
+
+
+def test_what_it_says_of_folders_is_so(remedies) -> None:  # type: ignore[no-untyped-def]
+    storage, _ = remedies
+    tree = next(
+        text for kind, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "cell.json" in text
+    )
+    for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html)", tree):
+        assert list(storage.rglob(name)), name
+    assert storage.name == "results"
+    for folder in ("figures", "tables", "tune"):
+        assert (storage / "remedies" / folder).is_dir()
+
+
+def test_the_layout_names_every_room() -> None:
+    package = Path(__file__).parents[1] / "lbdist"
+    rooms = {
+        path.name.removesuffix(".py") for path in package.iterdir() if not path.name.startswith(("_", "py."))
+    }
+    rooms -= {"experiments"}  # the configuration, inside an installed package
+    layout = README[README.index("## Layout") : README.index("## Tests")]
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", layout)}
+    assert rooms - {"random"} <= named, rooms - named
