@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from lbdist.plan import Cell, Measurement
+from lbdist.plan import Cell, Measurement, title
 
 if TYPE_CHECKING:
     from lbdist.tuning import Job
@@ -174,7 +174,7 @@ class Progress:
             left = _about(pace * (self.total - self.counted)) + " left"
         self.bar.update(self.task, completed=self.counted, note=left)
         if rows and rows[0].get("error"):
-            self.note(f"{measurement.measure['name']} of {measurement.at[0].cell.label}: {rows[0]['error']}")
+            self.note(f"{title(measurement.measure)} of {measurement.at[0].cell.label}: {rows[0]['error']}")
         elif self.plain and (time.monotonic() > self._said + LINE_SECONDS or self.counted == self.total):
             self.note(f"[{self.counted}/{self.total}] measurements{', ' + left if left else ''}")
 

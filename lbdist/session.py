@@ -20,10 +20,10 @@ from lbdist.analysis.report import write_report
 from lbdist.analysis.runs import Runs, Score
 from lbdist.config.build import build
 from lbdist.config.schema import Config
-from lbdist.data.base import Dataset, DataSource
+from lbdist.data.base import Dataset, DataSource, is_integer
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
-from lbdist.plan import AUTO, Cell, Measurement, Node, name_setting
+from lbdist.plan import AUTO, Cell, Measurement, Node, name_setting, title
 from lbdist.progress import Progress
 from lbdist.remedies.base import Remedy
 from lbdist.sharpness.measure import Measure
@@ -90,27 +90,32 @@ def prepare(config: DictConfig) -> Session:
     study.plan = plan
     study.check()
     session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops)
-    tried = set()
-    for cell in session.cells.values():
-        loop.make_remedy(cell.remedies)
-        key = (repr(cell.optimizer), cell.ghost_batch_size, cell.micro_batch_size)
-        if key not in tried:
-            tried.add(key)
-            make = optimizer_factory(cell.optimizer)
-            Learner(
-                networks.make(cell.network), make, Workers(), cell.ghost_batch_size, cell.micro_batch_size
-            )
+    alike = {(cell.remedy, cell.setting, cell.stage == "search"): cell for cell in session.cells.values()}
+    for cell in alike.values():
+        _check_run(cell, len(data.train))
     return session
+
+
+def _check_run(cell: Cell, train_size: int) -> None:
+    """Refuses what a run of this kind could not be: its remedies, batches and optimiser."""
+    loop.make_remedy(cell.remedies)
+    key, batch = f"remedy.{cell.remedy}.cell", cell.global_batch_size
+    limit = train_size - round((cell.validation_fraction or 0) * train_size)
+    allowed = f"at most {limit}, the samples that are trained on"
+    require(batch <= limit, f"{key}.global_batch_size", batch, allowed)
+    ghost, micro = cell.ghost_batch_size, cell.micro_batch_size
+    if ghost and micro:
+        require(
+            micro % ghost == 0, f"{key}.micro_batch_size", micro, f"a multiple of ghost_batch_size={ghost}"
+        )
+    Learner(networks.make(cell.network), optimizer_factory(cell.optimizer), Workers(), ghost, micro)
 
 
 def _candidates(name: str, node: Mapping[str, object], samples: int) -> Candidates:
     """A remedy with its settings, each of which can be built."""
     key = f"remedy.{name}"
     build(node, key, kind=Remedy)
-    own, allowed = node.get("cell") or {}, ("optimizer", "epochs", "global_batch_size", "ghost_batch_size",
-                                            "micro_batch_size")  # fmt: skip
-    good = isinstance(own, Mapping) and set(own) <= set(allowed)
-    require(good, f"{key}.cell", own, f"a group of {', '.join(allowed)}")
+    _check_cell(key, node.get("cell") or {})
     settings = tuning.settings(node.get("search"), samples, key)  # type: ignore[arg-type]
     different = len({name_setting(setting) for setting in settings})
     require(
@@ -119,6 +124,19 @@ def _candidates(name: str, node: Mapping[str, object], samples: int) -> Candidat
     for setting in settings:
         build({**node, **setting}, key)
     return Candidates({**node, "name": name}, settings)
+
+
+def _check_cell(key: str, own: object) -> None:
+    """Refuses fields that a remedy may not set for its cells."""
+    batches = ("global_batch_size", "ghost_batch_size", "micro_batch_size")
+    allowed = ("optimizer", "epochs", *batches)
+    if not (isinstance(own, Mapping) and set(own) <= set(allowed)):
+        raise InputError(f"{key}.cell={own}: must be a group of {', '.join(allowed)}")
+    for name, value in own.items():
+        if name == "optimizer":
+            require(isinstance(value, Mapping), f"{key}.cell.optimizer", value, "a group of keys")
+        else:
+            require(is_integer(value, 1), f"{key}.cell.{name}", value, "a whole number of at least 1")
 
 
 @dataclass
@@ -156,9 +174,7 @@ class Session:
             The exit status: 1 if anything failed.
         """
         measurements = list(self.study.measurements(list(self.cells.values())))
-        network, data = (
-            node.get("name", node["_target_"]) for node in (self.config.network, self.config.data)
-        )
+        network, data = title(self.config.network), title(self.config.data)
         head = (
             f"study {self.config.name}: {network} on {data}, {len(self.cells)} cells, "
             f"{len(measurements)} measurements"
@@ -304,7 +320,7 @@ class Session:
                 done=progress.measured,
             )
         return [f"failed: {cell.label}" for cell in schedule.failed] + [
-            f"not measured: {m.measure['name']} of {m.at[0].cell.label}" for m in lost
+            f"not measured: {title(m.measure)} of {m.at[0].cell.label}" for m in lost
         ]
 
     def _report(self, book: Done, command: str) -> list[str]:
@@ -321,7 +337,7 @@ class Session:
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
         versions = _versions(results.read_cell(self.store, key)["provenance"] for key in finished)
         if versions:
-            print(versions)
+            print(f"\n{versions}")
         context = {"command": command, **results.provenance(), "configuration": self.text}
         if versions:
             context["other code"] = versions
@@ -340,7 +356,9 @@ def _versions(provenances: Iterable[Mapping[str, str]]) -> str:
     """Which cells were trained by other code than today's; empty where none was."""
     today = results.code_version(results.provenance())
     found = Counter(results.code_version(provenance) for provenance in provenances)
-    others = [f"{count} by {version}" for version, count in sorted(found.items()) if version != today]
+    others = [f"{version} ({count})" for version, count in sorted(found.items()) if version != today]
     if not others:
         return ""
-    return f"of {sum(found.values())} cells, {', '.join(others)}; today's code is {today}"
+    total = found.total()
+    other = f"{total - found[today]} of {total} cells were trained by other code: {', '.join(others)}"
+    return f"{other}; today's is {today}"

@@ -63,6 +63,16 @@ BAD = [
     ("combinations=[[robust,adversarial]]", "combinations=[robust,adversarial]: must not combine robust and"),
     ("+remedy.robust.cell.seed=1", "remedy.robust.cell={'seed': 1}: must be a group of optimizer, epochs"),
     ("remedy=[robust] +remedy.robust.cell.optimizer.lr=-1", "lr=-1"),
+    ("+remedy.robust.cell.epochs=x", "remedy.robust.cell.epochs=x: must be a whole number of at least 1"),
+    ("+remedy.robust.cell.optimizer=sgd", "remedy.robust.cell.optimizer=sgd: must be a group of keys"),
+    (
+        "+remedy.robust.cell.global_batch_size=9999",
+        "remedy.robust.cell.global_batch_size=9999: must be at most",
+    ),
+    (
+        "+remedy.robust.cell.micro_batch_size=9 ghost_batch_size=2",
+        "micro_batch_size=9: must be a multiple of",
+    ),
     ("experiment=batch_size study.batches=[5000]", "study.batches=5000.0: must be a batch of at most 4000"),
     (
         "experiment=warm_start study.epochs=[99]",
@@ -371,6 +381,16 @@ def test_schema_types_every_key(key: str) -> None:
     else:
         with pytest.raises(InputError, match=f"^{key}=abc: must be "):
             compose([f"{key}=abc"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["~/data", "/a b/c=d", "../x:y", "./a,b", "s3://k:s@bucket/a?scheme=http&endpoint_override=h:1", "/x/$y"],
+)
+def test_a_path_or_a_uri_needs_no_quotes(path: str) -> None:
+    assert compose([f"storage={path}"]).storage == path
+    assert compose([f"data.root={path}"]).data.root == path
+    assert compose([f"storage='{path}'"]).storage == path
 
 
 def test_composing_leaves_nothing_behind() -> None:

@@ -12,12 +12,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lbdist.config.build import build, plain
+from lbdist.config.compose import compose, options
 from lbdist.data.base import Dataset, Split
 from lbdist.errors import InputError
 from lbdist.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, Tokens
 from lbdist.objective import Objective
+from lbdist.plan import Cell
 from lbdist.training.batches import Workers, batches
-from lbdist.training.loop import Learner
+from lbdist.training.learner import Learner
+from lbdist.training.loop import train
 
 INPUTS = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 SEQUENCES = torch.randint(0, 7, (20, 5), generator=torch.Generator().manual_seed(1))
@@ -165,3 +169,42 @@ def test_outputs_are_never_broadcast_against_labels() -> None:
 def test_the_validation_split_of_labels_that_are_no_classes() -> None:
     carved = data(np.random.default_rng(0).normal(size=(10, 2))).validation_split(0.3)
     assert (len(carved.train), len(carved.test)) == (7, 3)
+
+
+class Embedded(nn.Sequential):
+    """A network for tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Embedding(7, 8), nn.Linear(8, 7))
+
+
+NODES = {
+    "cross_entropy": ("classes", {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 6}),
+    "tokens": ("tokens", {"_target_": f"{__name__}.Embedded"}),
+    "mean_squared_error": (
+        "regression",
+        {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 3},
+    ),
+    "binary_cross_entropy": (
+        "multi-label",
+        {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 6},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", options("loss"))
+def test_a_cell_learns_by_every_loss_that_is_shipped(name: str) -> None:
+    case, network = NODES[name]
+    loss, _, inputs, labels = CASES[case]
+    node = plain(compose([f"loss={name}", "experiment=gap"]).loss)
+    assert type(build(node, "loss", kind=Loss)) is type(loss)
+    split = Split(inputs.numpy(), labels.numpy())
+    data = Dataset(split, split)
+    cell = Cell(network=network, data={"_target_": ""}, loss=node, global_batch_size=6, epochs=30, seed=0,
+                optimizer={"_target_": "torch.optim.Adam", "lr": 0.05}, remedies=())  # fmt: skip
+    rows, _ = train(cell, data)
+    curve = [r["value"] for r in rows if (r["metric"], r.get("split")) == (loss.score, "test")]
+    final = {(r["metric"], r.get("split")): r["value"] for r in rows if r.get("epoch") is None}
+    assert final[loss.score, "test"] == curve[-1] == final[loss.score, "train"]
+    losses = [r["value"] for r in rows if r["metric"] == "running_loss"]
+    assert losses[-1] < 0.97 * losses[0]

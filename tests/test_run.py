@@ -114,7 +114,7 @@ def test_studies_of_a_storage_folder_share_cells_and_measurements(remedies, cach
         content["provenance"]["commit"] = "0123abc"
         path.write_text(json.dumps(content))
     out = finish(start(storage, "experiment=gap", cache))
-    assert "of 2 cells, 2 by lbdist 0.1.0, commit 0123abc; today's code is lbdist" in out
+    assert "2 of 2 cells were trained by other code: lbdist 0.1.0, commit 0123abc (2); today's is" in out
     assert "commit 0123abc" in (storage / "gap" / "report.html").read_text()
 
 

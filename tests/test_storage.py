@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import finish, start
 
 from lbdist import storage
 from lbdist.errors import InputError
+from lbdist.results import load
 from lbdist.storage import Store
 
 
@@ -119,3 +121,29 @@ def test_a_place_that_cannot_be_written_is_one_line() -> None:
     said = "storage: /dev/null/x must be a folder to write in"
     with pytest.raises(InputError, match=said), Store("/dev/null/x").lock():
         pass
+
+
+@pytest.mark.timeout(200)
+def test_a_study_lives_in_an_object_store(s3: str, tmp_path: Path, cache: str) -> None:
+    """Rows, models, Tune's folder, report and lock on S3; nothing is on the disk, and a second run reads."""
+    root = s3.format("study")
+    arguments = [
+        "experiment=gap",
+        "study.check_workers=2",
+        "measure=[sharpness,distance]",
+        cache,
+        f"storage={root}",
+    ]
+    out = finish(start(tmp_path, *arguments))
+    assert "SB" in out and "secret" not in out and not list(tmp_path.iterdir())
+    store = Store(root)
+    rows = load(f"{root.partition('?')[0]}/gap?{root.partition('?')[2]}")
+    assert set(rows["method"]) == {"SB", "LB"} and (rows["measure"] == "distance").sum() == 4
+    names = store.names()
+    for cell in rows["cell"].unique():
+        wanted = {f"cells/{cell}/{name}" for name in ("cell.json", "model.safetensors", "rows.parquet")}
+        assert {name for name in names if name.startswith(f"cells/{cell}/")} == wanted
+    assert "gap/report.html" in names and any(name.startswith("gap/tune/") for name in names)
+    assert "secret" not in store.read("gap/report.html").decode()
+    again = finish(start(tmp_path, *arguments))
+    assert "local Ray" not in again and again[again.index("Mean") :] == out[out.index("Mean") :]

@@ -51,6 +51,7 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: must be a folder that is there")
+    overrides = [_quoted(text) for text in overrides]
     for text in overrides:
         _check_override(text, folders)
     ConfigStore.instance().store(name="schema", node=Config)
@@ -77,6 +78,13 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
 
 def _fields(schema: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)]
+
+
+def _quoted(text: str) -> str:
+    """An override with a path or URI for Hydra's grammar, which has its own idea of `~`, `=` and `:`."""
+    key, mark, value = text.partition("=")
+    plain = re.match(r"(~|\.{0,2}/|[a-z][a-z0-9+.-]*://)", value) and "'" not in value and "${" not in value
+    return f"{key}{mark}'{value}'" if plain else text
 
 
 def _check_override(text: str, folders: Sequence[Path]) -> None:

@@ -65,17 +65,19 @@ class Evaluator:
 
     def measure(self, measurement: Measurement) -> list[Row]:
         """Measures, writes the rows and returns them; what cannot be measured is a row with its error."""
-        name = f"measure.{title(measurement.measure)}"
-        found: list[Row] = [{"metric": title(measurement.measure)}]
+        name, file = f"measure.{title(measurement.measure)}", results.measurement_file(measurement.id)
+        failed: Row = {"metric": title(measurement.measure)}
         try:
             measure: Measure = build(measurement.measure, name, kind=Measure)
-            found = [measure.failed()]
+            failed = measure.failed()
             found = measure(self.minimisers(measurement.at))
+            rows = [{**measurement.columns(), **row} for row in found]
+            results.write_rows(self.store, file, rows)
         except Exception as error:
             text = f"{type(error).__name__}: {one_line(error)}"
-            found = [{**found[0], "value": float("nan"), "converged": False, "error": text}]
-        rows = [{**measurement.columns(), **row} for row in found]
-        results.write_rows(self.store, results.measurement_file(measurement.id), rows)
+            failed |= {"value": float("nan"), "converged": False, "error": text}
+            rows = [{**measurement.columns(), **failed}]
+            results.write_rows(self.store, file, rows)
         return rows
 
 

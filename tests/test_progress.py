@@ -1,0 +1,111 @@
+"""What is said while a study runs: plain lines, seldom, with an estimate from the pace of what runs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from study_plans import make_study
+
+from lbdist import progress
+from lbdist.plan import Measurement, Point
+from lbdist.progress import Progress
+from lbdist.tuning import Job
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+CELLS = [make_study("epochs=10").plan.cell("SB", seed=seed) for seed in range(4)]
+
+
+def report(epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "running_loss": 1 / epoch}
+
+
+def test_epochs_are_said_at_most_every_few_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+        job = Job((CELLS[0],))
+        shown.began(job)
+        for epoch in range(1, 10):
+            clock.now += 1
+            shown.ran(job, report(epoch))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("SB seed 0: epoch 5 of 10, loss 0.2")
+
+
+def test_the_time_left_follows_from_the_pace(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+        job = Job((CELLS[0],))
+        shown.began(job)
+        clock.now = 100  # a slow start is no part of the pace
+        for epoch in range(1, 11):
+            clock.now += 2
+            shown.ran(job, report(epoch))
+        shown.ended(job, {"accuracy": 71.5, "seconds": 20.0})
+    lines = capsys.readouterr().out.splitlines()
+    # an epoch takes 2 s, 30 are left
+    assert lines[-1] == "[1/4] SB seed 0: test accuracy 71.5 %, 20.0 s, about 60 s of training left"
+    assert not re.search(r"about \d{4}", "".join(lines))
+
+
+def test_a_group_says_that_it_starts_and_has_a_pace_of_its_own(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+        clock.now = 10
+        group = Job((CELLS[0],), workers=2)
+        shown.began(group)
+        clock.now = 40
+        shown.ran(group, report(1))
+        shown.ended(group, {"accuracy": 50.0, "seconds": 1.0})
+        single = Job((CELLS[1],))
+        shown.began(single)
+        for epoch in range(1, 11):
+            clock.now += 1
+            shown.ran(single, report(epoch))
+        shown.ended(single, {"accuracy": 50.0, "seconds": 10.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "SB seed 0: 2 workers starting"
+    assert lines[-1].endswith("about 20 s of training left")
+
+
+def test_what_was_finished_before_is_not_told_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(CELLS, CELLS[:2], lambda cell: 1.0) as shown:
+        shown.began(Job((CELLS[0],)))
+        shown.ended(Job((CELLS[0],)), {"accuracy": 1.0})
+        shown.began(Job((CELLS[2],)))
+        shown.ended(Job((CELLS[2],)), {"error": "RuntimeError: no\nmore"})
+        shown.began(Job((CELLS[3],)))
+        shown.ended(Job((CELLS[3],)), {"diverged": 1.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["[3/4] SB seed 2: failed: more", "[4/4] SB seed 3: diverged"]
+
+
+def test_measurements(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [Measurement({"_target_": "a.B"}, (Point(cell),)) for cell in CELLS]
+    with Progress(CELLS, CELLS, lambda cell: 1.0) as shown:
+        shown.begin_measurements(4)
+        clock.now = 30  # the processes start
+        for measurement in made[:3]:
+            shown.measured(measurement, [{"value": 1.0}])
+            clock.now += 6
+        shown.measured(made[3], [{"error": "ValueError: no"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 measurements to make"
+    assert lines[-2] == "[3/4] measurements, about 6 s left"
+    assert lines[-1] == "a.B of SB seed 3: ValueError: no"
