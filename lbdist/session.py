@@ -344,8 +344,8 @@ class Session:
         # a URI may hold keys, which do not belong in a page that is shown around
         shown = str(self.store) if "://" in self.config.storage else self.config.storage
         context = {name: text.replace(self.config.storage, shown) for name, text in context.items()}
-        title = " ".join([self.config.name, "of", runs.network, "on", runs.data])
-        print(f"report: {write_report(self.folder, title, sections, context)}")
+        heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
+        print(f"report: {write_report(self.folder, heading, sections, context)}")
         wrong = rows[rows["error"].notna()]
         if wrong.empty:
             return []

@@ -74,7 +74,7 @@ def test_the_solver_table_has_every_space_and_solver(rows):
 
 def test_the_check_on_another_number_of_workers_is_in_no_mean(board):
     lb = board[board["method"] == "LB"].iloc[0]
-    assert (lb["n"], lb["num_workers"]) == (3, 2)
+    assert (lb["n"], lb["num_workers"]) == (3, (2,))
 
 
 def test_sharpness_along_a_run_enters_no_mean(rows):

@@ -71,7 +71,7 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
             "others": {metric: found.get(label) for metric, found in others.items()},
             **{cost: float(finished[cost].mean()) for cost in COSTS},
             "global_batch_size": int(group["global_batch_size"].iloc[0]),
-            "num_workers": int(group["num_workers"].iloc[0]),
+            "num_workers": tuple(sorted(set(group["num_workers"]))),
             "diverged": int(group["diverged"].sum()),
             "measured": int(own["measured"].sum()),
         }
@@ -122,7 +122,7 @@ def _costs(board: pd.DataFrame) -> Table:
             [
                 Entry(row["method"]),
                 of_number(row["global_batch_size"]),
-                of_number(row["num_workers"]),
+                Entry(" and ".join(map(str, row["num_workers"]))),
                 Entry(reached, values={"": row["measured"] - row["not_converged"], "of": row["measured"]}),
             ]
         )
