@@ -47,6 +47,7 @@ class Progress:
         self._before = {cell.id for cell in done}
         self._left = sum(map(weight, cells)) - sum(map(weight, done))  # weight of what is not finished
         self._running: dict[str, tuple[Job, Mapping[str, Any]]] = {}
+        self._place: dict[str, int] = {}  # which of its cells a job is at
         # time and weight left when jobs of as many workers first reported: groups have another pace
         self._first: tuple[float, float] | None = None
         self._workers = 0
@@ -80,7 +81,7 @@ class Progress:
         """A job was handed out; one that was finished before is not shown."""
         if job.id in self._before:
             return
-        self._running[job.id] = job, {}
+        self._running[job.id], self._place[job.id] = (job, {}), 0
         name = job.label + (f", {job.workers} workers starting" if job.workers > 1 else "")
         self._tasks[job.id] = self.bar.add_task("  " + name, total=job.cells[0].epochs, note="")
         self._status()
@@ -89,10 +90,13 @@ class Progress:
         """A job reported an epoch."""
         if job.id not in self._running or "epoch" not in metrics:
             return
+        before = self._running[job.id][1].get("epoch", 0)
+        if metrics["epoch"] < before and self._place[job.id] < len(job.cells) - 1:
+            self._place[job.id] += 1  # the next cell of a group
         self._running[job.id] = job, metrics
         self._pace(job)
         note = f"loss {metrics['running_loss']:.3g}"
-        task, name = self._tasks[job.id], "  " + job.label
+        task, name = self._tasks[job.id], "  " + self._cell(job).label
         self.bar.update(task, completed=metrics["epoch"], description=name, note=note)
         self._status()
 
@@ -125,14 +129,16 @@ class Progress:
             return
         texts = []
         for job, metrics in self._running.values():
+            cell = self._cell(job)
             if "epoch" in metrics:
-                text = (
-                    f"epoch {metrics['epoch']} of {job.cells[0].epochs}, loss {metrics['running_loss']:.3g}"
-                )
+                loss = f"loss {metrics['running_loss']:.3g}"
+                texts.append(f"{cell.label}: epoch {metrics['epoch']} of {cell.epochs}, {loss}")
             else:
-                text = f"{job.workers} workers starting" if job.workers > 1 else "starting"
-            texts.append(f"{job.label}: {text}")
+                texts.append(f"{job.label}: {f'{job.workers} workers ' if job.workers > 1 else ''}starting")
         self.note("; ".join([*texts, *([self._time_left()] if self._time_left() else [])]))
+
+    def _cell(self, job: Job) -> Cell:
+        return job.cells[self._place[job.id]]
 
     def _pace(self, job: Job) -> None:
         """Takes the time from here where jobs of another number of workers begin to report."""
@@ -143,7 +149,8 @@ class Progress:
         """The weight of what has still to run, that of running cells less what they have done."""
         ran = 0.0
         for job, metrics in self._running.values():
-            cell = job.cells[0]
+            ran += sum(map(self.weight, job.cells[: self._place[job.id]]))
+            cell = self._cell(job)
             ran += self.weight(cell) * min(1.0, metrics.get("epoch", 0) / cell.epochs)
         return self._left - ran
 

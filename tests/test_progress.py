@@ -84,6 +84,20 @@ def test_a_group_says_that_it_starts_and_has_a_pace_of_its_own(
     assert lines[-1].endswith("about 20 s of training left")
 
 
+def test_the_cells_of_a_group_follow_each_other(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+        group = Job(tuple(CELLS[:2]), workers=2)
+        shown.began(group)
+        for epoch in [*range(1, 11), *range(1, 6)]:
+            clock.now += 2
+            shown.ran(group, report(epoch))
+        clock.now += 9
+        shown.ran(group, report(6))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("SB seed 0: epoch ") for line in lines)
+    assert lines[-1].startswith("SB seed 1: epoch 6 of 10") and "about 59 s of training left" in lines[-1]
+
+
 def test_what_was_finished_before_is_not_told_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(CELLS, CELLS[:2], lambda cell: 1.0) as shown:
         shown.began(Job((CELLS[0],)))
