@@ -181,6 +181,10 @@ class Session:
         )
         if self.config.dry_run:
             print(head)
+            book = tuning.Book(self.store)
+            done = sum(book(cell) is not None for cell in cells_of(self.study, book).values())
+            if done:
+                print(f"{done} of the cells are done, in {self.store}")
             self._dry_run()
             return 0
         if not cluster.address():

@@ -304,7 +304,7 @@ def trial(
     def report(metrics: dict[str, float]) -> None:
         # a report costs the driver time: the points of the test curve do, and one every few seconds
         nonlocal latest
-        if "loss" in metrics or time.monotonic() > latest + loop.REPORT_SECONDS:
+        if not math.isnan(metrics["loss"]) or time.monotonic() > latest + loop.REPORT_SECONDS:
             latest = time.monotonic()
             tune.report(metrics)
 

@@ -109,6 +109,8 @@ def test_studies_of_a_storage_folder_share_cells_and_measurements(remedies, cach
                   for name in ("gap", "remedies"))  # fmt: skip
     pd.testing.assert_series_equal(*(rows.set_index(keys)["value"].sort_index() for rows in (gap, whole)))
     assert len(results.load(storage).query("method == 'SB' and metric == 'steps'")) == 1
+    dry = finish(start(storage, "experiment=gap", "dry_run=true", cache))
+    assert "2 of the cells are done" in dry
     for path in (storage / "cells").glob("*/cell.json"):
         content = json.loads(path.read_text())
         content["provenance"]["commit"] = "0123abc"

@@ -162,7 +162,8 @@ def train(
         remedy.after_epoch(learner, whole)
         point = {"epoch": epoch + 1, "step": learner.counts["steps"]}
         history.append({**point, "metric": "running_loss", "value": running, "split": "train"})
-        metrics = {"epoch": epoch + 1, "running_loss": running}
+        # NaN where there is no point of the test curve: Tune's CSV has the columns of the first report
+        metrics = {"epoch": epoch + 1, "running_loss": running, "loss": math.nan, loss.score: math.nan}
         last = epoch + 1 == cell.epochs or diverged
         if last or (epoch + 1) % every == 0:
             found = dict(zip(("loss", loss.score), learner.evaluate(test_split), strict=True))
