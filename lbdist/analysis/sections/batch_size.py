@@ -24,7 +24,9 @@ def sections(runs: Runs) -> list[Section]:
 
 def section(runs: Runs) -> Section:
     """One table and one figure over the batches."""
-    data = sweep(runs)
+    data, title = sweep(runs), "Accuracy and sharpness by batch"
+    if data.empty:
+        return Section(title, ["No run is finished yet."], brief=True)
     head = ["global batch", f"test\n{runs.score.head}"]
     sharp = runs.epsilon is not None
     head += [f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] if sharp else []
@@ -38,15 +40,16 @@ def section(runs: Runs) -> Section:
         ]
         for _, row in data.iterrows()
     ]
-    title = "By global batch, mean ± standard deviation over n seeds"
-    table = Table("batch_size", title, [*head, "steps", "n"], rows, left=0)
+    over = "By global batch, mean ± standard deviation over n seeds"
+    table = Table("batch_size", over, [*head, "steps", "n"], rows, left=0)
     bars = drawing.bars(pd.Series([row.n for row in data["score"]]))
     caption = f"Mean test {runs.score.name} {bars}"
     caption += (
         f"; below, φ({epsilon_text(runs.epsilon or 0)}) in the full space, converged." if sharp else "."
     )
     picture = Figure("batch_size", "Against the global batch", caption, lambda: _draw(runs, data))
-    return Section("Accuracy and sharpness by batch", _sentences(runs, data), [table], [picture], brief=True)
+    figures = [picture] if any(row.n for row in data["score"]) else []
+    return Section(title, _sentences(runs, data), [table], figures, brief=True)
 
 
 def sweep(runs: Runs) -> pd.DataFrame:

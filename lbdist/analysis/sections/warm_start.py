@@ -48,7 +48,8 @@ def section(runs: Runs) -> Section:
     caption += "error bars ± one standard deviation over seeds; the line without marks is SB's mean"
     caption += f"; below, φ({epsilon_text(runs.epsilon or 0)}), full space, converged." if sharp else "."
     picture = Figure("warm_start", "LB begun at SB's models", caption, lambda: _draw(runs, data))
-    return Section("Warm starts", _sentences(runs, data), [table], [picture], brief=True)
+    figures = [picture] if any(row.n for row in data["score"]) else []
+    return Section("Warm starts", _sentences(runs, data), [table], figures, brief=True)
 
 
 def warm_starts(runs: Runs) -> pd.DataFrame:
