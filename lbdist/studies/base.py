@@ -11,15 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
 from lbdist.config.schema import Config
 from lbdist.errors import require
 from lbdist.plan import Cell, Measurement, Node, Origin, Point, name_setting
-
-if TYPE_CHECKING:
-    from lbdist.analysis.runs import Runs
-    from lbdist.analysis.section import Section
 
 SEARCH_SEED = 10_000
 """Search runs start from seeds of their own, so that confirmation is on fresh ones."""

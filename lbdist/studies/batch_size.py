@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import batch_size
 from lbdist.errors import require
 from lbdist.plan import Cell
 from lbdist.studies.base import Done, Study
-
-if TYPE_CHECKING:
-    from lbdist.analysis.runs import Runs
-    from lbdist.analysis.section import Section
 
 
 @dataclass
@@ -27,9 +25,10 @@ class BatchSize(Study):
 
     def check(self) -> None:
         """Each batch fits the training set."""
+        allowed = "samples, or a share of the training set between 0 and 1"
         for batch in self.batches:
-            allowed = "samples, or a share of the training set between 0 and 1"
-            require(0 < batch < 1 or batch == int(batch) >= 1, "study.batches", self.batches, allowed)
+            good = 0 < batch < 1 or (batch >= 1 and float(batch).is_integer())
+            require(good, "study.batches", self.batches, allowed)
             size = self.plan.train_size
             self.plan.check_batch("study.batches", batch, size, "the samples that are trained on")
         require(len(self.batches) > 0, "study.batches", [], "one or more batches")
@@ -44,6 +43,4 @@ class BatchSize(Study):
 
     def sections(self, runs: Runs) -> list[Section]:
         """Accuracy and sharpness by batch."""
-        from lbdist.analysis.sections import batch_size
-
         return batch_size.sections(runs)

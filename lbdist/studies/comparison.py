@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import comparison
 from lbdist.errors import require
 from lbdist.plan import Cell
 from lbdist.studies.base import SEARCH_SEED, Done, Study
-
-if TYPE_CHECKING:
-    from lbdist.analysis.runs import Runs
-    from lbdist.analysis.section import Section
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -70,8 +69,6 @@ class Comparison(Study):
 
     def sections(self, runs: Runs) -> list[Section]:
         """Leaderboard, what it means, curves, sharpness by solver, the search, the check of workers."""
-        from lbdist.analysis.sections import comparison
-
         return comparison.sections(runs)
 
 

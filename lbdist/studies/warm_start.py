@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import warm_start
 from lbdist.errors import require
 from lbdist.plan import Cell, Origin
 from lbdist.studies.base import Done, Study
-
-if TYPE_CHECKING:
-    from lbdist.analysis.runs import Runs
-    from lbdist.analysis.section import Section
 
 
 @dataclass
@@ -42,12 +40,11 @@ class WarmStart(Study):
             small = plan.cell("SB", seed=seed, keep=frozenset(epochs))
             yield small
             yield plan.cell("LB", seed=seed)
-            if done(small):
+            final = done(small)
+            if final and not final.get("diverged"):  # else it has no later model to begin at
                 for epoch in sorted(epochs):
                     yield plan.cell("LB", seed=seed, origin=Origin(small.id, epoch))
 
     def sections(self, runs: Runs) -> list[Section]:
         """Accuracy and sharpness of the warm-started runs by the epoch that they begin at."""
-        from lbdist.analysis.sections import warm_start
-
         return warm_start.sections(runs)

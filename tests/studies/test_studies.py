@@ -209,7 +209,7 @@ def test_batch_size_takes_samples_and_shares() -> None:
     assert [(c.method, c.global_batch_size) for c in cells] == [("SB", 32), ("LB", 400), ("batch 1000", 1000)]
 
 
-@pytest.mark.parametrize("batches", ["[]", "[0]", "[32,1.5]", "[4001]"])
+@pytest.mark.parametrize("batches", ["[]", "[0]", "[32,1.5]", "[4001]", "[nan]", "[.inf]"])
 def test_batch_size_refuses(batches: str) -> None:
     with pytest.raises(InputError, match=r"^study\.batches="):
         make_study("experiment=batch_size", f"study.batches={batches}")
@@ -229,10 +229,16 @@ def test_warm_start_begins_at_models_that_sb_keeps() -> None:
     assert small.id in cells_of(gap, whole(gap))
 
 
-@pytest.mark.parametrize("epochs", ["[]", "[0]", "[21]", "[1.5]"])
+@pytest.mark.parametrize("epochs", ["[]", "[0]", "[21]", "[1.5]", "[nan]"])
 def test_warm_start_refuses(epochs: str) -> None:
     with pytest.raises(InputError, match=r"^study\.epochs="):
         make_study("experiment=warm_start", f"study.epochs={epochs}", "epochs=20")
+
+
+def test_warm_start_does_not_begin_at_a_run_that_diverged() -> None:
+    study = make_study("experiment=warm_start", "study.epochs=[5]", "seeds=1")
+    found = cells_of(study, lambda cell: {"accuracy": 10.0, "diverged": 1.0})
+    assert len(found) == 2
 
 
 def test_a_cell_that_is_yielded_twice_is_one_and_keeps_what_either_keeps() -> None:
