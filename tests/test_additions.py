@@ -100,7 +100,7 @@ class Doubling(Study):
         yield self.plan.cell("LB", {"halved": {}}, seed=0)
 
     def sections(self, runs):
-        norms = runs.measured("norm")
+        norms = runs.others["norm"]
         rows = [[Entry(label), of_number(norms[label].mean, 3)] for label in sorted(norms)]
         said = [f"The best closeness is {runs.counted.score.max():.2f}."]
         table = Table("norms", "Norm by batch", ["batch", "norm"], rows)

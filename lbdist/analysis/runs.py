@@ -175,17 +175,16 @@ class Runs:
         chosen = (found["epsilon"] == self.epsilon) & (found["space"] == "full")
         return found[chosen & (found["solver"] == "converged")].set_index("cell")["phi"]
 
-    def others(self) -> list[str]:
-        """The measured metrics beside sharpness, at the ends of runs."""
+    @functools.cached_property
+    def others(self) -> dict[str, dict[str, Summary]]:
+        """The metrics measured beside sharpness at the ends of confirmed runs, each by label."""
         rows = self.rows[self.rows["measurement"].notna() & self.rows["epoch"].isna()]
-        return sorted(set(rows.loc[rows["metric"] != "sharpness", "metric"]))
-
-    def measured(self, metric: str) -> dict[str, Summary]:
-        """A measured metric at the ends of confirmed runs, by label."""
-        rows = self.rows[self.rows["measurement"].notna() & self.rows["epoch"].isna()]
-        found = rows[(rows["metric"] == metric) & rows["cell"].isin(self.counted.index)]
+        found = rows[(rows["metric"] != "sharpness") & rows["cell"].isin(self.counted.index)]
         labels = found["cell"].map(self.counted["label"])
-        return {label: summarise(group) for label, group in found["value"].groupby(labels)}
+        table: dict[str, dict[str, Summary]] = {}
+        for (metric, label), group in found["value"].groupby([found["metric"], labels]):
+            table.setdefault(metric, {})[label] = summarise(group)
+        return table
 
     def order(self) -> list[str]:
         """The labels of the leaderboard from top to bottom: SB, LB, then by score."""

@@ -53,6 +53,11 @@ def of_difference(item: Difference) -> Entry:
     return Entry(number(item.mean, 2), interval(item), {"": item.mean, "low": item.low, "high": item.high})
 
 
+def of_others(others: Mapping[str, Mapping[str, Summary]], label: str) -> list[Entry]:
+    """What was measured beside sharpness at a method's runs, an entry a metric."""
+    return [of_summary(found.get(label), "phi") for found in others.values()]
+
+
 @dataclass(frozen=True)
 class Table:
     """A table.

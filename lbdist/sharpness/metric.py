@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -226,7 +227,8 @@ class BoxSharpness(Measure):
         for space, draw, solver, epsilon in self._values():
             options: dict[str, Any] = {"starts": self.starts} if solver == "converged" else {}
             if space == "subspace":
-                options["subspace"] = _subspace(minimiser.x, self.subspace_dimension, draw)
+                x = minimiser.x
+                options["subspace"] = _subspace(len(x), self.subspace_dimension, draw, x.device, x.dtype)
             options |= {"epsilon": epsilon, "solver": solver, "draw": draw}
             found = box_sharpness(f, minimiser.x, **options)
             row = {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm}
@@ -242,14 +244,7 @@ class BoxSharpness(Measure):
         return {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm, **where}
 
 
-_last: tuple[Any, Subspace | None] = (None, None)
-
-
-def _subspace(x: Tensor, dimension: int, draw: int) -> Subspace:
+@functools.lru_cache(maxsize=1)
+def _subspace(n: int, dimension: int, draw: int, device: torch.device, dtype: torch.dtype) -> Subspace:
     """A random subspace; the last one is kept, since its matrix takes long to draw and to factorise."""
-    global _last
-    key = (len(x), dimension, draw, x.device, x.dtype)
-    if _last[0] != key:
-        _last = key, Subspace(len(x), dimension, draw=draw, like=x)
-    assert _last[1] is not None
-    return _last[1]
+    return Subspace(n, dimension, draw=draw, like=torch.empty(0, device=device, dtype=dtype))

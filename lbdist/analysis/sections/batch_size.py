@@ -9,7 +9,7 @@ import pandas as pd
 from lbdist.analysis import drawing
 from lbdist.analysis.numbers import epsilon_text, number, phi
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_others, of_summary
 from lbdist.analysis.sections import reading, solvers
 from lbdist.analysis.statistics import Summary, difference, summarise
 
@@ -30,11 +30,13 @@ def section(runs: Runs) -> Section:
     head = ["global batch", f"test\n{runs.score.head}"]
     sharp = runs.epsilon is not None
     head += [f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] if sharp else []
+    head += [metric.replace("_", " ") for metric in runs.others]
     rows = [
         [
             of_number(row["batch"]),
             of_summary(row["score"]),
             *([of_summary(row["phi"], "phi")] if sharp else []),
+            *of_others(runs.others, row["label"]),
             of_number(row["steps"]),
             Entry(str(row["score"].n), values={"": row["score"].n}),
         ]
@@ -53,11 +55,16 @@ def section(runs: Runs) -> Section:
 
 
 def sweep(runs: Runs) -> pd.DataFrame:
-    """One row a global batch: `batch`, `score` and `phi` (Summaries), `steps`, and the runs' `scores`."""
+    """One row a global batch: `batch, label`, `score` and `phi` (Summaries), `steps`, the runs' `scores`."""
     table = []
     for batch, group in runs.counted.groupby("global_batch_size"):
         sharp = runs.headline.reindex(group.index)
-        row = {"batch": batch, "score": summarise(group["score"]), "phi": summarise(sharp)}
+        row = {
+            "batch": batch,
+            "label": group["label"].iloc[0],
+            "score": summarise(group["score"]),
+            "phi": summarise(sharp),
+        }
         table.append({**row, "steps": group["steps"].mean(), "scores": list(group["score"])})
     return pd.DataFrame(table)
 

@@ -55,7 +55,6 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
     full = values[(values["space"] == "full") & (values["solver"] == "converged")]
     boxes = sorted(full["epsilon"].unique(), reverse=True)
     phis = {key: summarise(group) for key, group in full.groupby(["label", "epsilon"])["phi"]}
-    others = {metric: runs.measured(metric) for metric in runs.others()}
     table = []
     groups = dict(list(cells.groupby("label")))
     for label in runs.order():
@@ -68,7 +67,7 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
             "score": summarise(group["score"]),
             "gap": Difference(*[math.nan] * 3) if label == "SB" else difference(sb, group["score"]),
             "phi": {box: phis.get((label, box), summarise([])) for box in boxes},
-            "others": {metric: found.get(label) for metric, found in others.items()},
+            "others": {metric: found.get(label) for metric, found in runs.others.items()},
             **{cost: float(finished[cost].mean()) for cost in COSTS},
             "global_batch_size": int(group["global_batch_size"].iloc[0]),
             "num_workers": tuple(sorted(set(group["num_workers"]))),

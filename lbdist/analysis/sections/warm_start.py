@@ -10,7 +10,7 @@ import pandas as pd
 from lbdist.analysis import drawing
 from lbdist.analysis.numbers import epsilon_text, interval, number, phi
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_summary
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_others, of_summary
 from lbdist.analysis.sections import reading, solvers
 from lbdist.analysis.statistics import difference, summarise
 
@@ -31,12 +31,14 @@ def section(runs: Runs) -> Section:
         "begins at",
         f"test\n{runs.score.head}",
         *([f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] * sharp),
+        *[metric.replace("_", " ") for metric in runs.others],
     ]
     rows = [
         [
             Entry(row["label"]),
             of_summary(row["score"]),
             *([of_summary(row["phi"], "phi")] if sharp else []),
+            *of_others(runs.others, row["name"]),
             Entry(str(row["score"].n), values={"": row["score"].n}),
         ]
         for _, row in data.iterrows()
@@ -64,7 +66,14 @@ def warm_starts(runs: Runs) -> pd.DataFrame:
     ]
     for label, epoch, group in groups:
         phis = runs.headline.reindex(group.index)
-        row = {"label": label, "epoch": epoch, "score": summarise(group["score"]), "phi": summarise(phis)}
+        name = next(iter(group["label"]), "")
+        row = {
+            "label": label,
+            "name": name,
+            "epoch": epoch,
+            "score": summarise(group["score"]),
+            "phi": summarise(phis),
+        }
         table.append({**row, "scores": list(group["score"])})
     return pd.DataFrame(table)
 
