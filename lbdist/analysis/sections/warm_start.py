@@ -91,9 +91,10 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         text = "No warm start makes LB clearly better than from x0 (95 % intervals)"
     else:
         gain = difference(first["scores"], cold["scores"])
+        unit = " points" if runs.score.unit == "%" else ""
         text = (
             f"From {number(first['epoch'])} epoch{'s' * (first['epoch'] > 1)} of SB on, a warm start makes "
-            f"LB clearly better than from x0: by {number(gain.mean, 2)} (95 % interval {interval(gain)})"
+            f"LB clearly better than from x0: by {number(gain.mean, 2)}{unit} (95 % interval {interval(gain)})"
         )
     last = warm.iloc[-1]
     ends = [item for item in (cold["phi"], last["phi"]) if item.n]
