@@ -94,7 +94,8 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         unit = " points" if runs.score.unit == "%" else ""
         text = (
             f"From {number(first['epoch'])} epoch{'s' * (first['epoch'] > 1)} of SB on, a warm start makes "
-            f"LB clearly better than from x0: by {number(gain.mean, 2)}{unit} (95 % interval {interval(gain)})"
+            f"LB clearly better than from x0: by {number(gain.mean, 2)}{unit} "
+            f"(95 % interval {interval(gain)})"
         )
     last = warm.iloc[-1]
     ends = [item for item in (cold["phi"], last["phi"]) if item.n]
