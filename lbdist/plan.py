@@ -7,6 +7,7 @@ nodes, mappings with a `_target_` and its arguments.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -107,6 +108,11 @@ class Cell:
         return digest({key: value for key, value in defining.items() if value is not None})
 
     @property
+    def asked_workers(self) -> int:
+        """The workers that the cell asks for: one where it leaves them open."""
+        return 1 if self.num_workers == AUTO else int(self.num_workers)
+
+    @property
     def label(self) -> str:
         """What a person calls the cell: method, remedy, setting, origin and seed."""
         return f"{self.label_without_seed} seed {self.seed}"
@@ -161,9 +167,9 @@ class Point:
     epoch: int | None = None
     file: str | None = None
 
-    @property
+    @functools.cached_property
     def key(self) -> list[Any]:
-        """What tells the model apart: a file by its content."""
+        """What tells the model apart: a file by its content, read once."""
         if self.file is None:
             return [self.cell.id, self.epoch]
         node, content = _defining(self.cell.network), Path(self.file).read_bytes()

@@ -124,7 +124,8 @@ class Progress:
 
     def _status(self) -> None:
         """Says what runs, unless something was said a moment ago."""
-        self.bar.update(self.task, note=self._time_left())
+        left = self._time_left()
+        self.bar.update(self.task, note=left)
         if not self.plain or time.monotonic() < self._said + LINE_SECONDS:
             return
         texts = []
@@ -135,7 +136,7 @@ class Progress:
                 texts.append(f"{cell.label}: epoch {metrics['epoch']} of {cell.epochs}, {loss}")
             else:
                 texts.append(f"{job.label}: {f'{job.workers} workers ' if job.workers > 1 else ''}starting")
-        self.note("; ".join([*texts, *([self._time_left()] if self._time_left() else [])]))
+        self.note("; ".join([*texts, *([left] if left else [])]))
 
     def _cell(self, job: Job) -> Cell:
         return job.cells[self._place[job.id]]

@@ -83,9 +83,14 @@ Place = str | Path | Store
 """A folder, a URI or a store."""
 
 
+def cell_folder(cell: str) -> str:
+    """Where what is known of a cell is."""
+    return f"{CELLS}/{cell}"
+
+
 def cell_file(cell: str) -> str:
     """Where a cell's rows are."""
-    return f"{CELLS}/{cell}/rows.parquet"
+    return f"{cell_folder(cell)}/rows.parquet"
 
 
 def measurement_file(measurement: str) -> str:
@@ -108,9 +113,13 @@ def write_rows(place: Place, name: str, rows: Iterable[Row]) -> None:
     unknown = {column for row in rows for column in row} - set(SCHEMA.names)
     if unknown:
         raise ValueError(f"columns that the row schema does not have: {sorted(unknown)}")
+    _write(Store.of(place), name, pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
+
+
+def _write(store: Store, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
-    Store.of(place).write(name, sink.getvalue().to_pybytes())
+    pq.write_table(table, sink, compression="zstd")
+    store.write(name, sink.getvalue().to_pybytes())
 
 
 def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
@@ -179,10 +188,10 @@ def gather(
         for row in read_rows(store, measurement_file(measurement)):
             columns = {"num_workers": workers.get(row["cell"]), **cells.get(row["cell"], {})}
             rows.append({**row, **columns, "experiment": study})
-    frame = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
+    table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
     if study is not None and rows:
-        write_rows(store, f"{study}/rows.parquet", frame.to_pylist())
-    return frame.to_pandas()
+        _write(store, f"{study}/rows.parquet", table)
+    return table.to_pandas()
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -221,7 +230,7 @@ def finished(place: Place, kind: str) -> list[str]:
 
 def read_cell(place: Place, cell: str) -> dict[str, Any]:
     """What `cell.json` holds: the `cell`, its `columns`, and the `provenance` of its rows."""
-    found: dict[str, Any] = json.loads(Store.of(place).read(f"{CELLS}/{cell}/cell.json"))
+    found: dict[str, Any] = json.loads(Store.of(place).read(f"{cell_folder(cell)}/cell.json"))
     return found
 
 

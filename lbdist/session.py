@@ -70,7 +70,6 @@ def prepare(config: DictConfig) -> Session:
         # a study may have settings for a measure that was not chosen
         if not isinstance(node, Mapping) or "_target_" in node
     }
-    build(settings.network, "network", kind=torch.nn.Module)
     network = networks.make(settings.network)
     flops = networks.sample_flops(network, inputs[:2], outputs)
     for name, (_, measure) in measures.items():
@@ -93,11 +92,15 @@ def prepare(config: DictConfig) -> Session:
     alike = {(cell.remedy, cell.setting, cell.stage == "search"): cell for cell in session.cells.values()}
     for cell in alike.values():
         _check_run(cell, len(data.train))
+    learners = {(repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size): c for c in alike.values()}
+    for cell in learners.values():
+        make, ghost = optimizer_factory(cell.optimizer), cell.ghost_batch_size
+        Learner(networks.make(cell.network), make, Workers(), ghost, cell.micro_batch_size)
     return session
 
 
 def _check_run(cell: Cell, train_size: int) -> None:
-    """Refuses what a run of this kind could not be: its remedies, batches and optimiser."""
+    """Refuses remedies and batches that a run of this kind could not have."""
     loop.make_remedy(cell.remedies)
     key, batch = f"remedy.{cell.remedy}.cell", cell.global_batch_size
     limit = train_size - round((cell.validation_fraction or 0) * train_size)
@@ -108,7 +111,6 @@ def _check_run(cell: Cell, train_size: int) -> None:
         require(
             micro % ghost == 0, f"{key}.micro_batch_size", micro, f"a multiple of ghost_batch_size={ghost}"
         )
-    Learner(networks.make(cell.network), optimizer_factory(cell.optimizer), Workers(), ghost, micro)
 
 
 def _candidates(name: str, node: Mapping[str, object], samples: int) -> Candidates:
@@ -204,7 +206,7 @@ class Session:
     def _check_workers(self, slots: int) -> None:
         """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
         for cell in self.cells.values():
-            if cell.num_workers != AUTO and int(cell.num_workers) > slots:
+            if cell.num_workers != AUTO and cell.asked_workers > slots:
                 key = "study.check_workers" if cell.stage == "check" else "num_workers"
                 raise InputError(f"{key}={cell.num_workers}: must be at most {slots}, what the cluster has")
 
@@ -226,32 +228,31 @@ class Session:
         for line in self._remarks():
             print(line)
         known = cells_of(self.study, lambda cell: None)
-        records: dict[tuple[str, str, object], dict[str, object]] = {}
+        groups: dict[tuple[str, str, int | str], list[Cell]] = {}
         for cell in self.cells.values():
-            # which setting it is, the search will say
-            open_ = cell.setting and cell.id not in known
-            label = (
-                cell.label_without_seed.replace(cell.setting, "(the best)")
-                if open_
-                else cell.label_without_seed
+            label = cell.label_without_seed
+            if cell.setting and cell.id not in known:  # which setting it is, the search will say
+                label = label.replace(cell.setting, "(the best)")
+            groups.setdefault((cell.stage, label, cell.num_workers), []).append(cell)
+        records = []
+        for (stage, label, workers), cells in groups.items():
+            cell = cells[0]
+            share = -(-cell.global_batch_size // cell.asked_workers)
+            records.append(
+                {
+                    "stage": stage,
+                    "cell": label,
+                    "seeds": len(cells),
+                    "epochs": cell.epochs,
+                    "global batch": cell.global_batch_size,
+                    "workers": workers,
+                    "per worker": share,
+                    "accumulation": -(-share // (cell.micro_batch_size or share)),
+                    "lr": cell.optimizer.get("lr", "default"),
+                }
             )
-            workers = 1 if cell.num_workers == AUTO else int(cell.num_workers)
-            share = -(-cell.global_batch_size // workers)
-            record = {
-                "stage": cell.stage,
-                "cell": label,
-                "seeds": 0,
-                "epochs": cell.epochs,
-                "global batch": cell.global_batch_size,
-                "workers": cell.num_workers,
-                "per worker": share,
-                "accumulation": -(-share // (cell.micro_batch_size or share)),
-                "lr": cell.optimizer.get("lr", "default"),
-            }
-            found = records.setdefault((cell.stage, label, cell.num_workers), record)
-            found["seeds"] = int(str(found["seeds"])) + 1
-        table = Table(*next(iter(records.values())), box=None, pad_edge=False)
-        for record in records.values():
+        table = Table(*records[0], box=None, pad_edge=False)
+        for record in records:
             table.add_row(*(str(value) for value in record.values()))
         Console(width=None if sys.stdout.isatty() else 120).print(table)
 
@@ -274,7 +275,9 @@ class Session:
         Returns:
             A line for each cell and measurement that failed for want of a process.
         """
-        unfinished = [cell for cell in cells_of(self.study, book).values() if book(cell) is None]
+        known = cells_of(self.study, book).values()
+        done = [cell for cell in known if book(cell) is not None]
+        unfinished = len(done) < len(known)
         if not unfinished and not self._missing(book):
             return []
         config, gradients = self.config, {}
@@ -289,8 +292,6 @@ class Session:
             evaluations, samples = cost(cell)
             return 64 * evaluations + samples
 
-        known = cells_of(self.study, book).values()
-        done = [cell for cell in known if book(cell) is not None]
         progress = Progress(self.cells.values(), done, weight, self.score.name, self.score.unit)
         with progress, cluster.connect(progress.note) as capacity:
             self._check_workers(capacity.slots)

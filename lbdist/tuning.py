@@ -25,6 +25,9 @@ from lbdist.storage import Store
 from lbdist.studies.base import Final, Study, cells_of
 from lbdist.training import loop
 
+REPORT_SECONDS = 2.0
+"""A report costs the driver time: between the points of the test curve there is one this often."""
+
 
 def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[dict[str, Any]]:
     """The settings that a remedy's search space yields: grids whole, continuous spaces drawn.
@@ -182,7 +185,7 @@ class Schedule(Searcher):
         if self._waiting is None:
             handed = {cell.id for job in self.running.values() for cell in job.cells}
             found = [c for c in self.cells().values() if c.id not in handed and self.book(c) is None]
-            self._waiting = sorted(found, key=lambda cell: (-_asked(cell), -self.cost(cell)))
+            self._waiting = sorted(found, key=lambda cell: (-cell.asked_workers, -self.cost(cell)))
         return self._waiting
 
     def next(self, name: str) -> Job | None:
@@ -194,7 +197,7 @@ class Schedule(Searcher):
         if waiting:
             job = self._job(waiting, free)
         elif self.again:
-            job = Job((self.again[0],), _asked(self.again[0]))
+            job = Job((self.again[0],), self.again[0].asked_workers)
         else:
             return None
         if job.workers > free:
@@ -213,7 +216,7 @@ class Schedule(Searcher):
         if first.num_workers == AUTO:
             share = 1 if len(waiting) >= free else free // len(waiting)
             return Job((first,), max(1, min(share, int(self.worthwhile(first)))))
-        workers = _asked(first)
+        workers = first.asked_workers
         if workers == 1:
             return Job((first,))
         same = [cell for cell in waiting if cell.num_workers == workers]
@@ -275,10 +278,6 @@ class Schedule(Searcher):
         return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None}
 
 
-def _asked(cell: Cell) -> int:
-    return 1 if cell.num_workers == AUTO else int(cell.num_workers)
-
-
 def _mean_metrics(finals: Sequence[Final]) -> dict[str, float]:
     """The final metrics of a job: the means over its cells, of those that all have."""
     shared = [name for name in finals[0] if all(name in final for final in finals)]
@@ -304,7 +303,7 @@ def trial(
     def report(metrics: dict[str, float]) -> None:
         # a report costs the driver time: the points of the test curve do, and one every few seconds
         nonlocal latest
-        if not math.isnan(metrics["loss"]) or time.monotonic() > latest + loop.REPORT_SECONDS:
+        if not math.isnan(metrics["loss"]) or time.monotonic() > latest + REPORT_SECONDS:
             latest = time.monotonic()
             tune.report(metrics)
 
@@ -343,7 +342,7 @@ def read_cell(store: Store, name: str) -> Cell:
 def write_cell(store: Store, cell: Cell) -> None:
     """Writes a cell's configuration beside its rows, with the versions and the machine."""
     content = {"cell": cell.record(), "columns": cell.columns(), "provenance": results.provenance()}
-    results.write_json(store, f"{results.CELLS}/{cell.id}/cell.json", content)
+    results.write_json(store, f"{results.cell_folder(cell.id)}/cell.json", content)
 
 
 def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, use_gpu: bool, retries: int) -> None:

@@ -14,10 +14,6 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
           "λ": r"$\lambda$"}  # fmt: skip
 
 
-def _heads(table: Table) -> list[str]:
-    return [" ".join(head.replace("-\n", "").split()) for head in table.heads]
-
-
 def latex(table: Table) -> str:
     r"""A `tabular` of booktabs, to be read by `\input`."""
 
@@ -28,7 +24,7 @@ def latex(table: Table) -> str:
         f"% {table.title}",
         rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (len(table.heads) - table.left)}}}",
     ]
-    lines += [r"\toprule", " & ".join(map(escape, _heads(table))) + r" \\", r"\midrule"]
+    lines += [r"\toprule", " & ".join(map(escape, table.lines)) + r" \\", r"\midrule"]
     for place, row in enumerate(table.rows):
         lines += [r"\midrule"] if place in table.groups else []
         lines.append(" & ".join(escape(entry.text) for entry in row) + r" \\")
@@ -43,13 +39,13 @@ def markdown(table: Table) -> str:
 
     rule = [":--"] * table.left + ["--:"] * (len(table.heads) - table.left)
     rows = [line([entry.text for entry in row]) for row in table.rows]
-    return "\n".join([line(_heads(table)), line(rule), *rows, ""])
+    return "\n".join([line(table.lines), line(rule), *rows, ""])
 
 
 def comma_separated(table: Table) -> str:
     """A CSV of the numbers behind the table, each mean beside its spread."""
     records = table.records()
-    heads = list(dict.fromkeys(head for record in records for head in record)) or _heads(table)
+    heads = list(dict.fromkeys(head for record in records for head in record)) or table.lines
     sink = io.StringIO()
     writer = csv.DictWriter(sink, heads, restval="", lineterminator="\n")
     writer.writeheader()

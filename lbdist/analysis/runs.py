@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.statistics import Summary, summarise
 
 COSTS = ["steps", "gradient_evaluations", "seconds"]
@@ -38,6 +39,11 @@ class Score:
     def axis(self) -> str:
         """As an axis's name: `test accuracy (%)`."""
         return f"test {self.name}" + (f" ({self.unit})" if self.unit else "")
+
+    @property
+    def points(self) -> str:
+        """What follows a difference of scores: ` points`, or nothing where there is no unit."""
+        return " points" if self.unit == "%" else ""
 
     def of(self, value: str) -> str:
         """A value with its unit."""
@@ -75,20 +81,11 @@ class Runs:
     def cells(self) -> pd.DataFrame:
         """One row a trained cell, indexed by its id.
 
-        Columns: what the cell is, `label`, `epochs`, and the final `score`, off the training set,
-        `train_score`, `steps`, `gradient_evaluations`, `seconds`, `diverged`; then the score is NaN.
+        Columns: what the cell is, `label`, `epochs`, and the final `score`, off the training set, `steps`,
+        `gradient_evaluations`, `seconds`, `diverged`; then the score is NaN.
         """
-        identity = [
-            "cell",
-            "method",
-            "remedy",
-            "setting",
-            "global_batch_size",
-            "num_workers",
-            "seed",
-            "stage",
-        ]
-        identity += ["origin_cell", "origin_epoch"]
+        identity = ["cell", "method", "remedy", "setting", "global_batch_size", "num_workers", "seed"]
+        identity += ["stage", "origin_epoch"]
         trained = self.rows[self.rows["measurement"].isna()]
         cells = trained[identity].drop_duplicates("cell").set_index("cell")
         cells["setting"] = cells["setting"].fillna("")
@@ -100,10 +97,7 @@ class Runs:
         ]
         final = trained[trained["epoch"].isna()]
         scored = final["metric"] == self.score.name
-        metrics = {
-            "score": scored & (final["split"] != "train"),
-            "train_score": scored & (final["split"] == "train"),
-        }
+        metrics = {"score": scored & (final["split"] != "train")}
         metrics |= {metric: final["metric"] == metric for metric in (*COSTS, "diverged")}
         for name, chosen in metrics.items():
             values = final[chosen].drop_duplicates("cell", keep="last").set_index("cell")["value"]
@@ -167,6 +161,11 @@ class Runs:
         found = self.sharpness
         boxes = found[(found["space"] == "full") & (found["solver"] == "converged")]["epsilon"]
         return float(boxes.max()) if len(boxes) else None
+
+    @property
+    def box(self) -> str:
+        """The headline's sharpness as text: `φ(1e-3)`."""
+        return f"φ({epsilon_text(self.epsilon or 0)})"
 
     @functools.cached_property
     def headline(self) -> pd.Series:

@@ -53,6 +53,11 @@ def of_difference(item: Difference) -> Entry:
     return Entry(number(item.mean, 2), interval(item), {"": item.mean, "low": item.low, "high": item.high})
 
 
+def heads_of_others(others: Mapping[str, Mapping[str, Summary]]) -> list[str]:
+    """The heads of what was measured beside sharpness."""
+    return [metric.replace("_", " ") for metric in others]
+
+
 def of_others(others: Mapping[str, Mapping[str, Summary]], label: str) -> list[Entry]:
     """What was measured beside sharpness at a method's runs, an entry a metric."""
     return [of_summary(found.get(label), "phi") for found in others.values()]
@@ -82,13 +87,17 @@ class Table:
     groups: frozenset[int] = frozenset()
     brief: bool = True
 
+    @property
+    def lines(self) -> list[str]:
+        """The heads on one line each."""
+        return [" ".join(head.replace("-\n", "").split()) for head in self.heads]
+
     def records(self) -> list[dict[str, float | str]]:
         """A mapping a row, from `head` and `head kind` to the numbers."""
-        heads = [" ".join(head.replace("-\n", "").split()) for head in self.heads]
         return [
             {
                 f"{head} {kind}".strip(): value
-                for head, entry in zip(heads, row, strict=True)
+                for head, entry in zip(self.lines, row, strict=True)
                 for kind, value in entry.numbers.items()
             }
             for row in self.rows

@@ -33,7 +33,7 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = build(node, "network")
+        network: nn.Module = build(node, "network", kind=nn.Module)
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
                 nn.init.xavier_uniform_(module.weight)

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lbdist.objective import Objective
+from lbdist.errors import require
+from lbdist.objective import BATCH_NORM_MODES, Objective
 from lbdist.plan import Cell, Node
 
 Row = dict[str, Any]
@@ -73,3 +74,13 @@ class Measure(ABC):
         Raises:
             InputError: With the key that is wrong.
         """
+
+
+def check_objective(batch_norm: str, micro_batch_size: int) -> None:
+    """Refuses options that no `Objective` takes.
+
+    Raises:
+        InputError: With the key that is wrong.
+    """
+    require(micro_batch_size >= 1, "micro_batch_size", micro_batch_size, "at least 1")
+    require(batch_norm in BATCH_NORM_MODES, "batch_norm", batch_norm, " or ".join(BATCH_NORM_MODES))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lbdist.errors import InputError, require
-from lbdist.objective import BATCH_NORM_MODES, Function
+from lbdist.objective import Function
 from lbdist.plan import Cell, Node
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
 from lbdist.sharpness.solvers import SOLVERS
 from lbdist.sharpness.subspace import FullSpace, Subspace
 
@@ -179,10 +179,9 @@ class BoxSharpness(Measure):
         for key, allowed in known.items():
             value = getattr(self, key)
             require(set(value or ()) <= set(allowed), key, value, "among " + ", ".join(allowed))
-        for key in ("subspace_dimension", "draws", "starts", "micro_batch_size"):
+        for key in ("subspace_dimension", "draws", "starts"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        allowed_modes = " or ".join(BATCH_NORM_MODES)
-        require(self.batch_norm in BATCH_NORM_MODES, "batch_norm", self.batch_norm, allowed_modes)
+        check_objective(self.batch_norm, self.micro_batch_size)
 
     def check(self, parameters: int) -> None:
         """A subspace has at most as many dimensions as there are parameters."""

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from lbdist import networks, results
+from lbdist import results
 from lbdist.config.build import build
 from lbdist.data.base import Split
 from lbdist.errors import one_line
@@ -41,14 +41,11 @@ class Evaluator:
 
     def _load(self, point: Point) -> Minimiser:
         cell = point.cell
-        network = networks.make(cell.network, cell.seed).to(self.device)
-        folder = self.store / results.CELLS
-        if cell.origin is not None:
-            name = checkpoint.model_name(cell.origin.epoch)
-            network.load_state_dict(checkpoint.load_model(folder / cell.origin.cell, name, self.device))
+        network = checkpoint.starting_point(self.store, cell, self.device)
         start = flatten(network)
         if point.file is None:
-            model = checkpoint.load_model(folder / cell.id, checkpoint.model_name(point.epoch), self.device)
+            folder = self.store / results.cell_folder(cell.id)
+            model = checkpoint.load_model(folder, checkpoint.model_name(point.epoch), self.device)
         else:
             file = Path(point.file)
             model = checkpoint.load_model(Store(file.parent), file.name, self.device)

@@ -11,8 +11,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from lbdist.errors import require
-from lbdist.objective import BATCH_NORM_MODES
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
 
 
 def lambda_max(
@@ -77,9 +76,7 @@ class LambdaMax(Measure):
     def __post_init__(self) -> None:
         require(0 < self.tolerance < 1, "tolerance", self.tolerance, "between 0 and 1")
         require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
-        require(self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "at least 1")
-        allowed_modes = " or ".join(BATCH_NORM_MODES)
-        require(self.batch_norm in BATCH_NORM_MODES, "batch_norm", self.batch_norm, allowed_modes)
+        check_objective(self.batch_norm, self.micro_batch_size)
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """One row; `evaluations` counts products with the Hessian."""

@@ -13,9 +13,11 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
+from lbdist import networks, results
 from lbdist.errors import InputError, one_line
+from lbdist.plan import Cell
 from lbdist.storage import Store
 
 RESUME = "resume.pt"
@@ -51,6 +53,34 @@ def load_model(store: Store, name: str, device: str | torch.device = "cpu") -> d
     except SafetensorError:
         return _tensors(content, f"{store}/{name}", device)
     return {key: value.to(device) for key, value in found.items()}
+
+
+def starting_point(
+    store: Store | None,
+    cell: Cell,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A cell's network where the cell begins: at its seed's x0, or at the model of its origin.
+
+    Args:
+        store: The storage folder; only a cell with an origin needs it.
+        cell: The cell.
+        device: Where the network is put.
+        dtype: Its precision; None for the network's own.
+
+    Raises:
+        InputError: There is no storage folder for the origin's model.
+        FileNotFoundError: The origin's model is not there.
+    """
+    network = networks.make(cell.network, cell.seed).to(device)
+    network = network if dtype is None else network.to(dtype)
+    if cell.origin is not None:
+        if store is None:
+            raise InputError("origin: a cell that begins at another's model needs the storage folder")
+        folder = store / results.cell_folder(cell.origin.cell)
+        network.load_state_dict(load_model(folder, model_name(cell.origin.epoch), device))
+    return network
 
 
 def save(store: Store, state: dict[str, Any], name: str = RESUME) -> None:

@@ -56,8 +56,8 @@ class Learner:
                 "worker's whole share at once; set ghost_batch_size as well, or micro_batch_size=null"
             )
         self.dropouts = Dropouts(network)
-        self.flat = Flat(network)
-        self.x, self.g = self.flat.x, self.flat.g
+        flat = Flat(network)
+        self.x, self.g = flat.x, flat.g
         self.optimizer = make_optimizer(trainable(network))
         self.loss = torch.zeros((), dtype=torch.float64, device=self.x.device)  # summed over samples
         self.loss_samples = 0.0

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbdist import networks, results
+from lbdist import results
 from lbdist.config.build import build
 from lbdist.data.base import Dataset, Split
 from lbdist.errors import InputError
@@ -35,9 +35,6 @@ from lbdist.training.batches import Workers, batches
 from lbdist.training.learner import Learner, optimizer_factory
 
 Row = dict[str, Any]
-
-REPORT_SECONDS = 2.0
-"""A report costs the driver time: between the points of the test curve there is one this often."""
 
 
 def on_device(
@@ -61,7 +58,7 @@ def make_remedy(nodes: Sequence[Node]) -> Remedy:
 
 
 def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
-    """The steps that a cell will take, and the samples that its gradients see, both as far as is known."""
+    """The gradients that a cell will take, and the samples that they see, both as far as is known."""
     remedy, samples = make_remedy(cell.remedies), train_size
     if cell.validation_fraction is not None:
         samples -= round(cell.validation_fraction * train_size)
@@ -96,21 +93,14 @@ def train(
         The cell's rows (the same on every worker) and the final parameters, shape (n,).
 
     Raises:
-        InputError: The cell begins at a model that is not there.
+        FileNotFoundError: The cell begins at a model that is not there.
     """
     workers = workers or Workers.current()
-    own = store / f"{results.CELLS}/{cell.id}" if store is not None else None
+    own = store / results.cell_folder(cell.id) if store is not None else None
     writes = own if workers.rank == 0 else None
     remedy = make_remedy(cell.remedies)
     loss: Loss = build(cell.loss, "loss", kind=Loss)
-    network = networks.make(cell.network, cell.seed).to(device, dtype)
-    if cell.origin is not None:
-        if store is None:
-            raise InputError("origin: a cell that begins at another's model needs the storage folder")
-        begun = store / f"{results.CELLS}/{cell.origin.cell}"
-        network.load_state_dict(
-            checkpoint.load_model(begun, checkpoint.model_name(cell.origin.epoch), device)
-        )
+    network = checkpoint.starting_point(store, cell, device, dtype)
     learner = Learner(
         network,
         optimizer_factory(cell.optimizer),
@@ -255,20 +245,17 @@ def run_cell(
         if workers.rank == 0:
             fixed = {"cell": cell.id, "num_workers": workers.size}
             results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])
-            store.remove(f"{results.CELLS}/{cell.id}/{checkpoint.RESUME}")
+            store.remove(f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}")
     return final_metrics(rows)
 
 
 def finished_rows(store: Store, cell: Cell) -> list[Row]:
     """The rows of a cell that is finished, with every model that it keeps; else none."""
     rows = results.read_rows(store, results.cell_file(cell.id))
-    missing = (epoch for epoch in cell.keep if not _kept(store, cell, epoch))
-    # a run that diverged has no later epoch to keep
-    return rows if rows and (next(missing, None) is None or final_metrics(rows).get("diverged")) else []
-
-
-def _kept(store: Store, cell: Cell, epoch: int) -> bool:
-    return store.exists(f"{results.CELLS}/{cell.id}/{checkpoint.model_name(epoch)}")
+    if not rows or final_metrics(rows).get("diverged"):  # which has no later epoch to keep
+        return rows
+    models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in cell.keep)
+    return rows if all(map(Store.of(store).exists, models)) else []
 
 
 def final_metrics(rows: Sequence[Row]) -> dict[str, float]:

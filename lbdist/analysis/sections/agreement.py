@@ -92,7 +92,7 @@ def sentence(pairs: pd.DataFrame, score: Score) -> str:
         text = (
             f"{pair['method']}, seed {pair['seed']}, on {pair['workers_a']} and {pair['workers_b']} workers: "
             f"test {score.name} {number(pair['score_a'], 2)} and {score.of(number(pair['score_b'], 2))}, "
-            f"{number(apart, 2)}{' points' if score.unit == '%' else ''} apart"
+            f"{number(apart, 2)}{score.points} apart"
         )
         if not math.isnan(pair["seed_std"]):
             text += f" (std over seeds {number(pair['seed_std'], 2)})"

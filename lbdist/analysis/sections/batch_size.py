@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lbdist.analysis import drawing
-from lbdist.analysis.numbers import epsilon_text, number, phi
+from lbdist.analysis.numbers import number, phi
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_others, of_summary
+from lbdist.analysis.section import Figure, Section, Table, heads_of_others, of_number, of_others, of_summary
 from lbdist.analysis.sections import reading, solvers
 from lbdist.analysis.statistics import Summary, difference, summarise
 
@@ -29,8 +29,8 @@ def section(runs: Runs) -> Section:
         return Section(title, ["No run is finished yet."], brief=True)
     head = ["global batch", f"test\n{runs.score.head}"]
     sharp = runs.epsilon is not None
-    head += [f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] if sharp else []
-    head += [metric.replace("_", " ") for metric in runs.others]
+    head += [f"sharpness\n{runs.box}"] if sharp else []
+    head += heads_of_others(runs.others)
     rows = [
         [
             of_number(row["batch"]),
@@ -38,7 +38,7 @@ def section(runs: Runs) -> Section:
             *([of_summary(row["phi"], "phi")] if sharp else []),
             *of_others(runs.others, row["label"]),
             of_number(row["steps"]),
-            Entry(str(row["score"].n), values={"": row["score"].n}),
+            of_number(row["score"].n),
         ]
         for _, row in data.iterrows()
     ]
@@ -46,9 +46,7 @@ def section(runs: Runs) -> Section:
     table = Table("batch_size", over, [*head, "steps", "n"], rows, left=0)
     bars = drawing.bars(pd.Series([row.n for row in data["score"]]))
     caption = f"Mean test {runs.score.name} {bars}"
-    caption += (
-        f"; below, φ({epsilon_text(runs.epsilon or 0)}) in the full space, converged." if sharp else "."
-    )
+    caption += f"; below, {runs.box} in the full space, converged." if sharp else "."
     picture = Figure("batch_size", "Against the global batch", caption, lambda: _draw(runs, data))
     figures = [picture] if any(row.n for row in data["score"]) else []
     return Section(title, _sentences(runs, data), [table], figures, brief=True)
@@ -92,8 +90,7 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         ends: list[Summary] = [sharp["phi"].iloc[0], sharp["phi"].iloc[-1]]
         batches = [number(sharp["batch"].iloc[0]), number(sharp["batch"].iloc[-1])]
         sentences.append(
-            f"φ({epsilon_text(runs.epsilon or 0)}) goes from {phi(ends[0])} at batch {batches[0]} to "
-            f"{phi(ends[1])} at {batches[1]}."
+            f"{runs.box} goes from {phi(ends[0])} at batch {batches[0]} to {phi(ends[1])} at {batches[1]}."
         )
     return sentences
 
@@ -110,5 +107,5 @@ def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
 
     panels = [(runs.score.axis, line("score"))]
     if runs.epsilon is not None:
-        panels.append((f"φ({epsilon_text(runs.epsilon)}) (log scale)", line("phi")))
+        panels.append((f"{runs.box} (log scale)", line("phi")))
     return drawing.draw_panels(panels, "global batch (samples, log scale)", log=True, log_y=(1,))

@@ -29,7 +29,7 @@ def section(runs: Runs) -> Section:
         hidden = int((points["phi"] <= 0).sum())
         caption = (
             f"Each point is one run ({seeds_text(points.groupby('label').size())} a method): test {name} "
-            f"against φ({epsilon_text(epsilon)}) in the full space, run to convergence."
+            f"against {runs.box} in the full space, run to convergence."
         )
         if hidden:
             caption += f" {hidden} run{'s' * (hidden > 1)} with φ = 0 cannot be shown on a log axis."

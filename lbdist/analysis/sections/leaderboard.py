@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,17 @@ import pandas as pd
 from lbdist.analysis import drawing
 from lbdist.analysis.numbers import epsilon_text, interval, number, percent, seconds, three_digits
 from lbdist.analysis.runs import COSTS, Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_difference, of_number, of_summary
+from lbdist.analysis.section import (
+    Entry,
+    Figure,
+    Section,
+    Table,
+    heads_of_others,
+    of_difference,
+    of_number,
+    of_others,
+    of_summary,
+)
 from lbdist.analysis.statistics import Difference, difference, summarise
 
 if TYPE_CHECKING:
@@ -29,8 +38,7 @@ def section(runs: Runs) -> Section:
         caption += "Vertical lines mark SB (solid) and LB (dashed)."
         if data["phi"].notna().any():
             caption += (
-                f" Right: sharpness φ({epsilon_text(runs.epsilon or 0)}) in the full space, "
-                "run to convergence; lower is flatter."
+                f" Right: sharpness {runs.box} in the full space, run to convergence; lower is flatter."
             )
         title = f"{runs.score.name.capitalize()} and flatness by method"
         draw = lambda: draw_leaderboard(data, runs.epsilon, runs.score.axis)  # noqa: E731
@@ -47,8 +55,7 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
         Difference SB - method; `n`, the runs in the means; the means `steps`, `gradient_evaluations`,
         `seconds`; `global_batch_size`, `num_workers`; `diverged`, the runs left out; `measured`, the
         sharpness values of the converged solver, and `not_converged`, those of them that did not converge
-        or failed; `phi`, a Summary by box, full space and converged; `others`, a Summary by every other
-        measured metric.
+        or failed; `phi`, a Summary by box, full space and converged.
     """
     cells, values = runs.counted, runs.sharpness
     sb = cells.loc[cells["label"] == "SB", "score"]
@@ -67,7 +74,6 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
             "score": summarise(group["score"]),
             "gap": Difference(*[math.nan] * 3) if label == "SB" else difference(sb, group["score"]),
             "phi": {box: phis.get((label, box), summarise([])) for box in boxes},
-            "others": {metric: found.get(label) for metric, found in runs.others.items()},
             **{cost: float(finished[cost].mean()) for cost in COSTS},
             "global_batch_size": int(group["global_batch_size"].iloc[0]),
             "num_workers": tuple(sorted(set(group["num_workers"]))),
@@ -81,26 +87,27 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
 
 
 def _table(runs: Runs, board: pd.DataFrame) -> Table:
-    boxes, others = board["phi"].iloc[0], board["others"].iloc[0]
-    columns: list[tuple[str, Callable[[pd.Series], Entry]]] = [
-        ("method", lambda row: Entry(row["method"], row["setting"])),
-        (f"test\n{runs.score.head}", lambda row: of_summary(row["score"])),
-        ("gap\nto SB", lambda row: of_difference(row["gap"])),
-        *[
-            (f"sharpness\nφ({epsilon_text(box)})", lambda row, box=box: of_summary(row["phi"][box], "phi"))
-            for box in boxes
-        ],
-        *[
-            (metric.replace("_", " "), lambda row, metric=metric: of_summary(row["others"][metric], "phi"))
-            for metric in others
-        ],
-        ("steps", lambda row: of_number(row["steps"])),
-        ("gradient\nevals", lambda row: of_number(row["gradient_evaluations"])),
-        ("seconds", lambda row: Entry(seconds(row["seconds"]), values={"": row["seconds"]})),
-        ("n", lambda row: of_number(row["n"])),
+    boxes = board["phi"].iloc[0]
+    heads = ["method", f"test\n{runs.score.head}", "gap\nto SB"]
+    heads += [f"sharpness\nφ({epsilon_text(box)})" for box in boxes]
+    heads += [*heads_of_others(runs.others), "steps", "gradient\nevals", "seconds", "n"]
+    diverged = bool(board["diverged"].any())
+    heads += ["di-\nverged"] if diverged else []
+    rows = [
+        [
+            Entry(row["method"], row["setting"]),
+            of_summary(row["score"]),
+            of_difference(row["gap"]),
+            *[of_summary(row["phi"][box], "phi") for box in boxes],
+            *of_others(runs.others, row["method"]),
+            of_number(row["steps"]),
+            of_number(row["gradient_evaluations"]),
+            Entry(seconds(row["seconds"]), values={"": row["seconds"]}),
+            of_number(row["n"]),
+            *([of_number(row["diverged"])] if diverged else []),
+        ]
+        for _, row in board.iterrows()
     ]
-    if board["diverged"].any():
-        columns.append(("di-\nverged", lambda row: of_number(row["diverged"])))
     note = (
         "Mean ± sample standard deviation over n seeds; the small line under it is the 95 % t interval of "
         "the mean, and under the gap (SB minus the method; negative: above SB) Welch's 95 % interval. φ: "
@@ -109,8 +116,7 @@ def _table(runs: Runs, board: pd.DataFrame) -> Table:
         "that shared it alike."
     )
     title = "Mean ± standard deviation over n seeds" + ("; φ: full space, converged" if boxes else "")
-    rows = [[entry(row) for _, entry in columns] for _, row in board.iterrows()]
-    return Table("leaderboard", title, [head for head, _ in columns], rows, note)
+    return Table("leaderboard", title, heads, rows, note)
 
 
 def _costs(board: pd.DataFrame) -> Table:
@@ -155,8 +161,8 @@ def conclusion(runs: Runs, table: pd.DataFrame) -> list[str]:
     """What the numbers support, in sentences: the gap, what it costs in flatness, what buys it back."""
     cells, score = runs.counted, runs.score
     accuracy = {label: group["score"].dropna() for label, group in cells.groupby("label")}
-    what, points = f"test {score.name}", "points of " if score.unit == "%" else "of "
-    units = " points" if score.unit == "%" else ""
+    what, points = f"test {score.name}", f"{score.points} of ".lstrip()
+    units = score.points
     more, most = ("more accurate", "most accurate") if score.name == "accuracy" else ("better", "best")
     if table.empty:
         return ["No run is confirmed yet."]
@@ -172,7 +178,6 @@ def conclusion(runs: Runs, table: pd.DataFrame) -> list[str]:
             *([f"Test {score.name}: " + ", ".join(measured) + "."] if measured else []),
         ]
 
-    epsilon = runs.epsilon
     labels = cells["label"].reindex(runs.headline.index)
     sharpness = {label: group.dropna() for label, group in runs.headline.groupby(labels)}
 
@@ -182,8 +187,7 @@ def conclusion(runs: Runs, table: pd.DataFrame) -> list[str]:
         a, b = a[a > 0], b[b > 0]
         if a.empty or b.empty:
             return ""
-        box = f"φ({epsilon_text(epsilon or 0)})"
-        against = f"{other} ({box} {three_digits(a.mean())} against {three_digits(b.mean())})"
+        against = f"{other} ({runs.box} {three_digits(a.mean())} against {three_digits(b.mean())})"
         apart = difference(np.log(a), np.log(b))
         if apart.sign == 0:
             return f"not clearly sharper or flatter than {against}"

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lbdist.analysis import drawing
-from lbdist.analysis.numbers import epsilon_text, interval, number, phi
+from lbdist.analysis.numbers import interval, number, phi
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_others, of_summary
+from lbdist.analysis.section import (
+    Entry,
+    Figure,
+    Section,
+    Table,
+    heads_of_others,
+    of_number,
+    of_others,
+    of_summary,
+)
 from lbdist.analysis.sections import reading, solvers
 from lbdist.analysis.statistics import difference, summarise
 
@@ -30,8 +39,8 @@ def section(runs: Runs) -> Section:
     heads = [
         "begins at",
         f"test\n{runs.score.head}",
-        *([f"sharpness\nφ({epsilon_text(runs.epsilon or 0)})"] * sharp),
-        *[metric.replace("_", " ") for metric in runs.others],
+        *([f"sharpness\n{runs.box}"] * sharp),
+        *heads_of_others(runs.others),
     ]
     rows = [
         [
@@ -39,7 +48,7 @@ def section(runs: Runs) -> Section:
             of_summary(row["score"]),
             *([of_summary(row["phi"], "phi")] if sharp else []),
             *of_others(runs.others, row["name"]),
-            Entry(str(row["score"].n), values={"": row["score"].n}),
+            of_number(row["score"].n),
         ]
         for _, row in data.iterrows()
     ]
@@ -48,7 +57,7 @@ def section(runs: Runs) -> Section:
     table = Table("warm_start", title, [*heads, "n"], rows, note)
     caption = f"Final test {runs.score.name} of LB begun at the model of SB after so many epochs (0: at x0), "
     caption += "error bars ± one standard deviation over seeds; the line without marks is SB's mean"
-    caption += f"; below, φ({epsilon_text(runs.epsilon or 0)}), full space, converged." if sharp else "."
+    caption += f"; below, {runs.box}, full space, converged." if sharp else "."
     picture = Figure("warm_start", "LB begun at SB's models", caption, lambda: _draw(runs, data))
     figures = [picture] if any(row.n for row in data["score"]) else []
     return Section("Warm starts", _sentences(runs, data), [table], figures, brief=True)
@@ -91,18 +100,16 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         text = "No warm start makes LB clearly better than from x0 (95 % intervals)"
     else:
         gain = difference(first["scores"], cold["scores"])
-        unit = " points" if runs.score.unit == "%" else ""
         text = (
             f"From {number(first['epoch'])} epoch{'s' * (first['epoch'] > 1)} of SB on, a warm start makes "
-            f"LB clearly better than from x0: by {number(gain.mean, 2)}{unit} "
+            f"LB clearly better than from x0: by {number(gain.mean, 2)}{runs.score.points} "
             f"(95 % interval {interval(gain)})"
         )
     last = warm.iloc[-1]
     ends = [item for item in (cold["phi"], last["phi"]) if item.n]
     if len(ends) == 2:
-        box = epsilon_text(runs.epsilon or 0)
         text += (
-            f"; φ({box}) goes from {phi(ends[0])} at x0 to {phi(ends[1])} at epoch {number(last['epoch'])}"
+            f"; {runs.box} goes from {phi(ends[0])} at x0 to {phi(ends[1])} at epoch {number(last['epoch'])}"
         )
     return [text + "."]
 
@@ -129,5 +136,5 @@ def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
 
     panels = [(runs.score.axis, lines("score"))]
     if runs.epsilon is not None:
-        panels.append((f"φ({epsilon_text(runs.epsilon)}) (log scale)", lines("phi")))
+        panels.append((f"{runs.box} (log scale)", lines("phi")))
     return drawing.draw_panels(panels, "epoch of SB at which LB begins", log_y=(1,))
