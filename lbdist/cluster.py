@@ -82,7 +82,12 @@ def connect(say: Callable[[str], None]) -> Iterator[Capacity]:
     """
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
+    except SystemExit:  # from the handler of SIGTERM that Ray sets meanwhile
+        signal.signal(signal.SIGTERM, terminate)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     capacity = Capacity.of_cluster()
     how = f"joined the cluster at {joined}" if joined else "started a local Ray"
     signal.signal(signal.SIGTERM, terminate)  # Ray has set its own

@@ -5,9 +5,12 @@ python -m lbdist.run experiment=remedies
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +44,35 @@ _KEYS = {
     "dry_run": "dry_run=true prints the cells that would run, and stops",
 }
 
-_terminated: list[int] = []  # the signal, since Tune hands on a KeyboardInterrupt of its own
+_AGAIN_SECONDS = 2.0
+"""After which an interrupt that got lost is sent again."""
 
 
-def _terminate(number: int, frame: Any) -> None:
-    """SIGTERM ends a run as Ctrl-C does."""
-    _terminated.append(number)
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM, while the context lasts: a KeyboardInterrupt, again until it gets through.
+
+    One that is raised in a destructor or in a callback is lost, and the run would go on. The signals that
+    came are given, since Tune hands on a KeyboardInterrupt of its own.
+    """
+    came: list[int] = []
+    again: list[threading.Timer] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        again.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        again[-1].daemon = True
+        again[-1].start()
+        raise KeyboardInterrupt
+
+    previous = {kind: signal.signal(kind, interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for timer in again:
+            timer.cancel()
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
 
 def help_text(folders: Sequence[Path] = ()) -> str:
@@ -82,37 +107,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when the study is finished, 1 when some of it failed, 2 for a wrong input, 130 after Ctrl-C, 143
         after SIGTERM.
     """
-    given = arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        arguments, folders = _config_folders(arguments)
-        if {"--help", "-h"} & set(arguments):
-            print(help_text(folders))
-            return 0
-        show = arguments[:2] if arguments[:1] == ["--cfg"] else arguments[-2:]
-        if "--cfg" in arguments:
-            if show != ["--cfg", "job"]:
-                raise InputError("--cfg: must be followed by job, at the end of the command")
-            arguments = [argument for argument in arguments if argument not in show]
-        wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
-        if wrong:
-            raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
-        config = configuration.compose(arguments, folders)
-        if show == ["--cfg", "job"]:
-            print(OmegaConf.to_yaml(config), end="")
-            return 0
-        schema.check(config)
-        signal.signal(signal.SIGTERM, _terminate)
-        # torch and Ray take seconds to import: not before the configuration is known to be good
-        from lbdist import session
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = " ".join(["python -m lbdist.run", *given])
+    with _interruptible() as came:
+        try:
+            return _main(given, command)
+        except InputError as error:
+            print(f"lbdist: {one_line(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
+            return 128 + (came[0] if came else signal.SIGINT)
 
-        return session.prepare(config).run(" ".join(["python -m lbdist.run", *given]))
-    except InputError as error:
-        print(f"lbdist: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        command = " ".join(["python -m lbdist.run", *given])
-        print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
-        return 128 + (_terminated.pop() if _terminated else signal.SIGINT)
+
+def _main(arguments: list[str], command: str) -> int:
+    arguments, folders = _config_folders(arguments)
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(folders))
+        return 0
+    show = arguments[:2] if arguments[:1] == ["--cfg"] else arguments[-2:]
+    if "--cfg" in arguments:
+        if show != ["--cfg", "job"]:
+            raise InputError("--cfg: must be followed by job, at the end of the command")
+        arguments = [argument for argument in arguments if argument not in show]
+    wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
+    if wrong:
+        raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
+    config = configuration.compose(arguments, folders)
+    if show == ["--cfg", "job"]:
+        print(OmegaConf.to_yaml(config), end="")
+        return 0
+    schema.check(config)
+    # torch and Ray take seconds to import: not before the configuration is known to be good
+    from lbdist import session
+
+    return session.prepare(config).run(command)
 
 
 def _config_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:

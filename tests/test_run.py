@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -167,6 +168,26 @@ def gone(members: list[psutil.Process]) -> None:
     """Waits for the end of processes: Ray's agents look for their parent every few seconds."""
     _, alive = psutil.wait_procs(members, timeout=90)
     assert not alive, [p.cmdline() for p in alive]
+
+
+def test_an_interrupt_that_a_destructor_swallows_comes_again():
+    program = """
+import os, signal, time
+from lbdist.run import _interruptible
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+with _interruptible() as came:
+    try:
+        Deaf()
+        print("lost", flush=True)
+        time.sleep(20)
+    except KeyboardInterrupt:
+        print("came", *came)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["lost", "came", "15", "15"] and done.returncode == 0
 
 
 @pytest.fixture(scope="module")
