@@ -52,6 +52,9 @@ class Loss(ABC):
         """
 
 
+_NO_LABEL = -(2**62)
+
+
 def _labels(data: Dataset) -> list[tuple[str, np.ndarray]]:
     return [("train", data.train.labels), ("test", data.test.labels)]
 
@@ -85,9 +88,18 @@ class CrossEntropy(Loss):
     """
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, summed over samples."""
-        targets = targets if targets.is_floating_point() else targets.long()
-        return F.cross_entropy(outputs, targets, reduction="sum")
+        """Cross-entropy, summed over samples; labels may be each class's probability, (N, C), as well."""
+        if targets.is_floating_point():
+            if outputs.shape != targets.shape:
+                raise _unlike(outputs, targets)
+            return F.cross_entropy(outputs, targets, reduction="sum")
+        if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
+            shapes = f"outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
+            raise InputError(
+                f"network: gives {shapes}; cross-entropy takes (N, C) and (N,), Tokens takes sequences"
+            )
+        # no label is passed over: each of the N samples counts
+        return F.cross_entropy(outputs, targets.long(), reduction="sum", ignore_index=_NO_LABEL)
 
     def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Samples whose largest output is that of their class."""

@@ -2,26 +2,37 @@
 
 Sums run in float64 and in a fixed order, and are divided once by the number of samples, so a ragged last
 micro-batch counts by its true size. Dropout is off and reduced precision (TF32, autocast) is off.
+
+x is put where the module itself looks, into its own parameters, for as long as a call lasts. So whatever the
+module does with them (shared blocks, checkpointed activations, views of its own) is part of f; and f is held
+against its own difference quotients before the first value is given out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbdist.data.base import to_float
-from lbdist.errors import InputError
+from lbdist.data.base import bounds, handed_out
+from lbdist.errors import InputError, one_line
 from lbdist.losses import CrossEntropy, Given, Loss
-from lbdist.networks.flat import buffers, flatten, views
+from lbdist.networks.flat import check, flatten, trainable, views
 
 BATCH_NORM_MODES = ("running", "batch", "recalibrated")
 
 Function = Callable[[Tensor], tuple[float, Tensor]]
 """A function of a flat vector of shape (n,): its value and its gradient of shape (n,)."""
+
+_PROOF_SAMPLES = 256
+_PROOF_TOLERANCE = 0.05
+"""Of a difference quotient, at the best of the steps that are tried: a wrong gradient is off by far more."""
 
 
 @contextlib.contextmanager
@@ -36,37 +47,57 @@ def full_precision() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
-@contextlib.contextmanager
-def _evaluating(network: nn.Module, batch_statistics: bool) -> Iterator[None]:
-    """Evaluation mode, batch norm alone in training mode if asked; the modes are put back after."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    if batch_statistics:
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
+class _Held:
+    """A module's parameters, buffers and modes, which `put_back` gives it again, as often as it is called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.modes = [(module, module.training) for module in network.modules()]
+        self.parameters = [(p, p.detach().clone()) for p in network.parameters()]
+        self.buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for parameter, value in self.parameters:
+            parameter.data.copy_(value)
+        self.put_back_buffers()
+        for module, mode in self.modes:
             module.training = mode
+
+    @torch.no_grad()
+    def put_back_buffers(self) -> None:
+        for module, name, buffer, value in self.buffers:
+            module._buffers[name] = buffer  # which the module may have replaced
+            buffer.copy_(value)
 
 
 class Objective:
-    """f and its gradient for a network and a data set; the network itself is never changed.
+    """f and its gradient for a network and a data set; neither is ever changed.
+
+    A network in half precision, or in several, is measured in float32 (a copy of it), since a box of Metric
+    2.1 is finer than its rounding. The first call proves f on a few samples: two evaluations give one value,
+    which is the module's own, and along two random directions at a point away from x the gradient agrees
+    with difference quotients.
 
     Args:
-        network: Any module that maps inputs to what the loss takes; its device and precision are used.
+        network: Any module that maps inputs to what the loss takes; its device is used.
         data: Inputs (N, ...), whose integers stay integers unless they are uint8, and labels (N, ...).
         batch_norm: Statistics of batch normalisation: `running` averages as trained; `batch`, those of
             each evaluated micro-batch (the released code of Keskar et al., at 5,000); `recalibrated`,
-            those of the whole data set at the network's own parameters, then kept.
-        micro_batch_size: Samples taken through the network at once.
+            those of the whole data set at the network's own parameters, one layer after the other, then
+            kept. A layer that is applied several times in one pass takes the moments over all of them.
+            Layers without running statistics take those of each micro-batch, as in PyTorch.
+        micro_batch_size: Samples taken through the network at once; a single one left over joins the last.
         loss: A `Loss`, or a function of (outputs, labels) that gives the sum of the samples' losses; None
             for cross-entropy over classes.
 
     Raises:
-        InputError: An empty data set, an unknown mode, or a micro-batch of no samples.
+        InputError: An empty data set, an unknown mode, a micro-batch of no samples, or a network without
+            trainable parameters, with lazy ones, or with some that share memory.
     """
 
     def __init__(
@@ -81,19 +112,29 @@ class Objective:
         self.inputs, self.labels = data
         if len(self.labels) == 0:
             raise InputError("data: an empty data set has no loss")
+        if len(self.inputs) != len(self.labels):
+            raise InputError(f"data: {len(self.inputs)} inputs for {len(self.labels)} labels")
         if batch_norm not in BATCH_NORM_MODES:
             raise InputError(f"batch_norm={batch_norm}: must be one of {', '.join(BATCH_NORM_MODES)}")
         if micro_batch_size < 1:
             raise InputError(f"micro_batch_size={micro_batch_size}: must be at least 1")
+        check(network)
+        self.dtype = _precision(network)
+        self.given = network
+        low = any(p.is_floating_point() and p.dtype != self.dtype for p in network.parameters())
         self.network = network
+        if low:
+            with self._refusing():
+                self.network = copy.deepcopy(network).to(self.dtype)
         self.batch_norm = batch_norm
         self.micro_batch_size = micro_batch_size
         self.loss = loss if isinstance(loss, Loss) else Given(loss) if loss else CrossEntropy()
         self.evaluations = 0
-        self._buffers = {name: b.detach().clone() for name, b in buffers(network)}
-        self._deterministic = False
+        self._proven = False
+        self._buffers = {name: b.detach().clone() for name, b in self.network.named_buffers()}
         if batch_norm == "recalibrated":
-            self._recalibrate()
+            with self._refusing():
+                self._recalibrate()
 
     @property
     def x(self) -> Tensor:
@@ -104,84 +145,295 @@ class Objective:
         """f(x) and its gradient.
 
         Args:
-            x: Parameters of shape (n,).
+            x: Parameters of shape (n,), in f's precision.
 
         Raises:
-            InputError: The network gives two values for one x.
+            InputError: f is not a function of x, or the network fails.
+            ValueError: x has another length or precision.
         """
-        if not self._deterministic:
-            first, second = self.value(x), self.value(x)
-            if first != second and not (first != first and second != second):
-                raise InputError(
-                    f"network: two evaluations of one x gave {first!r} and {second!r}; "
-                    "sharpness needs a deterministic network (is a dropout of its own left on?)"
-                )
-            self._deterministic = True
+        self._ready()
         self.evaluations += 1
+        return self._gradient(x, len(self.labels))
+
+    def _gradient(self, x: Tensor, samples: int) -> tuple[float, Tensor]:
+        """The mean loss over the first samples and its gradient."""
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-        leaf = x.detach().requires_grad_()
-        for scores, labels in self._batches(leaf):
-            loss = self.loss.total(scores, labels)
-            gradient += torch.autograd.grad(loss, leaf)[0]
-            total += loss.detach()
-        count = len(self.labels)
-        return float(total / count), (gradient / count).to(x.dtype)
+
+        def visit(outputs: Tensor, labels: Tensor) -> None:
+            loss = self.loss.total(outputs, labels)
+            gradient.add_(self._flat(torch.autograd.grad(loss, self._leaves(), materialize_grads=True)))
+            total.add_(loss.detach())
+
+        self._visit(x, visit, samples)
+        return float(total / samples), (gradient / samples).to(x.dtype)
 
     def curvature(self, x: Tensor, v: Tensor) -> Tensor:
         """The product of f's Hessian at x with v, both of shape (n,), by two backward passes."""
+        self._ready()
         total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-        leaf = x.detach().requires_grad_()
-        for scores, labels in self._batches(leaf):
-            loss = self.loss.total(scores, labels)
-            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-            total += torch.autograd.grad(gradient @ v, leaf)[0]
+
+        def visit(outputs: Tensor, labels: Tensor) -> None:
+            leaves, loss = self._leaves(), self.loss.total(outputs, labels)
+            gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+            slope = self._flat(gradient) @ v
+            if slope.requires_grad:  # else the loss is linear in all that is trained
+                total.add_(self._flat(torch.autograd.grad(slope, leaves, materialize_grads=True)))
+
+        self._visit(x, visit, len(self.labels))
         return (total / len(self.labels)).to(x.dtype)
+
+    def _leaves(self) -> list[nn.Parameter]:
+        return [p for _, p in trainable(self.network)]
+
+    @staticmethod
+    def _flat(parts: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([part.reshape(-1) for part in parts])
 
     def value(self, x: Tensor) -> float:
         """f(x) alone."""
         return self.measure(x)[0]
 
-    @torch.no_grad()
     def measure(self, x: Tensor | None = None) -> tuple[float, float]:
         """Mean loss and the loss's score at x, by default at the network's own parameters."""
-        x = self.x if x is None else x
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
-        sums: Tensor | None = None
-        for scores, labels in self._batches(x.detach()):
-            total += self.loss.total(scores, labels)
-            scored = self.loss.scored(scores, labels)
-            sums = scored if sums is None else sums + scored
-        assert sums is not None
-        return float(total / len(self.labels)), self.loss.value(sums, len(self.labels))
+        self._ready()
+        return self._measure(self.x if x is None else x, len(self.labels))
 
-    def _batches(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        with full_precision(), _evaluating(self.network, self.batch_norm == "batch"):
-            for start in range(0, len(self.labels), self.micro_batch_size):
-                part = slice(start, start + self.micro_batch_size)
-                # buffers are copies too: batch statistics would otherwise leak into the running averages
-                held = {name: b.clone() for name, b in self._buffers.items()}
-                state = {**views(self.network, x), **held}
-                inputs = to_float(self.inputs[part], x.dtype)
-                yield functional_call(self.network, state, (inputs,)), self.labels[part]
+    @torch.no_grad()
+    def _measure(self, x: Tensor, samples: int) -> tuple[float, float]:
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        sums: list[Tensor] = []
+
+        def visit(outputs: Tensor, labels: Tensor) -> None:
+            total.add_(self.loss.total(outputs, labels))
+            scored = self.loss.scored(outputs, labels)
+            sums[:] = [sums[0] + scored if sums else scored]
+
+        self._visit(x, visit, samples)
+        return float(total / samples), self.loss.value(sums[0], samples)
+
+    def _visit(self, x: Tensor, visit: Callable[[Tensor, Tensor], None], samples: int) -> None:
+        """Calls `visit` with outputs and labels of each micro-batch, at x; the network is as it was after."""
+        parts = views(self.network, x.detach())
+        if x.dtype != self.dtype:
+            raise ValueError(f"x is {x.dtype}; f is computed in {self.dtype}, the network's precision")
+        held = _Held(self.network)
+        try:
+            with full_precision():
+                self._set_modes(self.network)
+                with torch.no_grad():
+                    for name, parameter in trainable(self.network):
+                        parameter.data.copy_(parts[name])
+                for start, stop in bounds(0, samples, self.micro_batch_size):
+                    # batch statistics would otherwise leak into the running averages
+                    self._put_buffers(held)
+                    visit(self._outputs(start, stop), self.labels[start:stop].clone())
+        finally:
+            try:
+                held.put_back()
+            except KeyboardInterrupt:
+                held.put_back()
+                raise
+
+    @torch.no_grad()
+    def _put_buffers(self, held: _Held) -> None:
+        held.put_back_buffers()
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(self._buffers[name])
+
+    def _set_modes(self, network: nn.Module) -> None:
+        network.eval()
+        if self.batch_norm == "batch":
+            for norm in _norms(network):
+                norm.train()
+
+    def _outputs(self, start: int, stop: int) -> Tensor:
+        outputs = self.network(handed_out(self.inputs[start:stop], self.dtype))
+        if not isinstance(outputs, Tensor):
+            raise InputError(f"network: gives a {type(outputs).__name__} in evaluation mode, not a tensor")
+        return outputs
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What the network or the loss raises on their first samples is a wrong input, in one line."""
+        try:
+            yield
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            why = f"network: {type(error).__name__} in evaluation mode: {one_line(error)[:300]}"
+            if self.network is not self.given:
+                why += f"; lbdist measures in {self.dtype}, which its forward pass has to follow"
+            raise InputError(why) from error
+
+    def _ready(self) -> None:
+        if not self._proven:
+            with self._refusing():
+                self._prove()
+
+    def _prove(self) -> None:
+        """Holds f, once and on a few samples, against the module itself and against difference quotients.
+
+        Raises:
+            InputError: f is not what it is said to be.
+        """
+        samples = min(len(self.labels), _PROOF_SAMPLES)
+        x = self.x
+        first, second = self._measure(x, samples)[0], self._measure(x, samples)[0]
+        if first != second and not (math.isnan(first) and math.isnan(second)):
+            raise InputError(
+                f"network: two evaluations of one x gave {first!r} and {second!r}; "
+                "sharpness needs a deterministic network (is a dropout of its own left on?)"
+            )
+        if not math.isfinite(first):
+            return  # a run that diverged has no function to speak of
+        if self.batch_norm != "recalibrated":
+            self._prove_value(first, samples)
+        self._prove_gradient(x, samples)
+        self._proven = True
+
+    def _prove_value(self, found: float, samples: int) -> None:
+        """The value at x is the module's own, in its own precision."""
+        held, own, exact = _Held(self.given), 0.0, self.given is self.network
+        dtype = next(p.dtype for _, p in trainable(self.given))
+        try:
+            with torch.no_grad(), full_precision():
+                self._set_modes(self.given)
+                for start, stop in bounds(0, samples, self.micro_batch_size):
+                    outputs = self.given(handed_out(self.inputs[start:stop], dtype)).to(self.dtype)
+                    own += float(self.loss.total(outputs, self.labels[start:stop].clone()))
+        finally:
+            held.put_back()
+        value = own / samples
+        if not math.isclose(found, value, rel_tol=1e-3 if exact else 0.1, abs_tol=1e-6 if exact else 0.1):
+            raise InputError(f"network: f(x)={found:.6g}, but the network itself gives {value:.6g} there")
+
+    def _prove_gradient(self, x: Tensor, samples: int) -> None:
+        """The gradient, along random directions at a point away from x, is that of the value."""
+        generator = torch.Generator().manual_seed(0)
+
+        def noise() -> Tensor:
+            return torch.randn(len(x), generator=generator, dtype=torch.float64).to(x)
+
+        scale = x.abs() + x.abs().mean() + 1e-6
+        away = x + 0.02 * scale * noise()
+        value, gradient = self._gradient(away, samples)
+        if not math.isfinite(value):
+            return
+        for _ in range(2):
+            # half of the direction along the gradient, which a random one alone would hardly see
+            direction = scale * noise()
+            direction /= direction.norm()
+            direction += gradient / gradient.norm().clamp_min(torch.finfo(x.dtype).tiny)
+            slope = float(gradient.double() @ direction.double())
+            found = self._quotients(away, direction, slope, samples)
+            if not found:
+                continue
+            if (twin := self._twin()) and not twin._quotients(away, direction, slope, samples):
+                continue  # float32 was too coarse to tell
+            raise InputError(
+                f"network: its gradient is not that of its loss: {slope:.4g} along a random direction, where "
+                f"difference quotients give {', '.join(f'{q:.4g}' for q in found)}"
+            )
+
+    def _quotients(self, x: Tensor, direction: Tensor, slope: float, samples: int) -> list[float]:
+        """Difference quotients at x that all contradict a slope; empty where one agrees."""
+        x, direction = x.to(self.dtype), direction.to(self.dtype)
+        rounding = 8 * torch.finfo(self.dtype).eps * (1 + abs(self._measure(x, samples)[0]))
+        widest = 0.05 * float((x.double().norm() + 1e-3 * len(x) ** 0.5) / direction.double().norm())
+        first = min(widest, 300 * rounding / max(abs(slope), 1e-300))
+        found = []
+        for step in (first, first / 5, 5 * first, first / 25):
+            ahead, behind = (self._measure(x + s * direction, samples)[0] for s in (step, -step))
+            found.append((ahead - behind) / (2 * step))
+            if abs(found[-1] - slope) <= _PROOF_TOLERANCE * abs(slope) + rounding / step:
+                return []
+        return found
+
+    def _twin(self) -> Objective | None:
+        """f in float64, of a copy of the network, where there can be one."""
+        if self.dtype == torch.float64:
+            return None
+        try:
+            network = copy.deepcopy(self.network).double()
+            options = {"batch_norm": "running", "micro_batch_size": self.micro_batch_size, "loss": self.loss}
+            twin = Objective(network, (self.inputs, self.labels), **options)  # type: ignore[arg-type]
+            twin.batch_norm, twin._proven = self.batch_norm, True
+            floats = {k: b.double() if b.is_floating_point() else b for k, b in self._buffers.items()}
+            twin._buffers = floats
+            twin._measure(twin.x, 1 + (self.batch_norm == "batch"))
+        except Exception:  # whatever keeps the network from running in float64
+            return None
+        return twin
 
     @torch.no_grad()
     def _recalibrate(self) -> None:
-        """Sets the running averages to the means over the data set at the network's own parameters."""
-        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        momenta = [m.momentum for m in norms]
-        state = views(self.network, self.x)
-        held = {n: b.clone() for n, b in self._buffers.items()}
-        seen = 0
+        """Sets the running averages to the pooled moments of each layer's inputs, layer after layer."""
+        held = _Held(self.network)
+        order: list[_BatchNorm] = []
+        norms = [norm for norm in _norms(self.network) if norm.running_mean is not None]
         try:
-            with full_precision(), _evaluating(self.network, True):
-                for start in range(0, len(self.labels), self.micro_batch_size):
-                    inputs = to_float(self.inputs[start : start + self.micro_batch_size], self.x.dtype)
-                    seen += len(inputs)
-                    for norm in norms:
-                        norm.momentum = len(inputs) / seen  # a mean over the micro-batches by their sizes
-                    functional_call(self.network, {**state, **held}, (inputs,))
+            with full_precision():
+                self.network.eval()
+                self._pass(norms, lambda norm, x: order.append(norm), 1)
+                for norm in dict.fromkeys(order):
+                    moments = _Moments()
+                    self._pass([norm], functools.partial(_Moments.add, moments), len(self.labels))
+                    assert norm.running_mean is not None and norm.running_var is not None
+                    norm.running_mean.copy_(moments.mean)
+                    norm.running_var.copy_(moments.variance)
+            self._buffers = {name: b.clone() for name, b in self.network.named_buffers()}
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-        self._buffers = held
+            try:
+                held.put_back()
+            except KeyboardInterrupt:
+                held.put_back()
+                raise
+
+    def _pass(self, norms: list[_BatchNorm], see: Callable[[_BatchNorm, Tensor], None], samples: int) -> None:
+        """Takes samples through the network and shows these layers' inputs."""
+        hooks = [norm.register_forward_pre_hook(lambda norm, given: see(norm, given[0])) for norm in norms]
+        try:
+            for start, stop in bounds(0, samples, self.micro_batch_size):
+                self._outputs(start, stop)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _Moments:
+    """The pooled mean and variance of a layer's inputs, in float64 (Chan, Golub & LeVeque 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, norm: _BatchNorm, x: Tensor) -> None:
+        """Takes inputs of a layer, of shape (N, C, ...)."""
+        x = x.detach().double().transpose(0, 1).flatten(1)
+        count, mean = x.shape[1], x.mean(1)
+        squares = (x - mean[:, None]).square().sum(1)
+        if self.count == 0:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, apart = self.count + count, mean - self.mean
+        self.mean = self.mean + apart * (count / total)
+        self.squares = self.squares + squares + apart.square() * (self.count * count / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        """The unbiased one, as PyTorch keeps it."""
+        return self.squares / max(1, self.count - 1)
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def _precision(network: nn.Module) -> torch.dtype:
+    """float64 where the network has it, else float32."""
+    dtype = torch.float32
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype

@@ -93,6 +93,11 @@ def cell_file(cell: str) -> str:
     return f"{cell_folder(cell)}/rows.parquet"
 
 
+def late_file(cell: str) -> str:
+    """What a process that was ended for being late wrote of a cell."""
+    return f"{cell_folder(cell)}/late.txt"
+
+
 def measurement_file(measurement: str) -> str:
     """Where a measurement's rows are."""
     return f"{MEASUREMENTS}/{measurement}.parquet"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import ray
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,8 @@ from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource, is_integer
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
+from lbdist.networks.flat import check
+from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell, Measurement, Node, name_setting, title
 from lbdist.progress import Progress
 from lbdist.remedies.base import Remedy
@@ -31,8 +34,6 @@ from lbdist.sharpness.pool import measure_all
 from lbdist.storage import Store
 from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
 from lbdist.training import loop
-from lbdist.training.batches import Workers
-from lbdist.training.learner import Learner, optimizer_factory
 
 GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
 """Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
@@ -70,7 +71,9 @@ def prepare(config: DictConfig) -> Session:
         # a study may have settings for a measure that was not chosen
         if not isinstance(node, Mapping) or "_target_" in node
     }
+    networks.check_start(settings.network)
     network = networks.make(settings.network)
+    check(network)
     flops = networks.sample_flops(network, inputs[:2], outputs)
     for name, (_, measure) in measures.items():
         try:
@@ -94,8 +97,11 @@ def prepare(config: DictConfig) -> Session:
         _check_run(cell, len(data.train))
     learners = {(repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size): c for c in alike.values()}
     for cell in learners.values():
-        make, ghost = optimizer_factory(cell.optimizer), cell.ghost_batch_size
-        Learner(networks.make(cell.network), make, Workers(), ghost, cell.micro_batch_size)
+        loop.rehearse(cell, data)
+    if measures:
+        few = loop.on_device(data.train.take(np.arange(min(16, len(data.train)))), "cpu")
+        f = Objective(networks.make(settings.network), few, loss=loss)
+        f(f.x)
     return session
 
 
@@ -196,9 +202,7 @@ class Session:
             print(line, flush=True)
         with self.folder.lock():
             book = tuning.Book(self.store)
-            failed = self._work(book)
-            failed = [f"{line}; run the command again to retry" for line in failed]
-            failed += self._report(book, command)
+            failed = self._work(book) + self._diverged(book) + self._report(book, command)
         for line in failed:
             print(f"lbdist: {line}", file=sys.stderr)
         return 1 if failed else 0
@@ -273,7 +277,7 @@ class Session:
         """Trains and measures what is not done; Ray is not started where nothing is.
 
         Returns:
-            A line for each cell and measurement that failed for want of a process.
+            A line for each kind of cell and of measurement that has no rows.
         """
         known = cells_of(self.study, book).values()
         done = [cell for cell in known if book(cell) is not None]
@@ -324,9 +328,17 @@ class Session:
                 retries=config.retries,
                 done=progress.measured,
             )
-        return [f"failed: {cell.label}" for cell in schedule.failed] + [
-            f"not measured: {title(m.measure)} of {m.at[0].cell.label}" for m in lost
+        again = "; run the command again to retry"
+        return [f"failed: {line}{again}" for line in _by_kind(schedule.failed)] + [
+            f"not measured: {line}{again}"
+            for line in _by_kind((m.at[0].cell, f"{title(m.measure)}: its process died") for m in lost)
         ]
+
+    def _diverged(self, book: Done) -> list[str]:
+        """A line for each kind of cell that diverged."""
+        cells = cells_of(self.study, book).values()
+        diverged = [cell for cell in cells if (book(cell) or {}).get("diverged")]
+        return [f"diverged: {line}" for line in _by_kind((cell, "") for cell in diverged)]
 
     def _report(self, book: Done, command: str) -> list[str]:
         """Writes what there is, and returns what must be said of it: values that could not be measured."""
@@ -352,9 +364,27 @@ class Session:
         heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
         print(f"report: {write_report(self.folder, heading, sections, context)}")
         wrong = rows[rows["error"].notna()]
-        if wrong.empty:
-            return []
-        return [f"{len(wrong)} measurements failed, the first: {wrong['error'].iloc[0]}"]
+        return [
+            f"not measured: {line}"
+            for line in _by_kind(
+                (cells[row.cell], f"{row.measure}: {row.error}")
+                for row in wrong.itertuples()
+                if row.cell in cells
+            )
+        ]
+
+
+def _by_kind(failures: Iterable[tuple[Cell, str]]) -> list[str]:
+    """Cells and why each of them failed, in a line for each kind: its seeds, and the first reason."""
+    kinds: dict[str, tuple[list[str], str]] = {}
+    for cell, why in failures:
+        seeds, _ = kinds.setdefault(cell.label_without_seed, ([], why))
+        if str(cell.seed) not in seeds:
+            seeds.append(str(cell.seed))
+    return [
+        f"{label} seed {', '.join(seeds)}" + (f": {why}" if why else "")
+        for label, (seeds, why) in kinds.items()
+    ]
 
 
 def _versions(provenances: Iterable[Mapping[str, str]]) -> str:

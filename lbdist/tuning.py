@@ -171,7 +171,7 @@ class Schedule(Searcher):
         self.max_concurrent = max_concurrent or slots
         self.cost, self.worthwhile = cost, worthwhile
         self.running: dict[str, Job] = {}
-        self.failed: list[Cell] = []
+        self.failed: list[tuple[Cell, str]] = []
         self._waiting: list[Cell] | None = None
         # finished before: they report once more, last, so that Tune's folder is whole
         self.again = [cell for cell in self.cells().values() if book(cell) is not None]
@@ -233,10 +233,16 @@ class Schedule(Searcher):
             else:  # of several, some may be finished
                 rows = loop.finished_rows(self.book.store, cell)
                 self.book.end(cell, loop.final_metrics(rows) if rows else {})
-                self.failed += [] if rows else [cell]
+                self.failed += [] if rows else [(cell, self._why(cell, metrics))]
         self._waiting = None
         if self.watch is not None:
             self.watch.ended(job, metrics)
+
+    def _why(self, cell: Cell, metrics: Mapping[str, Any]) -> str:
+        """Why a cell has no rows: what a process that was late wrote of it, else what its job reported."""
+        store, file = self.book.store, results.late_file(cell.id)
+        late = store.read(file).decode() if store.exists(file) else ""
+        return late or str(metrics.get("error", "its process ended before it did"))
 
     # Tune's side
 

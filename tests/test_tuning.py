@@ -137,7 +137,7 @@ def test_cells_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path)
 def test_what_is_finished_of_a_group_that_fails_is_kept(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=2", slots=2)
     drive(schedule, tmp_path, lambda cell: None if cell.seed else 50.0)
-    assert {cell.seed for cell in schedule.failed} == {1} and len(schedule.failed) == 2
+    assert {cell.seed for cell, _ in schedule.failed} == {1} and len(schedule.failed) == 2
 
 
 def test_max_concurrent(tmp_path: Path) -> None:

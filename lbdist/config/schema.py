@@ -5,6 +5,7 @@ The values are in `experiments/config.yaml` and the studies beside it, each stat
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +82,7 @@ def check(config: DictConfig) -> None:
         config.name,
         "letters, digits, '.', '_', '-', the first a letter or digit, and not " + " or ".join(RESERVED),
     )
+    _check_numbers("", OmegaConf.to_container(config))
     for key in ("small_batch", "epochs", "seeds", "evaluations"):
         require(config[key] >= 1, key, config[key], "at least 1")
     large = config.large_batch
@@ -114,3 +116,21 @@ def check(config: DictConfig) -> None:
     fraction = search.validation_fraction
     require(0 < fraction < 1, "search.validation_fraction", fraction, "between 0 and 1")
     require(0 < search.epochs <= 1, "search.epochs", search.epochs, "a share in (0, 1]")
+
+
+def _check_numbers(key: str, value: Any) -> None:
+    """Refuses numbers that are none, or that no machine word holds, wherever they stand."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(f"{key}.{name}".lstrip("."), inner)
+        return
+    numbers = [value]
+    while any(isinstance(number, list) for number in numbers):
+        numbers = [
+            inner for number in numbers for inner in (number if isinstance(number, list) else [number])
+        ]
+    for number in numbers:
+        if isinstance(number, float):
+            require(math.isfinite(number), key, value, "finite")
+        elif isinstance(number, int):
+            require(abs(number) < 2**63, key, value, "below 2^63")

@@ -155,6 +155,24 @@ def to_float(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return scaled / 255 if inputs.dtype == torch.uint8 else scaled
 
 
+def handed_out(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`to_float`, in memory of its own: a network's in-place layers may write there."""
+    given = to_float(inputs, dtype)
+    return given.clone() if given.data_ptr() == inputs.data_ptr() else given
+
+
+def bounds(start: int, stop: int, size: int, least: int = 2) -> list[tuple[int, int]]:
+    """Bounds of the micro-batches of samples start to stop; a last one of fewer than `least` joins the one
+    before, since statistics over one sample are none.
+
+    Example:
+        >>> bounds(0, 9, 4), bounds(0, 9, 4, least=1), bounds(0, 0, 4)
+        ([(0, 4), (4, 9)], [(0, 4), (4, 8), (8, 9)], [])
+    """
+    starts = [at for at in range(start, stop, size) if at == start or stop - at >= min(least, size)]
+    return list(zip(starts, [*starts[1:], stop], strict=True)) if starts else []
+
+
 def is_integer(value: object, low: int) -> bool:
     """Whether a value is an integer (True and False are not) of at least `low`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -2,44 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbdist.config.build import build
 from lbdist.data.base import to_float
-from lbdist.errors import InputError
+from lbdist.errors import InputError, one_line, require
 
-__all__ = ["make", "parameter_count", "sample_flops"]
+__all__ = ["INITS", "check_start", "make", "parameter_count", "sample_flops"]
+
+GLOROT = "glorot"
+INITS = (GLOROT, "keep")
+"""Where a network begins: at weights that are drawn, or as its constructor left it."""
 
 
 def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """Builds a network at its starting point x0, which depends on the seed alone.
 
-    Weights of dense and convolutional layers are Glorot uniform, their biases zero (the paper: "uniformly
-    distributed random starting points"); other parameters are as their module makes them, under the same
-    seed.
+    By default (`init: glorot`) trainable weights of dense and convolutional layers are Glorot uniform, their
+    biases zero (the paper: "uniformly distributed random starting points"), through a parametrisation where a
+    layer has one; other parameters are as their module makes them, under the same seed. `init: keep` leaves
+    all of them as the constructor made or loaded them.
 
     Args:
-        node: Configuration with `_target_` and its arguments.
+        node: Configuration with `_target_`, its arguments, and `init`.
         seed: The run's seed.
 
     Raises:
-        InputError: The target cannot be built.
+        InputError: The target cannot be built, or a weight is computed in a way that cannot be started.
     """
+    init = node.get("init", GLOROT)
+    require(init in INITS, "network.init", init, " or ".join(INITS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = build(node, "network", kind=nn.Module)
-        for module in network.modules():
-            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        network: nn.Module = build(_constructor(node), "network", kind=nn.Module)
+        if init == GLOROT:
+            for name, module in _layers(network):
+                _start(name, module)
     return network
+
+
+def check_start(node: Mapping[str, Any]) -> None:
+    """Refuses to draw weights anew that a constructor loaded, unless it is asked for.
+
+    Raises:
+        InputError: A weight does not depend on the seed, and `init` is not given.
+    """
+    if "init" in node:
+        return
+    made: list[dict[str, torch.Tensor]] = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network: nn.Module = build(node, "network", kind=nn.Module)
+        weights = {name: layer.weight for name, layer in _layers(network)}
+        made.append(
+            {name: w for name, w in weights.items() if isinstance(w, torch.Tensor) and w.requires_grad}
+        )
+    for name, weight in made[0].items():
+        if torch.equal(weight, made[1][name]) and bool((weight != weight.flatten()[0]).any()):
+            raise InputError(
+                f"network: the weight of {name or 'it'} is the same for every seed, so it was loaded, not "
+                "drawn: network.init=keep begins there, network.init=glorot draws it anew"
+            )
+
+
+def _constructor(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "init"}
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The dense and convolutional layers that are not lazy."""
+    for name, module in network.named_modules():
+        lazy = any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False))
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not lazy:
+            yield name, module
+
+
+@torch.no_grad()
+def _start(name: str, module: Any) -> None:
+    """Draws a layer's trainable weight, and sets its bias to zero."""
+    if parametrize.is_parametrized(module, "weight"):
+        if not all(p.requires_grad for p in module.parametrizations["weight"].parameters()):
+            return
+        try:
+            module.weight = nn.init.xavier_uniform_(torch.empty_like(module.weight))
+        except Exception as error:
+            raise _unstartable(name, "its parametrisation has no way back") from error
+    elif not isinstance(module.weight, nn.Parameter):
+        raise _unstartable(name, "a hook computes it (use torch.nn.utils.parametrizations)")
+    elif module.weight.requires_grad:
+        nn.init.xavier_uniform_(module.weight)
+    if isinstance(module.bias, nn.Parameter) and module.bias.requires_grad:
+        nn.init.zeros_(module.bias)
+
+
+def _unstartable(name: str, why: str) -> InputError:
+    return InputError(
+        f"network.init=glorot: must be keep: the weight of {name or 'it'} cannot be drawn, since {why}"
+    )
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -65,9 +132,10 @@ def sample_flops(network: nn.Module, inputs: np.ndarray, outputs: tuple[int, ...
             scores = network(batch)
     except Exception as error:
         raise InputError(
-            f"network: does not take samples of shape {tuple(batch.shape[1:])} "
-            f"({' '.join(str(error).split())[:200]})"
+            f"network: does not take samples of shape {tuple(batch.shape[1:])} ({one_line(error)[:200]})"
         ) from error
+    if not isinstance(scores, torch.Tensor):
+        raise InputError(f"network: gives a {type(scores).__name__} in evaluation mode, not a tensor")
     if scores.shape != (len(batch), *outputs):
         raise InputError(
             f"network: gives outputs of shape {tuple(scores.shape)} for {len(batch)} samples; the loss takes "

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from lbdist.errors import InputError
+
 
 def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The trainable parameters in the order of the flat vector: the module's own."""
     return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+
+
+def check(network: nn.Module) -> None:
+    """Refuses a network whose parameters are no vector: none, lazy ones, or some that share memory.
+
+    Raises:
+        InputError: What is wrong, and what to do.
+    """
+    lazy = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise InputError(f"network: {lazy[0]} is lazy; give the layer its sizes, or pass a batch through it")
+    named = [(name, p) for name, p in trainable(network) if p.numel()]
+    if not named:
+        raise InputError("network: has no trainable parameters; requires_grad_() makes frozen ones trainable")
+    spans = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name) for name, p in named)
+    for (_, end, first), (start, _, second) in itertools.pairwise(spans):
+        if start < end:
+            raise InputError(
+                f"network: {first} and {second} share memory but are two parameters; give both layers one"
+            )
 
 
 def views(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -40,12 +63,21 @@ class Flat:
     Args:
         network: Changed in place: parameters keep their values and become views.
 
+    Raises:
+        InputError: The parameters are no vector, or of several precisions.
+
     Attributes:
         x: Parameters, shape (n,).
         g: Gradient, shape (n,).
     """
 
     def __init__(self, network: nn.Module) -> None:
+        check(network)
+        kinds = {str(p.dtype).removeprefix("torch.") for _, p in trainable(network)}
+        if len(kinds) > 1:
+            raise InputError(
+                f"network: its parameters are {' and '.join(sorted(kinds))}; must be of one precision"
+            )
         self.x = flatten(network)
         self.g = torch.zeros_like(self.x)
         parts = zip(views(network, self.x).items(), views(network, self.g).values(), strict=True)

@@ -6,12 +6,15 @@ batch by itself; a remainder joins the last group. Neither depends on how many w
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from lbdist.errors import InputError
 from lbdist.training.batches import Workers
 
 
@@ -20,30 +23,31 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, number: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.new_tensor([x.numel() // x.shape[1]])
         mean = x.sum(dims) / count.clamp_min(1)
         squares = ((x - mean.view(shape)) ** 2).sum(dims)
-        local = torch.cat([count, mean, squares])
+        local = torch.cat([count, x.new_tensor([number]), mean, squares])
         parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, local)
         gathered = torch.stack(parts)
         # the pooled moments of the workers (Chan, Golub & LeVeque 1979)
-        counts, means, m2 = gathered[:, :1], *gathered[:, 1:].chunk(2, 1)
+        counts, means, m2 = gathered[:, :1], *gathered[:, 2:].chunk(2, 1)
+        apart = (gathered[:, 1] != number).any()
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (m2 + counts * (means - mean) ** 2).sum(0) / total
         inverse = torch.rsqrt(variance + eps)
         normalised = (x - mean.view(shape)) * inverse.view(shape)
         ctx.save_for_backward(normalised, weight, inverse, total)
-        ctx.mark_non_differentiable(mean, variance, total)
-        return normalised * weight.view(shape) + bias.view(shape), mean, variance, total
+        ctx.mark_non_differentiable(mean, variance, total, apart)
+        return normalised * weight.view(shape) + bias.view(shape), mean, variance, total, apart
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         normalised, weight, inverse, total = ctx.saved_tensors
         dims = [d for d in range(grad.ndim) if d != 1]
         shape = [1, -1] + [1] * (grad.ndim - 2)
@@ -52,56 +56,81 @@ class _Normalise(torch.autograd.Function):
         dist.all_reduce(sums)
         mean_bias, mean_weight = (sums / total).chunk(2)
         inner = grad - mean_bias.view(shape) - normalised * mean_weight.view(shape)
-        return inner * (weight * inverse).view(shape), for_weight, for_bias, None
+        return inner * (weight * inverse).view(shape), for_weight, for_bias, None, None
 
 
-class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class GroupedBatchNorm(_BatchNorm):
     """Batch normalisation over a declared group; it takes over an existing layer's parameters and buffers.
 
     Attributes:
         workers: The data-parallel group.
         ghost: Samples in a group; None for the whole global batch.
+        number: Of the layer in its network: all workers must be at the same one.
+        passing: Whether it hands on what it is given.
         tracking: Whether a forward pass in training mode moves the running averages.
         pending: Sums over the ghost groups since the last `finish`: means, variances, their number.
+        apart: Whether workers were at different layers, which makes every number since then worthless.
     """
 
     workers: Workers
     ghost: int | None
+    number: int
+    passing: bool
     tracking: bool
     pending: Tensor | None
+    apart: Tensor | None
 
     @classmethod
-    def adopt(cls, layer: nn.modules.batchnorm._BatchNorm, workers: Workers, ghost: int | None) -> None:
-        """Turns a layer into one of this class in place: its parameters, buffers and name stay."""
-        layer.__class__ = cls
-        layer.workers, layer.ghost = workers, ghost  # type: ignore[assignment]
-        layer.tracking, layer.pending = True, None  # type: ignore[assignment]
+    def adopt(cls, layer: _BatchNorm, workers: Workers, ghost: int | None, number: int) -> None:
+        """Turns a layer into one of this class in place: its parameters, buffers, hooks and kind stay."""
+        if not isinstance(layer, cls):
+            layer.__class__ = _grouped(type(layer))  # type: ignore[arg-type]
+        layer.workers, layer.ghost, layer.number = workers, ghost, number  # type: ignore[assignment]
+        layer.pending, layer.apart = None, None  # type: ignore[assignment]
+        layer.passing, layer.tracking = False, True  # type: ignore[assignment]
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any shape (N, C, ...) goes: the layer that was adopted checked its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises x of shape (N, C, ...) by its group's statistics, or by the running averages."""
-        if not self.training or not self.track_running_stats:
-            return super().forward(x)
-        weight = self.weight if self.affine else x.new_ones(x.shape[1])
-        bias = self.bias if self.affine else x.new_zeros(x.shape[1])
+        if self.passing:
+            return x
+        if not self.training:
+            return _BatchNorm.forward(self, x)
+        weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight
+        bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
         if self.ghost is None:
             return self._whole(x, weight, bias)
         return self._ghosts(x, weight, bias, self.ghost)
 
+    @property
+    def moves(self) -> bool:
+        """Whether the running averages, where there are any, follow what passes through."""
+        return self.tracking and self.track_running_stats and self.running_mean is not None
+
     def _whole(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.workers.size > 1:
-            out, mean, variance, total = _Normalise.apply(x, weight, bias, self.eps)
-            if self.tracking:
+            out, mean, variance, total, apart = _Normalise.apply(x, weight, bias, self.eps, self.number)
+            self.apart = apart if self.apart is None else self.apart | apart
+            if self.moves:
                 self._move(mean, variance * (total / (total - 1)) if total > 1 else None)
             return out
         if x.numel() == x.shape[1]:  # one value a channel: its mean is known, its variance is not
-            if self.tracking:
+            if self.moves:
                 self._move(x.detach().view(-1), None)
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, self.eps, False)
-        running = (self.running_mean, self.running_var) if self.tracking else (None, None)
-        return torch.batch_norm(x, weight, bias, *running, True, self.momentum or 0.1, self.eps, False)
+        running = (self.running_mean, self.running_var) if self.moves else (None, None)
+        momentum = self._momentum() if self.moves else 0.0
+        return torch.batch_norm(x, weight, bias, *running, True, momentum, self.eps, False)
+
+    def _momentum(self) -> float:
+        """PyTorch's own: a number, 0 among them, or with None the mean over all batches so far."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return 1.0 / float(self.num_batches_tracked)
+        return 0.0 if self.momentum is None else self.momentum
 
     def _ghosts(self, x: Tensor, weight: Tensor, bias: Tensor, ghost: int) -> Tensor:
         groups = max(1, len(x) // ghost) if len(x) else 0
@@ -112,7 +141,7 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
             count = part.numel() // part.shape[1]
             parts.append(out)
             variance = (inverse.detach() ** -2 - self.eps) * (count / max(1, count - 1))
-            if self.tracking:
+            if self.moves:
                 self._pending(x).add_(torch.stack([mean.detach(), variance, torch.ones_like(variance)]))
         # a worker without samples still has to give a differentiable output
         return torch.cat(parts) if parts else x * weight.view([1, -1] + [1] * (x.ndim - 2))
@@ -127,21 +156,27 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
         Called by every worker after the last of its micro-batches, of which it may have none.
         """
-        if self.ghost is None or not self.tracking:
+        if self.ghost is None or not self.moves:
             return
         assert self.running_mean is not None
-        sums = self._pending(self.running_mean[None])
-        mean, variance, total = self.workers.sum(sums)
-        self._move(mean / total, variance / total)
+        mean, variance, total = self.workers.sum(self._pending(self.running_mean[None]))
         self.pending = None
+        if total[0] > 0:  # else the batch did not pass through here
+            self._move(mean / total, variance / total)
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor | None) -> None:
-        momentum = self.momentum or 0.1
+        momentum = self._momentum()
         assert self.running_mean is not None and self.running_var is not None
         self.running_mean.lerp_(mean, momentum)
         if variance is not None:
             self.running_var.lerp_(variance, momentum)
+
+
+@functools.cache
+def _grouped(kind: type[_BatchNorm]) -> type[GroupedBatchNorm]:
+    """`GroupedBatchNorm` as a kind of batch norm, so that a network that asks for the kind still finds it."""
+    return type(f"Grouped{kind.__name__}", (GroupedBatchNorm, kind), {})
 
 
 def group_batch_norm(network: nn.Module, workers: Workers, ghost: int | None) -> list[GroupedBatchNorm]:
@@ -154,8 +189,28 @@ def group_batch_norm(network: nn.Module, workers: Workers, ghost: int | None) ->
 
     Returns:
         The layers.
+
+    Raises:
+        InputError: A layer computes something else than PyTorch's batch norm, or keeps running averages over
+            the samples of a forward pass in another way, so that its numbers would depend on the workers.
     """
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for layer in layers:
-        GroupedBatchNorm.adopt(layer, workers, ghost)
+    layers = []
+    for name, layer in network.named_modules():
+        kind = type(layer)
+        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
+            raise InputError(
+                f"network: {name or 'it'} is an instance norm with running averages, which would depend on "
+                "how a batch is cut over workers; set track_running_stats=False"
+            )
+        if not isinstance(layer, _BatchNorm):
+            continue
+        known = kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, GroupedBatchNorm.forward)
+        if not known or "forward" in vars(layer) or hasattr(layer, "parametrizations"):
+            raise InputError(
+                f"network: {name or 'it'} is a {kind.__name__}, a batch norm with a forward pass of its own, "
+                "which cannot be taken over all workers; write it as nn.BatchNorm and what follows it"
+            )
+        layers.append(layer)
+    for number, layer in enumerate(layers):
+        GroupedBatchNorm.adopt(layer, workers, ghost, number)
     return layers  # type: ignore[return-value]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lbdist.config.build import build
-from lbdist.data.base import to_float
+from lbdist.data.base import bounds, handed_out
 from lbdist.errors import InputError
 from lbdist.losses import CrossEntropy, Loss
 from lbdist.networks.flat import Flat, buffers, trainable
@@ -17,6 +19,21 @@ from lbdist.remedies.base import Batch
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers
 from lbdist.training.dropout import Dropouts
+
+
+def _generator_states() -> list[Any]:
+    """Those of every generator that a network could draw from without bringing its own."""
+    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+    return states + [state.tolist() for state in torch.cuda.get_rng_state_all()]
+
+
+def _same(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether outputs agree, measured by the largest; kernels of a GPU may differ by rounding."""
+    if found.shape != expected.shape:
+        return False
+    apart, largest = (found - expected).abs().nan_to_num(), expected.abs().nan_to_num()
+    return bool(apart.max() <= tolerance * largest.max()) if apart.numel() else True
+
 
 OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
@@ -56,6 +73,7 @@ class Learner:
                 "worker's whole share at once; set ghost_batch_size as well, or micro_batch_size=null"
             )
         self.dropouts = Dropouts(network)
+        self._proven, self._writes = False, True  # until a batch of a few samples has shown what it does
         flat = Flat(network)
         self.x, self.g = flat.x, flat.g
         self.optimizer = make_optimizer(trainable(network))
@@ -67,6 +85,8 @@ class Learner:
         self, batch: Batch, *, weight: float = 1.0, add: bool = False, statistics: bool = True
     ) -> None:
         """Sets g to the gradient of the global batch's mean loss at x (see `remedies.base.Learner`)."""
+        if not self._proven:
+            self._prove(batch)
         before = self.g.clone() if add else None
         self.g.zero_()
         for norm in self.norms:
@@ -74,9 +94,9 @@ class Learner:
         scale = weight / batch.size
         for start, stop in self._micro_batches(len(batch.labels)):
             micro = batch.local(start, stop)
-            self.dropouts.draw(micro)
-            loss = self.criterion.total(self.network(micro.inputs), micro.labels) * scale
-            loss.backward()
+            with self.dropouts.drawing(micro):
+                loss = self.criterion.total(self._outputs(micro.inputs), micro.labels) * scale
+                loss.backward()
             self.loss += loss.detach() * batch.size
         for norm in self.norms:
             norm.finish()
@@ -92,20 +112,30 @@ class Learner:
 
         A worker without samples still takes part, in the batch norm's collective calls.
         """
-        size, ghost = self.micro_batch_size or max(1, count), self.ghost_batch_size or 1
-        starts = [s for s in range(0, count, size) if s == 0 or count - s >= ghost] or [0]
-        return list(zip(starts, [*starts[1:], count], strict=True))
+        return bounds(0, count, self.micro_batch_size or max(1, count), self.ghost_batch_size or 1) or [
+            (0, 0)
+        ]
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """What the network makes of samples, which it may only write to in a copy of its own."""
+        given = inputs.clone() if self._writes else inputs
+        outputs = self.network(given)
+        if not isinstance(outputs, Tensor):
+            mode = "training" if self.network.training else "evaluation"
+            raise InputError(f"network: gives a {type(outputs).__name__} in {mode} mode, not a tensor")
+        return outputs
 
     def input_gradient(self, batch: Batch) -> Tensor:
         """The gradient of the summed loss with respect to this worker's inputs, in training mode."""
         for norm in self.norms:
             norm.tracking = False
-        self.dropouts.draw(batch)
         inputs = batch.inputs.detach().requires_grad_()
-        loss = self.criterion.total(self.network(inputs), batch.labels)
+        with self.dropouts.drawing(batch):
+            loss = self.criterion.total(self._outputs(inputs), batch.labels)
+            found = torch.autograd.grad(loss, inputs, materialize_grads=True)[0]
         self.counts["gradient_evaluations"] += 1
         self.counts["samples"] += batch.size
-        return torch.autograd.grad(loss, inputs)[0]
+        return found
 
     def update(self) -> None:
         """One step of the optimiser along g."""
@@ -115,21 +145,102 @@ class Learner:
     def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
         """Mean loss and score over a split, with the running averages of batch norm."""
         inputs, labels = split
-        start, stop = self.workers.share(len(labels))
+        # layers that have no running averages take those of a micro-batch, which no worker may cut
+        whole = any(norm.running_mean is None for norm in self.norms)
+        start, stop = self.workers.share(len(labels), min(micro_batch_size, len(labels)) if whole else 1)
         sums: Tensor | None = None
         self.network.eval()
-        bounds = [(at, min(at + micro_batch_size, stop)) for at in range(start, stop, micro_batch_size)]
-        for begin, end in bounds or [(0, 1)]:
-            outputs = self.network(to_float(inputs[begin:end], self.x.dtype))
-            loss = self.criterion.total(outputs, labels[begin:end]).double()[None]
-            found = torch.cat([loss, self.criterion.scored(outputs, labels[begin:end])])
+        parts = bounds(start, stop, micro_batch_size)
+        for begin, end in parts or [(0, min(2, len(labels)))]:
+            outputs = self._outputs(handed_out(inputs[begin:end], self.x.dtype))
+            targets = labels[begin:end].clone()
+            loss = self.criterion.total(outputs, targets).double()[None]
+            found = torch.cat([loss, self.criterion.scored(outputs, targets)])
             sums = found if sums is None else sums + found
-        if not bounds and sums is not None:
+        if not parts and sums is not None:
             sums.zero_()  # a worker without samples takes part in the sum with nothing
         self.network.train()
         assert sums is not None
         sums = self.workers.sum(sums)
         return float(sums[0]) / len(labels), self.criterion.value(sums[1:], len(labels))
+
+    def check(self) -> None:
+        """Refuses what training since the last check has shown to be worthless; it waits for the device.
+
+        Raises:
+            InputError: The workers were at different layers of the network at one time.
+        """
+        if any(norm.apart is not None and bool(norm.apart) for norm in self.norms):
+            raise InputError(
+                "network: some workers were at another batch norm than others; every worker must pass "
+                "through the same layers in the same order"
+            )
+
+    @torch.no_grad()
+    def _prove(self, batch: Batch) -> None:
+        """Runs the network in training mode on a few samples, to see what it may not have.
+
+        Nothing of it stays: parameters, buffers and generators are as before. Workers do not wait for each
+        other here, since a batch may have too few samples for all of them.
+
+        Raises:
+            InputError: It draws random numbers of its own, mixes samples other than by a batch norm, takes
+                another dimension for the samples, changes its parameters, or gives no tensor.
+        """
+        count = len(batch.labels)
+        if count < 2:
+            return
+        self._proven, self._writes = True, False
+        held = [(tensor, tensor.clone()) for tensor in (self.x, *self.network.buffers())]
+        try:
+            for number in range(2, min(count, 3) + 1):  # of which a dropout can tell the samples
+                self._proof(batch.local(0, number))
+            self._special(passing=True)
+            states = _generator_states()
+            two = batch.local(0, 2)
+            first, second = self._proof(two), self._proof(two)
+            if not _same(first, second) or _generator_states() != states:
+                raise InputError(
+                    "network: draws random numbers of its own in training mode (functional dropout, dropout "
+                    "in attention or an LSTM, stochastic depth, noise), so a sample's would depend on its "
+                    "worker; use nn.Dropout on tensors whose first dimension is the samples"
+                )
+            if not torch.equal(self.x, held[0][1]):
+                raise InputError("network: changes its parameters in a forward pass")
+            if count > 3:
+                halves = torch.cat([first, self._proof(batch.local(2, 4))])
+                if not _same(self._proof(batch.local(0, 4)), halves, 1e-2):
+                    raise InputError(
+                        "network: what it gives for a sample in training mode depends on the others in its "
+                        "batch, other than by an nn.BatchNorm, and so on how a batch is cut over workers"
+                    )
+        finally:
+            self._special(passing=False)
+            for norm in self.norms:
+                norm.pending = None
+            for tensor, value in held:
+                tensor.copy_(value)
+
+    def _special(self, passing: bool) -> None:
+        """Lets batch norm and dropout hand on what they are given, or not."""
+        for norm in self.norms:
+            norm.passing = passing
+        for dropout in self.dropouts.layers:
+            dropout.passing = passing
+
+    def _proof(self, batch: Batch) -> Tensor:
+        """The outputs of a few samples; finds out whether the network writes to its inputs."""
+        given = batch.inputs.clone()
+        for norm in self.norms:
+            norm.workers, norm.tracking = Workers(), False
+        try:
+            with self.dropouts.drawing(batch):
+                outputs = self._outputs(given)
+        finally:
+            for norm in self.norms:
+                norm.workers = self.workers
+        self._writes |= not torch.equal(given, batch.inputs)
+        return outputs
 
     def model(self) -> dict[str, Tensor]:
         """The network's state dict, copied."""

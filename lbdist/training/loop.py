@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,19 +23,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbdist import results
+from lbdist import networks, results
 from lbdist.config.build import build
 from lbdist.data.base import Dataset, Split
-from lbdist.errors import InputError
+from lbdist.errors import InputError, one_line
 from lbdist.losses import Loss
 from lbdist.plan import Cell, Node
 from lbdist.remedies.base import Combined, Remedy
 from lbdist.storage import Store
 from lbdist.training import checkpoint
 from lbdist.training.batches import Workers, batches
+from lbdist.training.deadline import Deadline
 from lbdist.training.learner import Learner, optimizer_factory
 
 Row = dict[str, Any]
+
+FIRST_STEP_SECONDS = 600.0
+"""What the first step of a process may take, which compiles and warms up."""
+
+
+def _patience(seconds: float) -> float:
+    """What is given to what took, or should take, so many seconds: beyond it, it never ends."""
+    return 60.0 + 20.0 * seconds
 
 
 def on_device(
@@ -67,6 +77,51 @@ def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
     return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
 
 
+def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
+    """One step of a cell's learner on a few samples, to see before anything starts that it can be taken.
+
+    Args:
+        cell: The cell.
+        data: Training and test set.
+        limit: Seconds after which the process ends, with one line and status 2.
+
+    Raises:
+        InputError: What the network, the loss or the optimiser does not allow.
+    """
+    loss: Loss = build(cell.loss, "loss", kind=Loss)
+
+    def late(what: str) -> None:
+        print(f"lbdist: network: {what}", file=sys.stderr, flush=True)
+
+    few = on_device(data.train.take(np.arange(min(4, len(data.train)))), "cpu")
+    with Deadline(late, 2) as deadline:
+        deadline.allow(limit, f"a training step on {len(few[1])} samples")
+        network = networks.make(cell.network, cell.seed)
+        kinds = {str(p.dtype).removeprefix("torch.") for p in network.parameters() if p.is_floating_point()}
+        if len(kinds) > 1 or kinds == {"float64"}:
+            raise InputError(
+                f"network: its parameters are {' and '.join(sorted(kinds))}; must be float32, as trained"
+            )
+        learner = Learner(
+            network.float(),
+            optimizer_factory(cell.optimizer),
+            Workers(),
+            cell.ghost_batch_size,
+            cell.micro_batch_size,
+            loss,
+        )
+        (batch,) = batches(*few, global_batch_size=4, seed=0, epoch=0, workers=Workers())
+        for key, do in (("network", lambda: learner.gradient(batch)), ("optimizer", learner.update)):
+            try:
+                do()
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"{key}: {type(error).__name__} in training: {one_line(error)[:300]}"
+                ) from error
+
+
 def train(
     cell: Cell,
     data: Dataset,
@@ -76,6 +131,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     store: Store | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
+    allow: Callable[[float, str], None] = lambda seconds, what: None,
 ) -> tuple[list[Row], Tensor]:
     """Trains one cell from its resume file or its start to its last epoch.
 
@@ -88,6 +144,7 @@ def train(
         store: The storage folder. Worker 0 writes the cell's resume file there after every epoch, and the
             models of the epochs that the cell keeps and of the last; None keeps nothing.
         report: Called by every worker after every epoch with the latest metrics.
+        allow: Told, before each step that may take its time, how many seconds it has, and what it is.
 
     Returns:
         The cell's rows (the same on every worker) and the final parameters, shape (n,).
@@ -124,11 +181,15 @@ def train(
             state["epoch"],
             state["diverged"],
         )
-    every = max(1, cell.epochs // cell.evaluations)
+    every, longest = max(1, cell.epochs // cell.evaluations), 0.0
     for epoch in range(first, cell.epochs):
         if diverged:
             break
         began = time.perf_counter()
+        if longest:
+            allow(_patience(longest), f"epoch {epoch + 1}")
+        else:
+            allow(FIRST_STEP_SECONDS, f"the first step of epoch {epoch + 1}")
         learner.loss.zero_()
         learner.loss_samples = 0.0
         size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
@@ -145,9 +206,13 @@ def train(
             batch = remedy.transform(batch)
             remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
             learner.counts["steps"] += 1
+            if whole is None and not longest:
+                steps = math.ceil(len(train_split[1]) / size)
+                allow(_patience(steps * (time.perf_counter() - began)), f"epoch {epoch + 1}")
             whole = batch if batch.size == size or whole is None else whole
         running = float(workers.sum(learner.loss)) / learner.loss_samples
         diverged = not math.isfinite(running)
+        learner.check()
         assert whole is not None
         remedy.after_epoch(learner, whole)
         point = {"epoch": epoch + 1, "step": learner.counts["steps"]}
@@ -159,6 +224,7 @@ def train(
             found = dict(zip(("loss", loss.score), learner.evaluate(test_split), strict=True))
             history += [{**point, "metric": name, "value": v, "split": split} for name, v in found.items()]
             metrics |= found
+        longest = max(longest, time.perf_counter() - began)
         seconds += time.perf_counter() - began
         if writes is not None:
             if epoch + 1 in cell.keep:
@@ -241,11 +307,19 @@ def run_cell(
         workers = Workers.current()
         if cell.validation_fraction is not None:
             data = data.validation_split(cell.validation_fraction)
-        rows, _ = train(cell, data, workers=workers, device=device, store=store, report=report)
+
+        def late(what: str) -> None:
+            Store.of(store).write(results.late_file(cell.id), what.encode())
+
+        with Deadline(late) as deadline:
+            rows, _ = train(
+                cell, data, workers=workers, device=device, store=store, report=report, allow=deadline.allow
+            )
         if workers.rank == 0:
             fixed = {"cell": cell.id, "num_workers": workers.size}
             results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])
             store.remove(f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}")
+            store.remove(results.late_file(cell.id))
     return final_metrics(rows)
 
 

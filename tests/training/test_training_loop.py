@@ -264,22 +264,26 @@ def test_parts_of_a_slice_are_parts_of_the_global_batch(start, length, cut):
     assert part.size == stop - start
 
 
-def test_dropout_depends_on_the_sample_not_on_its_place():
+def test_dropout_depends_on_the_sample_and_the_call():
     network = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
     dropouts = Dropouts(network)
-    batch = make_batch(64)
-    ones = torch.ones(64, 40)
-    dropouts.draw(batch)
-    whole = network[0](ones)
+    batch, ones = make_batch(64), torch.ones(64, 40)
+
+    def masks(batch, ones, calls=(0, 0, 1)):
+        with dropouts.drawing(batch):
+            return [network[layer](ones) for layer in calls]
+
+    whole = masks(batch, ones)
     half = Batch(batch.inputs[32:], batch.labels[32:], batch.samples[32:], 64, 32, 0, 0)
-    dropouts.draw(half)
-    assert torch.equal(network[0](ones[32:]), whole[32:])
-    assert set(whole.unique().tolist()) == {0.0, 2.0}
-    assert 0.4 < float((whole > 0).float().mean()) < 0.6
-    dropouts.draw(batch)
-    assert not torch.equal(network[1](ones), whole)  # layers draw apart
-    dropouts.draw(make_batch(64, epoch=1))
-    assert not torch.equal(network[0](ones), whole)  # and epochs
+    for found, expected in zip(masks(half, ones[32:]), whole, strict=True):
+        assert torch.equal(found, expected[32:])
+    assert set(whole[0].unique().tolist()) == {0.0, 2.0}
+    for one, other in ((0, 1), (0, 2), (1, 2)):  # two calls of one layer, and two layers, draw apart
+        assert 0.45 < float((whole[one] == whole[other]).float().mean()) < 0.55
+    assert not torch.equal(masks(make_batch(64, epoch=1), ones)[0], whole[0])  # and epochs
+    state = torch.get_rng_state()
+    masks(batch, ones)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_other_kinds_of_dropout_are_refused():
