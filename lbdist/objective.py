@@ -31,24 +31,28 @@ Function = Callable[[Tensor], tuple[float, Tensor]]
 """A function of a flat vector of shape (n,): its value and its gradient of shape (n,)."""
 
 _PROOF_SAMPLES = 256
-_PROOF_TOLERANCE = 0.05
+_PROOF_TOLERANCE = 0.02
 """Of a difference quotient, at the best of the steps that are tried: a wrong gradient is off by far more."""
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Runs without TF32 and autocast: their rounding is as large as the box of Metric 2.1."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+def _flags() -> tuple[bool, ...]:
+    """What PyTorch keeps for a whole process and f depends on, or an interrupted call could leave behind."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return torch.is_grad_enabled(), *tf32, *map(torch.is_autocast_enabled, ("cuda", "cpu"))
+
+
+def _set_flags(grad: bool, matmul: bool, cudnn: bool, cuda: bool, cpu: bool) -> None:
+    torch.set_grad_enabled(grad)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+    torch.set_autocast_enabled("cuda", cuda)
+    torch.set_autocast_enabled("cpu", cpu)
 
 
 class _Held:
-    """A module's parameters, buffers and modes, which `put_back` gives it again, as often as it is called."""
+    """A module, while the context lasts: its parameters, buffers and modes are as before at the end.
+
+    TF32 and autocast are off meanwhile: their rounding is as large as the box of Metric 2.1.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.modes = [(module, module.training) for module in network.modules()]
@@ -59,20 +63,32 @@ class _Held:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        self.flags = _flags()
 
-    @torch.no_grad()
+    def __enter__(self) -> _Held:
+        _set_flags(self.flags[0], False, False, False, False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.put_back()
+        except KeyboardInterrupt:  # Ctrl-C, just now
+            self.put_back()
+            raise
+
     def put_back(self) -> None:
+        """Gives the module everything again; it does no harm to do so twice."""
         for parameter, value in self.parameters:
             parameter.data.copy_(value)
         self.put_back_buffers()
         for module, mode in self.modes:
             module.training = mode
+        _set_flags(*self.flags)
 
-    @torch.no_grad()
     def put_back_buffers(self) -> None:
         for module, name, buffer, value in self.buffers:
             module._buffers[name] = buffer  # which the module may have replaced
-            buffer.copy_(value)
+            buffer.data.copy_(value)
 
 
 class Objective:
@@ -130,7 +146,7 @@ class Objective:
         self.micro_batch_size = micro_batch_size
         self.loss = loss if isinstance(loss, Loss) else Given(loss) if loss else CrossEntropy()
         self.evaluations = 0
-        self._proven = False
+        self._proven = self._twice_proven = False
         self._buffers = {name: b.detach().clone() for name, b in self.network.named_buffers()}
         if batch_norm == "recalibrated":
             with self._refusing():
@@ -169,8 +185,19 @@ class Objective:
         return float(total / samples), (gradient / samples).to(x.dtype)
 
     def curvature(self, x: Tensor, v: Tensor) -> Tensor:
-        """The product of f's Hessian at x with v, both of shape (n,), by two backward passes."""
+        """The product of f's Hessian at x with v, both of shape (n,), by two backward passes.
+
+        Raises:
+            InputError: It is not the derivative of the gradient; not every operation has a right second one.
+        """
         self._ready()
+        if not self._twice_proven:
+            with self._refusing():
+                (self._twin() or self)._prove_curvature(min(len(self.labels), _PROOF_SAMPLES))
+            self._twice_proven = True
+        return self._curvature(x, v, len(self.labels))
+
+    def _curvature(self, x: Tensor, v: Tensor, samples: int) -> Tensor:
         total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
 
         def visit(outputs: Tensor, labels: Tensor) -> None:
@@ -180,8 +207,8 @@ class Objective:
             if slope.requires_grad:  # else the loss is linear in all that is trained
                 total.add_(self._flat(torch.autograd.grad(slope, leaves, materialize_grads=True)))
 
-        self._visit(x, visit, len(self.labels))
-        return (total / len(self.labels)).to(x.dtype)
+        self._visit(x, visit, samples)
+        return (total / samples).to(x.dtype)
 
     def _leaves(self) -> list[nn.Parameter]:
         return [p for _, p in trainable(self.network)]
@@ -217,29 +244,16 @@ class Objective:
         parts = views(self.network, x.detach())
         if x.dtype != self.dtype:
             raise ValueError(f"x is {x.dtype}; f is computed in {self.dtype}, the network's precision")
-        held = _Held(self.network)
-        try:
-            with full_precision():
-                self._set_modes(self.network)
-                with torch.no_grad():
-                    for name, parameter in trainable(self.network):
-                        parameter.data.copy_(parts[name])
-                for start, stop in bounds(0, samples, self.micro_batch_size):
-                    # batch statistics would otherwise leak into the running averages
-                    self._put_buffers(held)
-                    visit(self._outputs(start, stop), self.labels[start:stop].clone())
-        finally:
-            try:
-                held.put_back()
-            except KeyboardInterrupt:
-                held.put_back()
-                raise
-
-    @torch.no_grad()
-    def _put_buffers(self, held: _Held) -> None:
-        held.put_back_buffers()
-        for name, buffer in self.network.named_buffers():
-            buffer.copy_(self._buffers[name])
+        with _Held(self.network) as held:
+            self._set_modes(self.network)
+            for name, parameter in trainable(self.network):
+                parameter.data.copy_(parts[name])
+            for start, stop in bounds(0, samples, self.micro_batch_size):
+                # batch statistics would otherwise leak into the running averages
+                held.put_back_buffers()
+                for name, buffer in self.network.named_buffers():
+                    buffer.data.copy_(self._buffers[name])
+                visit(self._outputs(start, stop), self.labels[start:stop].clone())
 
     def _set_modes(self, network: nn.Module) -> None:
         network.eval()
@@ -294,16 +308,13 @@ class Objective:
 
     def _prove_value(self, found: float, samples: int) -> None:
         """The value at x is the module's own, in its own precision."""
-        held, own, exact = _Held(self.given), 0.0, self.given is self.network
+        own, exact = 0.0, self.given is self.network
         dtype = next(p.dtype for _, p in trainable(self.given))
-        try:
-            with torch.no_grad(), full_precision():
-                self._set_modes(self.given)
-                for start, stop in bounds(0, samples, self.micro_batch_size):
-                    outputs = self.given(handed_out(self.inputs[start:stop], dtype)).to(self.dtype)
-                    own += float(self.loss.total(outputs, self.labels[start:stop].clone()))
-        finally:
-            held.put_back()
+        with _Held(self.given), torch.no_grad():
+            self._set_modes(self.given)
+            for start, stop in bounds(0, samples, self.micro_batch_size):
+                outputs = self.given(handed_out(self.inputs[start:stop], dtype)).to(self.dtype)
+                own += float(self.loss.total(outputs, self.labels[start:stop].clone()))
         value = own / samples
         if not math.isclose(found, value, rel_tol=1e-3 if exact else 0.1, abs_tol=1e-6 if exact else 0.1):
             raise InputError(f"network: f(x)={found:.6g}, but the network itself gives {value:.6g} there")
@@ -321,34 +332,59 @@ class Objective:
         if not math.isfinite(value):
             return
         for _ in range(2):
-            # half of the direction along the gradient, which a random one alone would hardly see
             direction = scale * noise()
             direction /= direction.norm()
-            direction += gradient / gradient.norm().clamp_min(torch.finfo(x.dtype).tiny)
             slope = float(gradient.double() @ direction.double())
-            found = self._quotients(away, direction, slope, samples)
+            typical = float((gradient.double() * direction.double()).norm())
+            found = self._quotients(away, direction, slope, typical, samples)
             if not found:
                 continue
-            if (twin := self._twin()) and not twin._quotients(away, direction, slope, samples):
+            if (twin := self._twin()) and not twin._quotients(away, direction, slope, typical, samples):
                 continue  # float32 was too coarse to tell
             raise InputError(
                 f"network: its gradient is not that of its loss: {slope:.4g} along a random direction, where "
                 f"difference quotients give {', '.join(f'{q:.4g}' for q in found)}"
             )
 
-    def _quotients(self, x: Tensor, direction: Tensor, slope: float, samples: int) -> list[float]:
-        """Difference quotients at x that all contradict a slope; empty where one agrees."""
+    def _quotients(
+        self, x: Tensor, direction: Tensor, slope: float, typical: float, samples: int
+    ) -> list[float]:
+        """Difference quotients at x that all contradict a slope; empty where one agrees.
+
+        `typical` is the slope's size over random signs of the direction: what a part of the gradient that is
+        missing, or wrong, would change it by.
+        """
         x, direction = x.to(self.dtype), direction.to(self.dtype)
         rounding = 8 * torch.finfo(self.dtype).eps * (1 + abs(self._measure(x, samples)[0]))
-        widest = 0.05 * float((x.double().norm() + 1e-3 * len(x) ** 0.5) / direction.double().norm())
-        first = min(widest, 300 * rounding / max(abs(slope), 1e-300))
+        widest = 0.05 * float(x.double().norm() + 1e-3 * len(x) ** 0.5)
+        first = min(widest, 3000 * rounding / max(typical, 1e-300))
         found = []
         for step in (first, first / 5, 5 * first, first / 25):
             ahead, behind = (self._measure(x + s * direction, samples)[0] for s in (step, -step))
             found.append((ahead - behind) / (2 * step))
-            if abs(found[-1] - slope) <= _PROOF_TOLERANCE * abs(slope) + rounding / step:
+            if abs(found[-1] - slope) <= _PROOF_TOLERANCE * (abs(slope) + typical) + rounding / step:
                 return []
         return found
+
+    def _prove_curvature(self, samples: int) -> None:
+        """The Hessian's product with a random direction is the gradient's difference quotient along it."""
+        generator = torch.Generator().manual_seed(1)
+        direction, shift = (torch.randn(len(self.x), generator=generator, dtype=torch.float64) for _ in "01")
+        scale = self.x.abs() + self.x.abs().mean() + 1e-6
+        direction, x = (scale * direction.to(self.x)), self.x + 0.02 * scale * shift.to(self.x)
+        found, sizes = self._curvature(x, direction, samples).double(), []
+        eps, exact = torch.finfo(self.dtype).eps, self.dtype == torch.float64
+        for step in (1e-6, 1e-7, 1e-8) if exact else (1e-2, 1e-3):
+            ahead, behind = (self._gradient(x + s * direction, samples)[1].double() for s in (step, -step))
+            rounding = 8 * eps * float(ahead.norm() + behind.norm()) / step
+            sizes.append(float(((ahead - behind) / (2 * step) - found).norm()))
+            if not sizes[-1] > (1e-3 if exact else 2 * _PROOF_TOLERANCE) * float(found.norm()) + rounding:
+                return
+        raise InputError(
+            "network: its second derivatives are not those of its loss: the Hessian's product with a random "
+            f"direction, of size {float(found.norm()):.4g}, is off by {min(sizes):.4g}; an operation in it has a "
+            "wrong second backward pass"
+        )
 
     def _twin(self) -> Objective | None:
         """f in float64, of a copy of the network, where there can be one."""
@@ -369,26 +405,18 @@ class Objective:
     @torch.no_grad()
     def _recalibrate(self) -> None:
         """Sets the running averages to the pooled moments of each layer's inputs, layer after layer."""
-        held = _Held(self.network)
         order: list[_BatchNorm] = []
         norms = [norm for norm in _norms(self.network) if norm.running_mean is not None]
-        try:
-            with full_precision():
-                self.network.eval()
-                self._pass(norms, lambda norm, x: order.append(norm), 1)
-                for norm in dict.fromkeys(order):
-                    moments = _Moments()
-                    self._pass([norm], functools.partial(_Moments.add, moments), len(self.labels))
-                    assert norm.running_mean is not None and norm.running_var is not None
-                    norm.running_mean.copy_(moments.mean)
-                    norm.running_var.copy_(moments.variance)
+        with _Held(self.network):
+            self.network.eval()
+            self._pass(norms, lambda norm, x: order.append(norm), 1)
+            for norm in dict.fromkeys(order):
+                moments = _Moments()
+                self._pass([norm], functools.partial(_Moments.add, moments), len(self.labels))
+                assert norm.running_mean is not None and norm.running_var is not None
+                norm.running_mean.copy_(moments.mean)
+                norm.running_var.copy_(moments.variance)
             self._buffers = {name: b.clone() for name, b in self.network.named_buffers()}
-        finally:
-            try:
-                held.put_back()
-            except KeyboardInterrupt:
-                held.put_back()
-                raise
 
     def _pass(self, norms: list[_BatchNorm], see: Callable[[_BatchNorm, Tensor], None], samples: int) -> None:
         """Takes samples through the network and shows these layers' inputs."""

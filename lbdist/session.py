@@ -51,7 +51,9 @@ def prepare(config: DictConfig) -> Session:
     source: DataSource = build(config.data, "data", kind=DataSource)
     loss: Loss = build(config.loss, "loss", kind=Loss)
     data = source.load()
-    outputs, inputs = loss.check(data), data.train.inputs
+    outputs, inputs, labels = loss.check(data), data.train.inputs, data.train.labels
+    if len(labels) > 1 and (labels == labels[0]).all():  # a network that ignores its input would be right
+        raise InputError(f"data: every label of the train split is {labels[0]}; must be of two kinds or more")
     config.derived.inputs = int(torch.Size(data.shape).numel())
     config.derived.channels = int(data.shape[0]) if data.shape else 1
     config.derived.classes = config.derived.outputs = outputs[-1] if outputs else 1
@@ -109,6 +111,10 @@ def _check_run(cell: Cell, train_size: int) -> None:
     """Refuses remedies and batches that a run of this kind could not have."""
     loop.make_remedy(cell.remedies)
     key, batch = f"remedy.{cell.remedy}.cell", cell.global_batch_size
+    if cell.validation_fraction is not None:
+        held = round(cell.validation_fraction * train_size)
+        least = f"at least {1 / train_size:.2g}, a sample of {train_size}"
+        require(held >= 1, "search.validation_fraction", cell.validation_fraction, least)
     limit = train_size - round((cell.validation_fraction or 0) * train_size)
     allowed = f"at most {limit}, the samples that are trained on"
     require(batch <= limit, f"{key}.global_batch_size", batch, allowed)

@@ -1,23 +1,26 @@
 """Bring your own images: a folder in the Hugging Face Parquet image layout.
 
-`train*.parquet` and `test*.parquet` (else `validation*.parquet`, `valid*.parquet`) lie in the folder or its
-`data/`; a column of structs {bytes, path} holds PNG, JPEG or WebP, another the class as an integer.
+`train.parquet` and `test.parquet` (else `validation`, `valid`), or their shards
+`train-00000-of-00003.parquet`, lie in the folder or its `data/`; a column of structs {bytes, path} holds PNG,
+JPEG or WebP, another the class as an integer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lbdist.data.base import Dataset, DataSource, Split, is_integer, subset
 from lbdist.errors import InputError, one_line, require
@@ -25,6 +28,51 @@ from lbdist.errors import InputError, one_line, require
 _BATCH = 2048  # rows held encoded at a time
 _CHUNK = 64  # images a thread decodes at a time
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_SPLITS = {"train": ("train",), "test": ("test", "validation", "valid")}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What a name says: `train.parquet`, `train-00000-of-00003.parquet` (and a hash), `train-7.parquet`."""
+
+    file: Path
+    split: str
+    number: int | None
+    total: int | None
+
+    @classmethod
+    def of(cls, file: Path) -> _Shard:
+        form = r"(.*?)(?:[-_.]?(\d+)(?:-of-(\d+)(?:-[0-9a-f]{6,})?)?)?"
+        match = re.fullmatch(form, file.stem)
+        assert match is not None
+        number, total = (None if found is None else int(found) for found in match.group(2, 3))
+        return cls(file, match[1], number, total)
+
+
+def _whole(shards: list[_Shard]) -> list[Path]:
+    """The files of one split by their numbers, where all are there and none is left from another time."""
+    if len(shards) == 1 and shards[0].total is None:
+        return [shards[0].file]
+    first = max(shards, key=lambda shard: (shard.total is not None, shard.total or 0, shard.file.name))
+    kept: dict[int, Path] = {}
+    for shard in shards:
+        if shard.number is None or shard.total != first.total or shard.number in kept:
+            other = kept.get(shard.number or 0, first.file)
+            raise InputError(
+                f"data.root: {shard.file} and {other} are not shards of one set; remove the one that is stale"
+            )
+        kept[shard.number] = shard.file
+    begin = 0 if first.total is not None else min(1, *kept)
+    numbers = range(begin, begin + (first.total or max(kept) - begin + 1))
+    lost = [number for number in numbers if number not in kept]
+    if lost:
+        digits = re.sub(r"\d+", lambda found: f"{lost[0]:0{len(found[0])}}", first.file.name, count=1)
+        raise InputError(
+            f"data.root: {first.file.parent / digits} is missing: {len(kept)} of {len(numbers)} are there"
+        )
+    if first.total is not None and max(kept) >= first.total:
+        raise InputError(f"data.root: {kept[max(kept)]} has a number beyond its own count")
+    return [kept[number] for number in sorted(kept)]
 
 
 @dataclass
@@ -33,7 +81,10 @@ class Parquet(DataSource):
 
     Attributes:
         root: The folder.
-        classes: Number of classes; None for the largest training label plus 1.
+        splits: Which split is `train` and which is `test`, where they are not called so; the test split is
+            else `validation` or `valid`.
+        classes: Number of classes; None for those that the files' metadata name (a ClassLabel of the
+            `datasets` library), else the largest training label plus 1.
         label: Column of the classes; where it is left at `label` and absent, `fine_label` is taken.
         image: Column of the images; None for `image` or `img`.
         channels: 1 for grey, 3 for colour; None for as the files have it. WebP has no grey mode, so grey
@@ -41,6 +92,7 @@ class Parquet(DataSource):
     """
 
     root: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
     classes: int | None = None
     label: str = "label"
     image: str | None = None
@@ -48,8 +100,12 @@ class Parquet(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        remedy = "the folder that holds train*.parquet and test*.parquet: set data.root=DIR"
+        remedy = "the folder that holds train.parquet and test.parquet, or their shards: set data.root=DIR"
         require(isinstance(self.root, str), "data.root", self.root, remedy)
+        known = set(self.splits) <= {"train", "test"} and all(
+            isinstance(v, str) for v in self.splits.values()
+        )
+        require(known, "data.splits", self.splits, "a mapping from train and test to names of splits")
         allowed = self.classes is None or is_integer(self.classes, 2)
         require(allowed, "data.classes", self.classes, "an integer of at least 2, or null")
         require(isinstance(self.label, str), "data.label", self.label, "a column's name")
@@ -63,15 +119,23 @@ class Parquet(DataSource):
         Raises:
             InputError: Naming the file that is missing, damaged, or holds something wrong.
         """
-        train, test = self._files("train"), self._files("test", "validation", "valid")
+        train, test = self._files("train"), self._files("test")
         labels = {file: self._labels(file) for file in train + test}
-        classes = self.classes or 1 + int(max(labels[file].max(initial=1) for file in train))
+        named = {file: count for file in labels if (count := self._named_classes(file))}
+        if len(set(named.values())) > 1:
+            one, other = min(named, key=named.__getitem__), max(named, key=named.__getitem__)
+            raise InputError(
+                f"data.root: {one} names {named[one]} classes and {other} {named[other]}; set data.classes"
+            )
+        largest = 1 + int(max(labels[file].max(initial=1) for file in train))
+        classes = self.classes or next(iter(named.values()), largest)
         for file, values in labels.items():
             wrong = np.flatnonzero((values < 0) | (values >= classes))
             if len(wrong):
                 raise InputError(
                     f"data.classes={self.classes!r}: {file}: label {values[wrong[0]]} in row {wrong[0]}; "
                     f"allowed are 0 to {classes - 1}"
+                    + ("; data.splits={test: NAME} takes another split" if values.max() < 0 else "")
                 )
         return Dataset(
             self._split(train, labels, self.train_samples),
@@ -79,20 +143,27 @@ class Parquet(DataSource):
             classes,
         )
 
-    def _files(self, *prefixes: str) -> list[Path]:
+    def _files(self, part: str) -> list[Path]:
+        """The shards of a part, `train` or `test`, in the order of their numbers."""
         root = Path(str(self.root)).expanduser()
         require(root.is_dir(), "data.root", self.root, "a folder that is there")
-        for prefix in prefixes:
-            for folder in (root, root / "data"):
-                if files := sorted(folder.glob(f"{prefix}*.parquet")):
-                    return files
-        wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
-        raise InputError(f"data.root={self.root!r}: must hold {wanted}, in the folder itself or in data/")
+        names = (self.splits[part],) if part in self.splits else _SPLITS[part]
+        found: dict[str, list[_Shard]] = {}
+        for file in sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")]):
+            shard = _Shard.of(file)
+            found.setdefault(shard.split, []).append(shard)
+        for name in names:
+            if name in found:
+                return _whole(found[name])
+        wanted = " or ".join(f"{name}.parquet or {name}-*-of-*.parquet" for name in names)
+        there = f"; there are the splits {', '.join(sorted(found))}: set data.splits" if found else ""
+        raise InputError(
+            f"data.root={self.root!r}: must hold {wanted}, in the folder itself or in data/{there}"
+        )
 
     def _labels(self, file: Path) -> np.ndarray:
-        names = ("label", "fine_label") if self.label == "label" else (self.label,)
         with _opened(file) as opened:
-            column = _column(file, opened.schema_arrow, "label", names)
+            column = _column(file, opened.schema_arrow, "label", self._label_names())
             kind = opened.schema_arrow.field(column).type
             if not pa.types.is_integer(kind):
                 raise InputError(f"data.label={column!r}: {file}: must be integers, not {kind}")
@@ -100,6 +171,21 @@ class Parquet(DataSource):
         if values.null_count:
             raise InputError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
         return values.to_numpy().astype(np.int64)
+
+    def _named_classes(self, file: Path) -> int:
+        """How many classes the schema of the `datasets` library names for the label; 0 where it does not."""
+        with _opened(file) as opened:
+            column = _column(file, opened.schema_arrow, "label", self._label_names())
+            stored = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        try:
+            feature = json.loads(stored)["info"]["features"][column]
+            names = feature.get("names") or range(feature["num_classes"])
+            return len(names) if feature["_type"] == "ClassLabel" else 0
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return 0
+
+    def _label_names(self) -> tuple[str, ...]:
+        return ("label", "fine_label") if self.label == "label" else (self.label,)
 
     def _split(self, files: list[Path], labels: dict[Path, np.ndarray], count: int | None) -> Split:
         joined = np.concatenate([labels[file] for file in files])
@@ -153,19 +239,41 @@ class Parquet(DataSource):
             raise InputError(f"data.root: {file}: row {row} holds no image bytes")
         try:
             with Image.open(BytesIO(data), formats=_FORMATS) as opened:
-                mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if opened.mode == "L" else "RGB")
-                image = opened if opened.mode == mode else opened.convert(mode)
+                image = self._as_stored(opened)
                 pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+        except InputError as error:
+            raise InputError(f"data.root: {file}: the image in row {row} {error}") from error
         except Exception as error:  # Pillow's decoders raise many kinds
             raise InputError(
                 f"data.root: {file}: the image in row {row} cannot be decoded as PNG, JPEG or WebP"
             ) from error
         return pixels.transpose(2, 0, 1)
 
+    def _as_stored(self, opened: Image.Image) -> Image.Image:
+        """The image in the mode that is wanted, upright; what that would lose without a word is refused."""
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1:
+            raise InputError(f"has {frames} frames; must be one image")
+        image = ImageOps.exif_transpose(opened) if opened.info.get("exif") else opened
+        if image.mode.startswith("I;16"):  # the high byte, as Pillow takes of colours of 16 bits
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise InputError(f"has mode {image.mode}, numbers of 32 bits; must be of 8 or 16 bits a channel")
+        if image.has_transparency_data:
+            if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+                raise InputError("is transparent in places, which has no colour; must be opaque")
+            image = image.convert("RGB" if image.mode != "LA" else "L")
+        mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if image.mode == "L" else "RGB")
+        return image if image.mode == mode else image.convert(mode)
+
 
 def _column(file: Path, schema: pa.Schema, field: str, names: tuple[str, ...]) -> str:
-    """The first of these columns that is there."""
+    """The first of these columns that is there, once."""
     for name in names:
+        if schema.names.count(name) > 1:
+            raise InputError(
+                f"data.{field}: {file}: must have one column {name}, not {schema.names.count(name)}"
+            )
         if name in schema.names:
             return name
     raise InputError(

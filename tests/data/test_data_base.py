@@ -126,7 +126,10 @@ def test_yaml_holds_the_fields_and_their_defaults(path: Path) -> None:
     source = get_class(values.pop("_target_"))
     assert issubclass(source, DataSource)
     assert values.pop("name") == path.stem
-    defaults = {field.name: field.default for field in fields(source)}
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(source)
+    }
     assert MISSING not in defaults.values()
     if "dataset" in defaults:
         defaults["dataset"] = path.stem

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -142,9 +143,11 @@ def test_fine_label(tmp_path: Path) -> None:
 
 def test_missing_files(tmp_path: Path) -> None:
     assert "must be a folder that is there" in refused(tmp_path / "absent")
-    assert "must hold train*.parquet" in refused(tmp_path)
+    assert "must hold train.parquet or train-*-of-*.parquet" in refused(tmp_path)
     write(tmp_path / "train.parquet", [encode(COLOUR[0])], [0])
-    assert "must hold test*.parquet or validation*.parquet or valid*.parquet" in refused(tmp_path)
+    wanted = "test.parquet or test-*-of-*.parquet or validation.parquet or"
+    assert f"must hold {wanted}" in refused(tmp_path)
+    assert "there are the splits train: set data.splits" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a Parquet file", None])
@@ -241,3 +244,156 @@ def test_real_data(name: str, channels: int | None, shape: tuple[int, ...], clas
     data = Parquet(root=str(SHARED / name), channels=channels, train_samples=300, test_samples=100).load()
     assert (data.shape, data.classes, len(data.train), len(data.test)) == (shape, classes, 300, 100)
     assert 20 < data.train.inputs.mean() < 140
+
+
+# a folder is not taken as it lies
+
+
+def shards(folder: Path, *names: str) -> Path:
+    """Each file holds one grey image, whose level is the file's place in the list, and that as its label."""
+    for level, name in enumerate(names):
+        write(folder / name, [encode(np.full((4, 4), level, np.uint8))], [level])
+    return folder
+
+
+def levels(folder: Path, **fields: object) -> tuple[list[int], list[int]]:
+    data = Parquet(root=str(folder), **fields).load()  # type: ignore[arg-type]
+    return data.train.labels.tolist(), data.test.labels.tolist()
+
+
+HASH, TWO = "-0a1b2c3d4e5f6071", ("train-00000-of-00002", "train-00001-of-00002")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"],
+        [f"data/train-00000-of-00002{HASH}", f"data/train-00001-of-00002{HASH}"],
+        ["train-0", "train-1", "train-2"],
+        ["train_1", "train_2"],
+        [*(f"train{number}" for number in range(12))],  # 10 comes after 9
+        ["train"],
+        ["train", "train_extra", "train-corrupted-00000-of-00001"],
+    ],
+)
+def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path, names: list[str]) -> None:
+    shards(tmp_path, *(f"{name}.parquet" for name in names), "test.parquet", "test_hard.parquet")
+    own = [place for place, name in enumerate(names) if "extra" not in name and "corrupted" not in name]
+    assert levels(tmp_path, classes=99) == (own, [len(names)])
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], "train-00001-of-00003.parquet is missing"),
+        (["train-00001-of-00002"], "train-00000-of-00002.parquet is missing"),
+        (["train-00005-of-00001"], "train-00000-of-00001.parquet is missing"),
+        (["train-0", "train-2"], "train-1.parquet is missing"),
+        ([f"train-00000-of-00001{HASH}", *TWO], f"00001{HASH}.parquet and"),
+        ([f"train-00000-of-00002{HASH}", *TWO], "not shards of one set"),
+        (["train", "train-00000-of-00001"], "train.parquet and"),
+        (["train", "data/train"], "not shards of one set"),
+        (["train-1", "train_1"], "not shards of one set"),
+        (["training"], "there are the splits test, training: set data.splits"),
+    ],
+)
+def test_missing_and_stale_shards_are_refused_by_name(tmp_path: Path, names: list[str], says: str) -> None:
+    shards(tmp_path, *(f"{name}.parquet" for name in names), "test.parquet")
+    assert says in refused(tmp_path, classes=99)
+
+
+def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
+    names = ("train.parquet", "validation.parquet", "test.parquet", "train_extra.parquet")
+    shards(tmp_path, *names)
+    assert levels(tmp_path, classes=9) == ([0], [2])
+    assert levels(tmp_path, classes=9, splits={"test": "validation"}) == ([0], [1])
+    assert levels(tmp_path, classes=9, splits={"train": "train_extra", "test": "train"}) == ([3], [0])
+    assert "must hold dev.parquet" in refused(tmp_path, splits={"test": "dev"})
+    assert "data.splits={'dev': 'test'}: must be" in refused(tmp_path, splits={"dev": "test"})
+    write(tmp_path / "test.parquet", [encode(GREY[0])], [-1])
+    assert "takes another split" in refused(tmp_path)
+
+
+def test_the_names_of_a_class_label_count(tmp_path: Path) -> None:
+    feature = {"info": {"features": {"label": {"names": list("abcdefghij"), "_type": "ClassLabel"}}}}
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [encode(image) for image in GREY[:3]], [0, 1, 2])
+        table = pq.read_table(tmp_path / f"{part}.parquet")
+        table = table.replace_schema_metadata({"huggingface": json.dumps(feature)})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    assert Parquet(root=str(tmp_path)).load().classes == 10
+    assert Parquet(root=str(tmp_path), classes=4).load().classes == 4
+    feature["info"]["features"]["label"]["names"].pop()
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(feature)}), tmp_path / "test.parquet"
+    )
+    assert "names 9 classes" in refused(tmp_path)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = pq.read_table(write(tmp_path / "train.parquet", [encode(GREY[0])], [0]))
+    pq.write_table(table.append_column("label", pa.array([1])), tmp_path / "train.parquet")
+    write(tmp_path / "test.parquet", [encode(GREY[0])], [0])
+    assert "must have one column label, not 2" in refused(tmp_path)
+
+
+# decoding loses nothing without a word
+
+
+def picture(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def decoded(folder: Path, content: bytes, **fields: object) -> np.ndarray:
+    for part in ("train", "test"):
+        write(folder / f"{part}.parquet", [content, content], [0, 1])
+    return Parquet(root=str(folder), **fields).load().train.inputs[0]  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for channels in (None, 1):
+        found = decoded(tmp_path, picture(Image.fromarray(deep)), channels=channels)
+        assert np.array_equal(found[0], (deep >> 8).astype(np.uint8))
+    assert np.array_equal(decoded(tmp_path, picture(Image.fromarray(deep)), channels=3)[2], found[0])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_images_are_turned_upright(tmp_path: Path, kind: str) -> None:
+    half = np.zeros((8, 16, 3), np.uint8)
+    half[:, 8:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    found = decoded(tmp_path, picture(Image.fromarray(half), kind, exif=exif.tobytes()))
+    assert found.shape == (3, 16, 8) and found[:, :7].max() < 30 and found[:, 9:].min() > 225
+
+
+def test_transparency_is_refused_where_it_shows(tmp_path: Path) -> None:
+    alpha = np.dstack([COLOUR[0], np.full((6, 8), 255, np.uint8)])
+    assert np.array_equal(decoded(tmp_path, picture(Image.fromarray(alpha))), COLOUR[0].transpose(2, 0, 1))
+    alpha[0, 0, 3] = 254
+    decode = [picture(Image.fromarray(alpha)), picture(Image.fromarray(alpha), "WEBP", lossless=True)]
+    palette = Image.fromarray(COLOUR[0]).quantize(8)
+    decode += [picture(palette, transparency=int(np.asarray(palette)[0, 0]))]
+    for content in decode:
+        with pytest.raises(InputError, match=r"train\.parquet: the image in row 0 is transparent in places"):
+            decoded(tmp_path, content)
+
+
+def test_palettes_one_bit_and_cmyk_are_what_pillow_shows(tmp_path: Path) -> None:
+    palette = Image.fromarray(COLOUR[0]).quantize(8)
+    expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(decoded(tmp_path, picture(palette)), expected)
+    bit = Image.fromarray(GREY[0] > 127)
+    assert np.array_equal(decoded(tmp_path, picture(bit))[0], np.where(GREY[0] > 127, 255, 0))
+    printed = Image.fromarray(COLOUR[0]).convert("CMYK")
+    assert decoded(tmp_path, picture(printed, "JPEG")).shape == (3, 6, 8)
+
+
+def test_moving_pictures_are_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(image) for image in COLOUR[:3]]
+    content = picture(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="the image in row 0 has 3 frames"):
+        decoded(tmp_path, content)
