@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -19,6 +20,11 @@ def require(condition: bool, field: str, value: Any, allowed: str) -> None:
     """
     if not condition:
         raise InputError(f"{field}={value}: must be {allowed}")
+
+
+def warn(line: str) -> None:
+    """Says on one line of the standard error what a user should know and the run goes on without."""
+    print(f"lbdist: {line}", file=sys.stderr, flush=True)
 
 
 def one_line(error: BaseException) -> str:

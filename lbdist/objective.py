@@ -382,8 +382,8 @@ class Objective:
                 return
         raise InputError(
             "network: its second derivatives are not those of its loss: the Hessian's product with a random "
-            f"direction, of size {float(found.norm()):.4g}, is off by {min(sizes):.4g}; an operation in it has a "
-            "wrong second backward pass"
+            f"direction, of size {float(found.norm()):.4g}, is off by {min(sizes):.4g}; an operation in it "
+            "has a wrong second backward pass"
         )
 
     def _twin(self) -> Objective | None:

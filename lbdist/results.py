@@ -20,7 +20,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbdist.storage import Store
+from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
 
 SCHEMA = pa.schema(
     [
@@ -103,13 +103,8 @@ def measurement_file(measurement: str) -> str:
     return f"{MEASUREMENTS}/{measurement}.parquet"
 
 
-def write_rows(place: Place, name: str, rows: Iterable[Row]) -> None:
-    """Writes the rows of what is finished; it counts as done once this returns.
-
-    Args:
-        place: The storage folder.
-        name: The file; a second write replaces the first.
-        rows: Mappings from the columns of `SCHEMA` to values; missing columns become null.
+def as_table(rows: Iterable[Row]) -> pa.Table:
+    """Rows as a table with the columns of `SCHEMA`; missing ones become null.
 
     Raises:
         ValueError: A row has a column that the schema does not have.
@@ -118,28 +113,74 @@ def write_rows(place: Place, name: str, rows: Iterable[Row]) -> None:
     unknown = {column for row in rows for column in row} - set(SCHEMA.names)
     if unknown:
         raise ValueError(f"columns that the row schema does not have: {sorted(unknown)}")
-    _write(Store.of(place), name, pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+
+
+def write_rows(place: Place, name: str, rows: Iterable[Row] | pa.Table) -> None:
+    """Writes the rows of what is finished; it counts as done once this returns.
+
+    Args:
+        place: The storage folder.
+        name: The file; a second write replaces the first.
+        rows: A table, or what `as_table` takes.
+
+    Raises:
+        ValueError: A row has a column that the schema does not have.
+    """
+    _write(Store.of(place), name, rows if isinstance(rows, pa.Table) else as_table(rows))
 
 
 def _write(store: Store, name: str, table: pa.Table) -> None:
+    mark = stamp(name, _digest(table))
     sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({"lbdist": json.dumps(mark)})
     pq.write_table(table, sink, compression="zstd")
     store.write(name, sink.getvalue().to_pybytes())
 
 
-def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
-    """The rows of a file; none if it is not there."""
+def _digest(table: pa.Table) -> str:
+    return digest(json.dumps(table.to_pylist()).encode())
+
+
+def _read(store: Store, name: str) -> pa.Table:
+    """A file's table.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        Damaged: It is not what `_write` wrote there.
+    """
+    content, where = store.read(name), f"{store}/{name}"
     try:
-        content = Store.of(place).read(name)
+        table = pq.read_table(pa.BufferReader(content))
+        mark = json.loads((table.schema.metadata or {}).get(b"lbdist", b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Damaged(f"{where} cannot be read as Parquet") from error
+    table = table.replace_schema_metadata(None)
+    if not table.schema.equals(SCHEMA):
+        raise Damaged(f"{where} has other columns")
+    check_stamp(mark, name, _digest(table), where)
+    return table
+
+
+def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
+    """The rows of a file; none if it is not there.
+
+    Raises:
+        Damaged: It is not what was written there.
+    """
+    try:
+        rows: list[dict[str, Any]] = _read(Store.of(place), name).to_pylist()
     except FileNotFoundError:
         return []
-    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content), schema=SCHEMA).to_pylist()
     return rows
 
 
-def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
-    """Writes a mapping as JSON, whole or not at all."""
-    store.write(name, json.dumps(value, indent=1, sort_keys=True).encode())
+def write_cell(place: Place, cell: str, content: Mapping[str, Any]) -> None:
+    """Writes what a cell is: its `cell`, its `columns`, and the `provenance` of its rows."""
+    name = f"{cell_folder(cell)}/cell.json"
+    text = json.dumps(content, sort_keys=True)
+    sealed = {**content, "lbdist": stamp(name, digest(text.encode()))}
+    Store.of(place).write(name, json.dumps(sealed, indent=1, sort_keys=True).encode())
 
 
 @functools.cache
@@ -171,6 +212,7 @@ def gather(
     cells: Mapping[str, Row],
     measurements: Iterable[str],
     study: str | None = None,
+    read: Callable[[str], list[dict[str, Any]]] | None = None,
 ) -> pd.DataFrame:
     """The rows of cells and measurements, with the columns that say what each cell is.
 
@@ -179,23 +221,25 @@ def gather(
         cells: Each cell's columns by its id; cells that are not finished have no rows.
         measurements: Ids of measurements, at these cells or others; those that are not there have no rows.
         study: What `experiment` is to be; the rows are then written to `<study>/rows.parquet` as well.
+        read: Gives the rows of a file; None reads them from the folder.
 
     Returns:
         A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
     """
     store, rows = Store.of(place), []
+    read = read or functools.partial(read_rows, store)
     workers: dict[str, Any] = {}
     for cell, columns in cells.items():
-        for row in read_rows(store, cell_file(cell)):
+        for row in read(cell_file(cell)):
             workers[cell] = row["num_workers"]
             rows.append({**row, **columns, "experiment": study})
     for measurement in measurements:
-        for row in read_rows(store, measurement_file(measurement)):
+        for row in read(measurement_file(measurement)):
             columns = {"num_workers": workers.get(row["cell"]), **cells.get(row["cell"], {})}
             rows.append({**row, **columns, "experiment": study})
     table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
     if study is not None and rows:
-        _write(store, f"{study}/rows.parquet", table)
+        _write(store / study, "rows.parquet", table)
     return table.to_pandas()
 
 
@@ -217,10 +261,11 @@ def load(place: Place) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: There are no rows in the folder.
+        Damaged: A file is not what was written there; the study, run again, computes it anew.
     """
     store = Store.of(place)
     if store.exists("rows.parquet"):
-        return _sorted(pq.read_table(pa.BufferReader(store.read("rows.parquet")), schema=SCHEMA)).to_pandas()
+        return _sorted(_read(store, "rows.parquet")).to_pandas()
     cells = {cell: read_cell(store, cell)["columns"] for cell in finished(store, CELLS)}
     if not cells:
         raise FileNotFoundError(f"no rows under {store}")
@@ -234,8 +279,19 @@ def finished(place: Place, kind: str) -> list[str]:
 
 
 def read_cell(place: Place, cell: str) -> dict[str, Any]:
-    """What `cell.json` holds: the `cell`, its `columns`, and the `provenance` of its rows."""
-    found: dict[str, Any] = json.loads(Store.of(place).read(f"{cell_folder(cell)}/cell.json"))
+    """What `cell.json` holds: the `cell`, its `columns`, and the `provenance` of its rows.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        Damaged: It is not what was written there.
+    """
+    store, name = Store.of(place), f"{cell_folder(cell)}/cell.json"
+    try:
+        found: dict[str, Any] = json.loads(store.read(name))
+        mark = found.pop("lbdist", None)
+    except (ValueError, AttributeError) as error:
+        raise Damaged(f"{store}/{name} cannot be read as JSON") from error
+    check_stamp(mark, name, digest(json.dumps(found, sort_keys=True).encode()), f"{store}/{name}")
     return found
 
 

@@ -22,7 +22,7 @@ from lbdist.analysis.runs import Runs, Score
 from lbdist.config.build import build
 from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource, is_integer
-from lbdist.errors import InputError, require
+from lbdist.errors import InputError, require, warn
 from lbdist.losses import Loss
 from lbdist.networks.flat import check
 from lbdist.objective import Objective
@@ -207,10 +207,10 @@ class Session:
         for line in self._remarks():
             print(line, flush=True)
         with self.folder.lock():
-            book = tuning.Book(self.store)
+            book = tuning.Book(self.store, warn)
             failed = self._work(book) + self._diverged(book) + self._report(book, command)
         for line in failed:
-            print(f"lbdist: {line}", file=sys.stderr)
+            warn(line)
         return 1 if failed else 0
 
     def _check_workers(self, slots: int) -> None:
@@ -266,10 +266,12 @@ class Session:
             table.add_row(*(str(value) for value in record.values()))
         Console(width=None if sys.stdout.isatty() else 120).print(table)
 
-    def _missing(self, book: Done) -> list[Measurement]:
+    def _missing(self, book: tuning.Book) -> list[Measurement]:
         """The measurements at finished cells that have no rows."""
-        there = set(results.finished(self.store, results.MEASUREMENTS))
-        return [m for m in self.measurements(book) if m.id not in there]
+        # listed first, since looking for each that is not there yet takes long in an object store
+        there = {name.split("/")[1] for name in self.store.names(results.MEASUREMENTS)}
+        files = [(m, results.measurement_file(m.id)) for m in self.measurements(book)]
+        return [m for m, file in files if file.split("/")[1] not in there or not book.rows(file)]
 
     def measurements(self, book: Done) -> list[Measurement]:
         """The measurements at the cells that are finished; a run that diverged has no minimiser."""
@@ -286,10 +288,9 @@ class Session:
             A line for each kind of cell and of measurement that has no rows.
         """
         known = cells_of(self.study, book).values()
-        done = [cell for cell in known if book(cell) is not None]
-        unfinished = len(done) < len(known)
-        if not unfinished and not self._missing(book):
+        if all(book(cell) is not None for cell in known) and not self._missing(book):
             return []
+        self._check_files(book)
         config, gradients = self.config, {}
 
         def cost(cell: Cell) -> tuple[float, float]:
@@ -302,20 +303,22 @@ class Session:
             evaluations, samples = cost(cell)
             return 64 * evaluations + samples
 
+        done = [cell for cell in cells_of(self.study, book).values() if book(cell) is not None]
         progress = Progress(self.cells.values(), done, weight, self.score.name, self.score.unit)
+        failed: list[tuple[Cell, str]] = []
         with progress, cluster.connect(progress.note) as capacity:
             self._check_workers(capacity.slots)
             device = "GPU" if capacity.gpus else "CPU"
-            schedule = tuning.Schedule(
-                self.study,
-                book,
-                capacity.slots,
-                max_concurrent=config.max_concurrent,
-                cost=weight,
-                worthwhile=lambda cell: cost(cell)[1] * self.flops / GROUP_WORK[device],
-                watch=progress,
-            )
-            if unfinished:
+            while any(book(cell) is None for cell in cells_of(self.study, book).values()):
+                schedule = tuning.Schedule(
+                    self.study,
+                    book,
+                    capacity.slots,
+                    max_concurrent=config.max_concurrent,
+                    cost=weight,
+                    worthwhile=lambda cell: cost(cell)[1] * self.flops / GROUP_WORK[device],
+                    watch=progress,
+                )
                 tuning.run(
                     schedule,
                     ray.put(self.data),
@@ -323,6 +326,8 @@ class Session:
                     use_gpu=capacity.gpus > 0,
                     retries=config.retries,
                 )
+                failed += schedule.failed
+                self._check_files(book)  # of cells that were found finished only now
             missing = self._missing(book)
             progress.begin_measurements(len(missing))
             lost = measure_all(
@@ -335,10 +340,19 @@ class Session:
                 done=progress.measured,
             )
         again = "; run the command again to retry"
-        return [f"failed: {line}{again}" for line in _by_kind(schedule.failed)] + [
+        return [f"failed: {line}{again}" for line in _by_kind(failed)] + [
             f"not measured: {line}{again}"
-            for line in _by_kind((m.at[0].cell, f"{title(m.measure)}: its process died") for m in lost)
+            for line in _by_kind((m.at[0].cell, f"{title(m.measure)}: {why}") for m, why in lost)
         ]
+
+    def _check_files(self, book: tuning.Book) -> None:
+        """Looks through what is about to be read; a cell whose model is needed and lost is to run again."""
+        known = cells_of(self.study, book).values()
+        waiting = [cell for cell in known if book(cell) is None]
+        models = [(p.cell, p.epoch) for m in self._missing(book) for p in m.at if p.file is None]
+        if waiting:  # which may begin at a model that another cell keeps
+            models += [(cell, epoch) for cell in known if book(cell) for epoch in sorted(cell.keep)]
+        book.check(waiting, models)
 
     def _diverged(self, book: Done) -> list[str]:
         """A line for each kind of cell that diverged."""
@@ -346,7 +360,7 @@ class Session:
         diverged = [cell for cell in cells if (book(cell) or {}).get("diverged")]
         return [f"diverged: {line}" for line in _by_kind((cell, "") for cell in diverged)]
 
-    def _report(self, book: Done, command: str) -> list[str]:
+    def _report(self, book: tuning.Book, command: str) -> list[str]:
         """Writes what there is, and returns what must be said of it: values that could not be measured."""
         cells = cells_of(self.study, book)
         finished = {key: cell for key, cell in cells.items() if book(cell)}
@@ -354,7 +368,7 @@ class Session:
             return ["no cell finished, so there is nothing to report"]
         measurements = [m.id for m in self.measurements(book)]
         columns = {key: cell.columns() for key, cell in finished.items()}
-        rows = results.gather(self.store, columns, measurements, self.config.name)
+        rows = results.gather(self.store, columns, measurements, self.config.name, book.rows)
         runs = Runs(rows, self.score)
         sections = self.study.sections(runs)
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))

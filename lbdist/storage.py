@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -17,15 +18,47 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from lbdist.errors import InputError, one_line, require
+from lbdist.errors import InputError, one_line, require, warn
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+FORMAT = 1
+"""Of every file that carries a stamp; files of another are as good as damaged."""
+
 LEASE_SECONDS = 60.0
 """How long a lease outlives its holder, where the file system has no lock."""
+
+
+class Damaged(InputError):
+    """A file that is not what was written there: cut, garbled, of another format, or another file."""
+
+
+def digest(content: bytes | memoryview) -> str:
+    """The SHA-256 of a file's content, in hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def stamp(what: str, digest: str) -> dict[str, Any]:
+    """What a file says of itself: which it is, in which format, and the digest of its content."""
+    return {"is": what, "format": FORMAT, "digest": digest}
+
+
+def check_stamp(found: Any, what: str, digest: str, where: str) -> None:
+    """Holds a file's stamp against what was asked for and what was read.
+
+    Raises:
+        Damaged: They differ.
+    """
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise Damaged(f"{where} is of another format")
+    if found.get("is") != what:
+        raise Damaged(f"{where} is the file of {found.get('is')}, not of {what}")
+    if found.get("digest") != digest:
+        raise Damaged(f"{where} is not as it was written")
 
 
 class Store:
@@ -88,9 +121,13 @@ class Store:
 
         Raises:
             FileNotFoundError: There is no such file.
+            Damaged: There is something else.
         """
         if self.local is not None:
-            return (self.local / name).read_bytes()
+            try:
+                return (self.local / name).read_bytes()
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise Damaged(f"{self}/{name} is no file") from error
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
             return bytes(file.read())
 
@@ -106,6 +143,7 @@ class Store:
         folder, _, last = f"{self.path}/{name}".rpartition("/")
         aside = f"{folder}/.{last}.{uuid.uuid4().hex}"
         if self.local is not None:
+            self._clear_way(name)
             Path(folder).mkdir(parents=True, exist_ok=True)
             try:
                 with Path(aside).open("wb") as file:
@@ -125,6 +163,28 @@ class Store:
                 stream.write(content)
             self.filesystem.move(aside, f"{folder}/{last}")
 
+    def _clear_way(self, name: str) -> None:
+        """Sets aside a file where a folder has to be, and a folder where the file has to be."""
+        assert self.local is not None
+        folders = name.split("/")
+        for depth in range(1, len(folders)):
+            part = "/".join(folders[:depth])
+            if (self.local / part).is_file():
+                warn(f"{self}/{part} is no folder; set aside as {self.set_aside(part)}")
+        if (self.local / name).is_dir():
+            warn(f"{self}/{name} is no file; set aside as {self.set_aside(name)}")
+
+    def set_aside(self, name: str) -> str:
+        """Renames what is in the way, or damaged, to a name that says so, and returns that."""
+        number = 1
+        while self._kind(f"{name}.damaged-{number}") != fs.FileType.NotFound:
+            number += 1
+        self.filesystem.move(f"{self.path}/{name}", f"{self.path}/{name}.damaged-{number}")
+        return f"{name}.damaged-{number}"
+
+    def _kind(self, name: str) -> fs.FileType:
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type
+
     def names(self, prefix: str = "") -> list[str]:
         """The files below a folder, sorted; files that are being written aside are not among them."""
         below = f"{self.path}/{prefix}".rstrip("/")
@@ -139,7 +199,7 @@ class Store:
         """Whether a file is there."""
         if self.local is not None:
             return (self.local / name).is_file()
-        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
+        return self._kind(name) == fs.FileType.File
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all that is in it; what is not there is no error."""
@@ -150,7 +210,7 @@ class Store:
             else:
                 Path(path).unlink(missing_ok=True)
             return
-        kind = self.filesystem.get_file_info(path).type
+        kind = self._kind(name)
         if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(path)
         elif kind == fs.FileType.File:

@@ -17,7 +17,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lbdist import results
-from lbdist.storage import Store
 
 CELLS = {name: {"cell": name, "method": "LB", "remedy": "none", "stage": "confirm", "seed": 1} for name in
          ("a1", "b2", "c3", "d4")}  # fmt: skip
@@ -32,7 +31,7 @@ def write(folder: Path, cells: dict[str, dict[str, Any]] = CELLS) -> None:
     for cell, columns in cells.items():
         results.write_rows(folder, results.cell_file(cell), rows_of(cell))
         content = {"cell": {}, "columns": columns, "provenance": results.provenance()}
-        results.write_json(Store(folder), f"cells/{cell}/cell.json", content)
+        results.write_cell(folder, cell, content)
         row = {"cell": cell, "measurement": f"e{cell}", "metric": "sharpness", "value": 5.0}
         results.write_rows(folder, results.measurement_file(f"e{cell}"), [row])
 

@@ -17,7 +17,7 @@ from lbdist.plan import Cell, name_setting
 from lbdist.storage import Store
 from lbdist.studies.base import cells_of, whole
 from lbdist.training import checkpoint
-from lbdist.tuning import Book, Job, Schedule, read_cell, settings
+from lbdist.tuning import Book, Job, Schedule, read_cell, settings, write_cell
 
 
 def make_schedule(folder: Path, *overrides: str, slots: int, **options: Any) -> Schedule:
@@ -29,6 +29,7 @@ def write_cell_rows(folder: Path, cell: Cell, accuracy: float) -> None:
     split = "validation" if cell.stage == "search" else "test"
     row = {"cell": cell.id, "num_workers": 1, "metric": "accuracy", "value": accuracy, "split": split}
     results.write_rows(folder, results.cell_file(cell.id), [row])
+    write_cell(Store(folder), cell)
     for epoch in cell.keep:
         (folder / "cells" / cell.id / checkpoint.model_name(epoch)).write_bytes(b"")
 

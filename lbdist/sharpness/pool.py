@@ -48,7 +48,7 @@ class Evaluator:
             model = checkpoint.load_model(folder, checkpoint.model_name(point.epoch), self.device)
         else:
             file = Path(point.file)
-            model = checkpoint.load_model(Store(file.parent), file.name, self.device)
+            model = checkpoint.load_model(Store(file.parent), file.name, self.device, own=False)
         network.load_state_dict(model)
         loss, made = build(cell.loss, "loss"), {}
 
@@ -61,20 +61,26 @@ class Evaluator:
         return Minimiser(flatten(network), start, objective)
 
     def measure(self, measurement: Measurement) -> list[Row]:
-        """Measures, writes the rows and returns them; what cannot be measured is a row with its error."""
+        """Measures, writes the rows and returns them; what cannot be measured is a row with its error.
+
+        Raises:
+            Exception: A model could not be read, or the rows not be written: that is no result, and the next
+                run tries again.
+        """
         name, file = f"measure.{title(measurement.measure)}", results.measurement_file(measurement.id)
         failed: Row = {"metric": title(measurement.measure)}
+        at = self.minimisers(measurement.at)
         try:
             measure: Measure = build(measurement.measure, name, kind=Measure)
             failed = measure.failed()
-            found = measure(self.minimisers(measurement.at))
-            rows = [{**measurement.columns(), **row} for row in found]
-            results.write_rows(self.store, file, rows)
+            rows = [{**measurement.columns(), **row} for row in measure(at)]
+            table = results.as_table(rows)
         except Exception as error:
             text = f"{type(error).__name__}: {one_line(error)}"
             failed |= {"value": float("nan"), "converged": False, "error": text}
             rows = [{**measurement.columns(), **failed}]
-            results.write_rows(self.store, file, rows)
+            table = results.as_table(rows)
+        results.write_rows(self.store, file, table)
         return rows
 
 
@@ -87,7 +93,7 @@ def measure_all(
     gpus_per_actor: float = 0.0,
     retries: int = 2,
     done: Callable[[Measurement, list[Row]], None] = lambda measurement, rows: None,
-) -> list[Measurement]:
+) -> list[tuple[Measurement, str]]:
     """Makes every measurement on a pool of actors.
 
     Args:
@@ -100,7 +106,8 @@ def measure_all(
         done: Called on the driver with each measurement that ended and its rows.
 
     Returns:
-        The measurements whose actor died more often than that; they have no rows.
+        The measurements that have no rows, and why: their actor died more often than that, a model could not
+        be read.
     """
     device = "cuda" if gpus_per_actor else "cpu"
     remote = ray.remote(num_cpus=1, num_gpus=gpus_per_actor)(Evaluator)
@@ -110,7 +117,7 @@ def measure_all(
 
     waiting = deque((measurement, 0) for measurement in measurements)
     busy: dict[Any, tuple[Any, Measurement, int]] = {}
-    failed: list[Measurement] = []
+    failed: list[tuple[Measurement, str]] = []
     idle = [start() for _ in range(min(actors, len(measurements)))]
     while waiting or busy:
         while waiting and idle:
@@ -125,13 +132,17 @@ def measure_all(
             if tries < retries:
                 waiting.appendleft((measurement, tries + 1))
                 continue
-            # no row is written: a machine's trouble is no result, and the next run tries again
-            text = f"its process died {tries + 1} times: {error.__class__.__name__}"
-            rows = [{**measurement.columns(), "error": text}]
-            failed.append(measurement)
+            why = f"its process died {tries + 1} times: {error.__class__.__name__}"
+        except ray.exceptions.RayTaskError as error:
+            idle.append(actor)
+            why = f"{type(error.cause).__name__}: {one_line(error.cause)}"
         else:
             idle.append(actor)
-        done(measurement, rows)
+            done(measurement, rows)
+            continue
+        # no row is written: a machine's trouble is no result, and the next run tries again
+        failed.append((measurement, why))
+        done(measurement, [{**measurement.columns(), "error": why}])
     for actor in idle:
         ray.kill(actor)
     return failed

@@ -5,7 +5,9 @@ Both are written whole or not at all, and read without unpickling code.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from lbdist import networks, results
 from lbdist.errors import InputError, one_line
 from lbdist.plan import Cell
-from lbdist.storage import Store
+from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
 
 RESUME = "resume.pt"
 """Everything that the rest of a run depends on, in the cell's own folder until the cell is finished."""
@@ -35,24 +37,56 @@ def model_name(epoch: int | None = None) -> str:
 
 
 def save_model(store: Store, name: str, model: Mapping[str, Tensor]) -> None:
-    """Writes a state dict; `safetensors.torch.load_file` and `load_state_dict` take it back."""
-    content = safetensors.torch.save({key: value.contiguous() for key, value in model.items()})
-    store.write(name, content, durable=False)
+    """Writes a state dict; `safetensors.torch.load_file` and `load_state_dict` take it back.
+
+    Tensors that share memory, as tied parameters do, are written each by itself.
+    """
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in model.items()}
+    mark = stamp(_what(store, name), _digest(plain))
+    store.write(name, safetensors.torch.save(plain, {"lbdist": json.dumps(mark)}), durable=False)
 
 
-def load_model(store: Store, name: str, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Reads a state dict, in safetensors or as `torch.save` wrote it.
+def load_model(
+    store: Store, name: str, device: str | torch.device = "cpu", own: bool = True
+) -> dict[str, Tensor]:
+    """Reads a state dict.
+
+    Args:
+        store: The folder.
+        name: The file.
+        device: Where the tensors are put.
+        own: Whether `save_model` wrote it; a user's is in safetensors or as `torch.save` wrote it.
 
     Raises:
         FileNotFoundError: There is none.
-        InputError: The file is damaged or holds more than tensors and plain values.
+        Damaged: The file is not what `save_model` wrote there.
+        InputError: A file of the user's is damaged or holds more than tensors and plain values.
     """
-    content = store.read(name)
+    content, where = store.read(name), f"{store}/{name}"
     try:
         found = safetensors.torch.load(content)
-    except SafetensorError:
-        return _tensors(content, f"{store}/{name}", device)
+    except SafetensorError as error:
+        if own:
+            raise Damaged(f"{where} cannot be read as safetensors") from error
+        return _tensors(content, where, device)
+    if own:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        mark = header.get("__metadata__", {}).get("lbdist", "null")
+        check_stamp(json.loads(mark), _what(store, name), _digest(found), where)
     return {key: value.to(device) for key, value in found.items()}
+
+
+def _what(store: Store, name: str) -> str:
+    """A file's name in the storage folder, of which its store is a cell's own."""
+    return f"{results.CELLS}/{store.path.rpartition('/')[2]}/{name}"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    parts = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        parts.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        parts.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return parts.hexdigest()
 
 
 def starting_point(
@@ -84,11 +118,13 @@ def starting_point(
 
 
 def save(store: Store, state: dict[str, Any], name: str = RESUME) -> None:
-    """Writes a state of tensors, numbers, strings, lists and dicts."""
+    """Writes a state of tensors, numbers, strings, lists and dicts, after a line that says what it is."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    content = buffer.getbuffer()
+    line = json.dumps(stamp(_what(store, name), digest(content))).encode()
     # not waiting for the disk: a lost one costs an epoch, waiting costs more
-    store.write(name, buffer.getvalue(), durable=False)
+    store.write(name, b"\n".join([line, content]), durable=False)
 
 
 def load(store: Store, device: str | torch.device = "cpu", name: str = RESUME) -> dict[str, Any]:
@@ -96,9 +132,27 @@ def load(store: Store, device: str | torch.device = "cpu", name: str = RESUME) -
 
     Raises:
         FileNotFoundError: There is none.
-        InputError: The file is damaged or holds more than tensors and plain values.
+        Damaged: The file is not what was written there.
+        InputError: It holds more than tensors and plain values.
     """
-    return _tensors(store.read(name), f"{store}/{name}", device)
+    return _tensors(check(store, name), f"{store}/{name}", device)
+
+
+def check(store: Store, name: str = RESUME) -> bytes:
+    """What a resume file holds, after its first line.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Damaged: The file is not what was written there.
+    """
+    line, _, state = store.read(name).partition(b"\n")
+    where = f"{store}/{name}"
+    try:
+        mark = json.loads(line)
+    except ValueError as error:
+        raise Damaged(f"{where} is no resume file") from error
+    check_stamp(mark, _what(store, name), digest(state), where)
+    return state
 
 
 def _tensors(content: bytes, where: str, device: str | torch.device) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from lbdist.errors import InputError, one_line
 from lbdist.losses import Loss
 from lbdist.plan import Cell, Node
 from lbdist.remedies.base import Combined, Remedy
-from lbdist.storage import Store
+from lbdist.storage import Damaged, Store
 from lbdist.training import checkpoint
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
@@ -155,17 +155,15 @@ def train(
     workers = workers or Workers.current()
     own = store / results.cell_folder(cell.id) if store is not None else None
     writes = own if workers.rank == 0 else None
-    remedy = make_remedy(cell.remedies)
     loss: Loss = build(cell.loss, "loss", kind=Loss)
-    network = checkpoint.starting_point(store, cell, device, dtype)
-    learner = Learner(
-        network,
-        optimizer_factory(cell.optimizer),
-        workers,
-        cell.ghost_batch_size,
-        cell.micro_batch_size,
-        loss,
-    )
+
+    def begin() -> tuple[Learner, Remedy]:
+        network = checkpoint.starting_point(store, cell, device, dtype)
+        factory = optimizer_factory(cell.optimizer)
+        sizes = cell.ghost_batch_size, cell.micro_batch_size
+        return Learner(network, factory, workers, *sizes, loss), make_remedy(cell.remedies)
+
+    learner, remedy = begin()
     start = learner.x.clone()
     train_split, test_split = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
     split = "test" if cell.validation_fraction is None else "validation"
@@ -173,14 +171,13 @@ def train(
     seconds, first, diverged = 0.0, 0, False
     state = _resume(own, device)
     if state is not None:
-        learner.restore(state["learner"])
-        remedy.restore(state["remedy"])
-        history, seconds, first, diverged = (
-            state["history"],
-            state["seconds"],
-            state["epoch"],
-            state["diverged"],
-        )
+        try:
+            learner.restore(state["learner"])
+            remedy.restore(state["remedy"])
+            names = ("history", "seconds", "epoch", "diverged")
+            history, seconds, first, diverged = (state[name] for name in names)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):  # other code wrote it
+            learner, remedy = begin()
     every, longest = max(1, cell.epochs // cell.evaluations), 0.0
     for epoch in range(first, cell.epochs):
         if diverged:
@@ -325,11 +322,19 @@ def run_cell(
 
 def finished_rows(store: Store, cell: Cell) -> list[Row]:
     """The rows of a cell that is finished, with every model that it keeps; else none."""
-    rows = results.read_rows(store, results.cell_file(cell.id))
-    if not rows or final_metrics(rows).get("diverged"):  # which has no later epoch to keep
-        return rows
+    try:
+        rows = results.read_rows(store, results.cell_file(cell.id))
+    except Damaged:
+        return []
+    return rows if rows and has_models(store, cell, rows) else []
+
+
+def has_models(store: Store, cell: Cell, rows: Sequence[Row]) -> bool:
+    """Whether every model is there that a cell with these rows keeps."""
+    if final_metrics(rows).get("diverged"):  # which has no later epoch to keep
+        return True
     models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in cell.keep)
-    return rows if all(map(Store.of(store).exists, models)) else []
+    return all(map(Store.of(store).exists, models))
 
 
 def final_metrics(rows: Sequence[Row]) -> dict[str, float]:

@@ -191,23 +191,22 @@ def test_rows_are_the_library_s_whatever_dies_or_is_missing(
 
     def done(job: Measurement, found: list[dict[str, Any]]) -> None:
         (row,) = found
-        assert same(row, stored(folder, job))  # on disk before anybody is told
+        assert job is lost or same(row, stored(folder, job))  # on disk before anybody is told
         told.append(job.id)
         kill_one(killed)
 
-    pool.measure_all([LONG, JOBS[0], lost, *JOBS[1:]], data, Store(folder), actors=2, done=done)
+    ((failed, why),) = pool.measure_all(
+        [LONG, JOBS[0], lost, *JOBS[1:]], data, Store(folder), actors=2, done=done
+    )
     assert len(killed) == 1 and not psutil.pid_exists(killed[0])
     assert sorted(told) == sorted([lost.id, *expected])  # each told once
-    assert finished(folder) == set(told)
+    assert finished(folder) == set(expected)  # a model that is not there is no result: the next run tries
     for job in (LONG, *JOBS):
         agree(stored(folder, job), expected[job.id])
-    row = stored(folder, lost)
-    assert math.isnan(row["value"]) and not row["converged"]
-    assert row["error"].startswith("FileNotFoundError: ") and MISSING.id in row["error"]
-    assert (row["cell"], row["metric"], row["solver"]) == (MISSING.id, "sharpness", "converged")
+    assert failed is lost and why.startswith("FileNotFoundError: ") and MISSING.id in why
     columns = {cell.id: cell.columns() for cell in [*CELLS, MISSING]}
     frame = results.gather(folder, columns, finished(folder)).query("metric == 'sharpness'")
-    assert len(frame) == 18 and frame["value"].isna().sum() == 1 and set(frame["seed"]) == {0, 1, 7}
+    assert len(frame) == 17 and frame["value"].notna().all() and set(frame["seed"]) == {0, 1}
     assert frame["epoch"].notna().sum() == 2
 
 
@@ -222,7 +221,7 @@ def test_a_job_whose_actor_died_too_often_leaves_no_row(
         kill_one(killed)
 
     lost = pool.measure_all(JOBS[:2], data, Store(folder), actors=1, retries=0, done=done)
-    assert lost == [JOBS[1]] and len(killed) == 1 and len(rows) == 2
+    assert [job for job, _ in lost] == [JOBS[1]] and len(killed) == 1 and len(rows) == 2
     assert rows[1]["error"].startswith("its process died 1 times: ")
     assert finished(folder) == {JOBS[0].id}
     assert pool.measure_all([JOBS[1]], data, Store(folder), actors=1) == []  # the next run's try

@@ -17,7 +17,7 @@ from lbdist import networks, random, results
 from lbdist.errors import InputError
 from lbdist.plan import Origin
 from lbdist.remedies.base import Batch
-from lbdist.storage import Store
+from lbdist.storage import Damaged, Store
 from lbdist.training import checkpoint
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path):
     own = store / f"cells/{cell.id}"
     whole = own.read(checkpoint.RESUME)
     own.write(checkpoint.RESUME, whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a checkpoint"):
+    with pytest.raises(Damaged, match="is not as it was written"):
         checkpoint.load(own)
     assert torch.equal(train(cell, data, store=store)[1], x)
 
@@ -200,8 +200,12 @@ def test_a_checkpoint_never_runs_code(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     torch.save({"x": Attack()}, tmp_path / "bad.pt")
+    store = Store(tmp_path)
     with pytest.raises(InputError, match="not a checkpoint of tensors"):
-        checkpoint.load(Store(tmp_path), name="bad.pt")
+        checkpoint.load_model(store, "bad.pt", own=False)
+    checkpoint.save(store, {"x": Attack()})
+    with pytest.raises(InputError, match="not a checkpoint of tensors"):
+        checkpoint.load(store)
     assert not (tmp_path / "owned").exists()
 
 
