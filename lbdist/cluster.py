@@ -6,14 +6,13 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbdist.errors import InputError
+from lbdist.errors import require
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,24 +52,55 @@ class Capacity:
         return self.gpus or self.cpus
 
 
+ANSWER_SECONDS = 5.0
+"""How long a cluster may take to answer."""
+
+
 def address() -> str:
-    """The address of the cluster that `ray.init` will join; empty where it will start a local one.
+    """The address of the cluster that `connect` will join; empty where it will start a local one.
 
     Raises:
-        InputError: Nothing answers at RAY_ADDRESS.
+        InputError: No cluster answers at RAY_ADDRESS, or a local one could not be started in RAY_TMPDIR.
     """
-    address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
-    if address and port.isdigit() and "://" not in address:
+    asked = os.environ.get("RAY_ADDRESS", "")
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    file = folder / "ray" / "ray_current_cluster"
+    started = file.read_text().strip() if file.is_file() else ""  # by `ray start`
+    allowed = "HOST:PORT of a running Ray cluster, or auto; unset it to start a local one"
+    if asked in ("", "auto"):
+        if started and _answers(started):
+            return started
+        require(asked == "", "RAY_ADDRESS", asked, f"{allowed} (none is running here)")
+        _check_folder(folder)
+        return ""
+    if asked.startswith("ray://"):
+        allowed += " (this is a client's address: use `ray job submit`, or run on the cluster)"
+    host, _, port = asked.rpartition(":")
+    require(bool(host) and port.isdigit() and "/" not in host, "RAY_ADDRESS", asked, allowed)
+    require(_answers(asked), "RAY_ADDRESS", asked, f"{allowed} (nothing answers there)")
+    return asked
+
+
+def _answers(address: str) -> bool:
+    """Whether a Ray head answers there; Ray's own clients wait for much longer."""
+    import grpc  # slow to import, and of no use where there is no cluster
+
+    with grpc.insecure_channel(address) as channel:
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise InputError(
-                f"RAY_ADDRESS={address}: must be a running Ray cluster ({error.strerror or error}); "
-                "unset it to start a local one"
-            ) from error
-    current = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-    return address or (current.read_text().strip() if current.exists() else "")
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+        except grpc.RpcError as error:  # a head that wants a token is one
+            return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    return True
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder in which a local Ray could not keep its sockets."""
+    longest = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+    good = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and len(str(folder)) <= longest
+    require(good, "RAY_TMPDIR", folder, f"a folder to write in, of a path of at most {longest} letters")
 
 
 @contextlib.contextmanager
@@ -83,7 +113,7 @@ def connect(say: Callable[[str], None]) -> Iterator[Capacity]:
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(address=joined or "local", log_to_driver=False, logging_level=logging.CRITICAL)
     except SystemExit:  # from the handler of SIGTERM that Ray sets meanwhile
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)

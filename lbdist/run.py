@@ -115,6 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError as error:
             print(f"lbdist: {one_line(error)}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        except OSError as error:
+            print(
+                f"lbdist: {one_line(error)}; what is finished is kept. To go on: {command}", file=sys.stderr
+            )
+            return 1
         except KeyboardInterrupt:
             print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
             return 128 + (came[0] if came else signal.SIGINT)

@@ -24,7 +24,6 @@ from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource, is_integer
 from lbdist.errors import InputError, require, warn
 from lbdist.losses import Loss
-from lbdist.networks.flat import check
 from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell, Measurement, Node, name_setting, title
 from lbdist.progress import Progress
@@ -75,7 +74,8 @@ def prepare(config: DictConfig) -> Session:
     }
     networks.check_start(settings.network)
     network = networks.make(settings.network)
-    check(network)
+    networks.check(network)
+    network = network.float()
     flops = networks.sample_flops(network, inputs[:2], outputs)
     for name, (_, measure) in measures.items():
         try:
@@ -193,6 +193,9 @@ class Session:
             f"study {self.config.name}: {network} on {data}, {len(self.cells)} cells, "
             f"{len(measurements)} measurements"
         )
+        self.store.check()
+        if not cluster.address():
+            self._check_workers(torch.cuda.device_count() or os.cpu_count() or 1)
         if self.config.dry_run:
             print(head)
             book = tuning.Book(self.store)
@@ -201,8 +204,6 @@ class Session:
                 print(f"{done} of the cells are done, in {self.store}")
             self._dry_run()
             return 0
-        if not cluster.address():
-            self._check_workers(torch.cuda.device_count() or os.cpu_count() or 1)
         print(f"{head}, in {self.folder}", flush=True)
         for line in self._remarks():
             print(line, flush=True)

@@ -116,6 +116,18 @@ class Store:
         """The root without keys and options, as people and messages see it."""
         return re.sub(r"://[^/]*@", "://", self.root.partition("?")[0])
 
+    def check(self) -> None:
+        """Refuses a local folder that could not be made or written in; nothing is written.
+
+        Raises:
+            InputError: It is a file, or its place may not be written to.
+        """
+        if self.local is None:
+            return
+        place = next(path for path in (self.local, *self.local.parents) if path.exists())
+        good = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        require(good, "storage", self, f"a folder to write in ({place} is none)")
+
     def read(self, name: str) -> bytes:
         """A file's content.
 

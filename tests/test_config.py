@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ BAD = [
         "experiment=warm_start study.epochs=[99]",
         "study.epochs=[99.0]: must be epochs of SB, from 1 to 20",
     ),
-    ("name=cells", "name=cells: must be letters"),
+    ("name=cells", "name=cells: must be up to 100 letters"),
     ("remedy.robust.radius=1", "there is no key remedy.robust.radius"),
     ("+remedy.robust.radius=1", "remedy.robust.radius=1: no such key; allowed: ascent_steps, norm, rho"),
     ("remedy.sam.rho=1", "there is no key remedy.sam.rho"),
@@ -111,34 +112,34 @@ BAD = [
     ("optimizer.lr=abc", "lr=abc"),
     ("seeds=${no_such_key}", "seeds=${no_such_key}: "),
     # values
-    ("epochs=0", "epochs=0: must be at least 1"),
-    ("seeds=0", "seeds=0: must be at least 1"),
+    ("epochs=0", "epochs=0: must be from 1 to 1,000,000"),
+    ("seeds=0", "seeds=0: must be from 1 to 10,000"),
     ("small_batch=0", "small_batch=0: must be at least 1"),
-    ("evaluations=0", "evaluations=0: must be at least 1"),
-    ("retries=-1", "retries=-1: must be 0 or more"),
+    ("evaluations=0", "evaluations=0: must be from 1 to"),
+    ("retries=-1", "retries=-1: must be from 0 to 10,000"),
     ("max_concurrent=0", "max_concurrent=0: must be null or at least 1"),
-    ("name=..", "name=..: must be letters"),
-    ("name=a/b", "name=a/b: must be letters"),
+    ("name=..", "name=..: must be up to 100 letters"),
+    ("name=a/b", "name=a/b: must be up to 100 letters"),
     ("large_batch=0", "large_batch=0.0: must be"),
     ("large_batch=1.5", "large_batch=1.5: must be"),
     ("large_batch=nan", "large_batch=nan: must be"),
     ("large_batch=1e9", "large_batch=1000000000.0: must be a batch of at most 3200"),
     ("small_batch=401", "small_batch=401: must be a batch of at most 400, the large batch"),
-    ("num_workers=0", "num_workers=0: must be auto or a whole number of at least 1"),
+    ("num_workers=0", "num_workers=0: must be auto or a whole number from 1 to 100,000"),
     ("num_workers=two", "num_workers=two: must be auto or"),
     ("num_workers=null", "num_workers=None: must be auto or"),
     ("num_workers=true", "num_workers=True: must be auto or"),
     ("ghost_batch_size=0", "ghost_batch_size=0: must be null or at least 1"),
     ("micro_batch_size=16", "micro_batch_size=16: batch normalisation over the global batch"),
     ("micro_batch_size=24 ghost_batch_size=16", "micro_batch_size=24: must be a multiple of"),
-    ("search.seeds=0", "search.seeds=0: must be at least 1"),
-    ("search.samples=0", "search.samples=0: must be at least 1"),
+    ("search.seeds=0", "search.seeds=0: must be from 1 to 10,000"),
+    ("search.samples=0", "search.samples=0: must be from 1 to 10,000"),
     ("search.validation_fraction=2", "search.validation_fraction=2.0: must be between 0 and 1"),
     ("search.epochs=0", "search.epochs=0.0: must be a share"),
     ("measure.sharpness.solvers=[x]", "measure.sharpness.solvers=['x']: must be among paper, converged"),
     (
-        "measure.sharpness.subspace_dimension=999999",
-        "measure.sharpness.subspace_dimension=999999: must be at most",
+        "network.widths=[4] measure.sharpness.subspace_dimension=999",
+        "measure.sharpness.subspace_dimension=999: must be at most",
     ),
     ("remedy.robust.rho=-1", "remedy.robust.rho=-1.0: must be 0 or more"),
     ("remedy.robust.norm=3", "remedy.robust.norm=3: must be 2 or inf"),
@@ -148,7 +149,7 @@ BAD = [
     ("remedy.robust.search.rho=[1,1]", "remedy.robust.search={'rho': [1, 1]}: must be lists of different"),
     ("optimizer.lr=-1", "lr=-1"),
     ("storage=nope://bucket", "storage=nope://bucket: must be a folder, or a URI"),
-    ("storage=/dev/null", "storage: /dev/null/remedies must be a folder"),
+    ("storage=/dev/null", "storage=/dev/null: must be a folder to write in"),
     # what is instantiated
     ("network._target_=no.such.Class", "network._target_=no.such.Class: must be the dotted path of a class"),
     ("network._target_=torch.nn.Nope", "network._target_=torch.nn.Nope: must be the dotted path"),
@@ -160,11 +161,52 @@ BAD = [
     # data
     ("data=parquet", "data.root=None: must be the folder"),
     ("data=parquet data.root=nowhere", "data.root=nowhere: must be a folder that is there"),
-    ("data=parquet data.root=.", "data.root='.': must hold train*.parquet"),
+    ("data=parquet data.root=.", "data.root='.': must hold train.parquet"),
     ("data=cifar10 data.download=false data.root=.", "cifar10 is not there and data.download=false"),
     ("data.train_samples=0", "data.train_samples=0: must be"),
     ("data.test_samples=4001", "data.test_samples=4001: must be at most 4000"),
     ("data.seed=-1", "data.seed=-1: must be"),
+    # counts beyond reason, and numbers that are none
+    ("seeds=1e20", "seeds=1e20: must be a whole number"),
+    ("seeds=100000000000000000000", "seeds=100000000000000000000: must be"),
+    ("seeds=1000000000", "seeds=1000000000: must be from 1 to 10,000"),
+    ("epochs=999999999999", "epochs=999999999999: must be from 1 to 1,000,000"),
+    ("search.seeds=999999999", "search.seeds=999999999: must be from 1 to 10,000"),
+    ("search.samples=999999999", "search.samples=999999999: must be from 1 to 10,000"),
+    ("evaluations=9999999999", "evaluations=9999999999: must be from 1 to 1,000,000"),
+    ("retries=999999999", "retries=999999999: must be from 0 to 10,000"),
+    ("num_workers=999999999", "num_workers=999999999: must be auto or"),
+    ("measure.sharpness.draws=999999999", "measure.sharpness.draws=999999999: must be from 1 to 10,000"),
+    ("measure.sharpness.starts=999999999", "measure.sharpness.starts=999999999: must be from 1 to 10,000"),
+    (
+        "measure.sharpness.epsilons=[1e300]",
+        "measure.sharpness.epsilons=[1e+300]: must be all from 1e-7 to 1e3",
+    ),
+    ("measure.sharpness.epsilons=[1e-300]", "measure.sharpness.epsilons=[1e-300]: must be all from 1e-7"),
+    (
+        "measure.sharpness.epsilons=[[1e-3]]",
+        "measure.sharpness.epsilons=[[0.001]]: must be a list of single values",
+    ),
+    ("measure.sharpness.spaces=[[full]]", "measure.sharpness.spaces=[['full']]: must be a list of"),
+    ("measure.sharpness.epsilons=[nan]", "measure.sharpness.epsilons=[nan]: must be finite"),
+    ("optimizer.lr=inf", "optimizer.lr=inf: must be finite"),
+    ("optimizer.lr=nan", "optimizer.lr=nan: must be finite"),
+    ("optimizer=sgd optimizer.momentum=nan", "optimizer.momentum=nan: must be finite"),
+    ("optimizer.betas=[0.9,inf]", "optimizer.betas=[0.9, inf]: must be finite"),
+    ("+optimizer.maximize=true", "optimizer.maximize=True: must be false"),
+    ("remedy.robust.rho=inf", "remedy.robust.rho=inf: must be finite"),
+    ("remedy.robust.search.rho=[nan]", "remedy.robust.search.rho=[nan]: must be finite"),
+    ("small_batch=99999999999999999999", "small_batch=99999999999999999999: must be"),
+    (f"name={'a' * 300}", "must be up to 100 letters"),
+    ("study.check_workers=auto", "study.check_workers=auto: must be"),
+    ("study.check_workers=9999", "study.check_workers=9999: must be at most"),
+    ("num_workers=9999", "num_workers=9999: must be at most"),
+    ("num_workers=9999 dry_run=true", "num_workers=9999: must be at most"),
+    ("storage=/dev/null dry_run=true", "storage=/dev/null: must be a folder to write in"),
+    ("storage=/dev/null/deep dry_run=true", "storage=/dev/null/deep: must be a folder to write in"),
+    ("storage=", "storage=: must be"),
+    ("search.validation_fraction=0.0001", "search.validation_fraction=0.0001: must be at least 0.00025"),
+    ("network.init=x", "network.init=x: must be glorot or keep"),
     # syntax
     ("epochs", "epochs: must be KEY=VALUE"),
     ("--version", "--version: must be KEY=VALUE"),
@@ -202,6 +244,61 @@ def test_wrong_input(
     assert not ray.is_initialized()
 
 
+# what people's own networks and optimisers are, and what the line must hold
+OWN = {
+    "network": {
+        "frozen": "network: has no trainable parameters",
+        "Nothing": "network: has no trainable parameters",
+        "lazy": "weight is lazy",
+        "mixed": "network: its parameters are bfloat16 and float32; must be float32",
+        "double": "network: its parameters are float64; must be float32",
+        "Pair": "network: gives a tuple in training mode, not a tensor",
+        "Named": "network: gives a dict in evaluation mode, not a tensor",
+        "Failing": "network: ValueError in training: only in evaluation",
+        "Noisy": "network: draws random numbers of its own in training mode",
+        "PrivateNoise": "network: draws random numbers of its own in training mode",
+        "Attention": "network: draws random numbers of its own in training mode",
+        "Rectified": "network: draws random numbers of its own in training mode",
+        "sequence_first": "a dropout is given",
+        "activated": "is a Activated, a batch norm with a forward pass of its own",
+        "OwnNorm": "depends on the others in its batch",
+        "instance_norm": "is an instance norm with running averages",
+        "Loaded": "the weight of layer is the same for every seed",
+        "spectral": "a hook computes it",
+        "dropout2d": "Dropout2d is not supported",
+        "shared_memory": "share memory but are two parameters",
+        "Straight": "its gradient is not that of its loss",
+        "Forgetful": "two evaluations of one x",
+    },
+    "optimizer": {
+        "torch.optim.LBFGS": "optimizer: TypeError in training: LBFGS.step() missing 1 required",
+        "torch.optim.SparseAdam": "optimizer: RuntimeError in training: SparseAdam does not",
+        "builtins.dict": "optimizer._target_=builtins.dict: must be a torch.optim",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "complaint"),
+    [(g, name, line) for g, found in OWN.items() for name, line in found.items()],
+)
+def test_what_people_bring_is_refused_before_anything_starts(
+    group: str,
+    target: str,
+    complaint: str,
+    workplace: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / group).mkdir()
+    path = target if "." in target else f"odd_inputs.{target}"
+    (tmp_path / group / "mine.yaml").write_text(f"# mine\n_target_: {path}\nname: mine\n")
+    assert main(["experiment=gap", "--config-dir", str(tmp_path), f"{group}=mine"]) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith("lbdist: ") and err.count("\n") == 1 and complaint in err, err
+    assert list(workplace.iterdir()) == [] and not ray.is_initialized()
+
+
 @pytest.mark.parametrize("arguments", ["seeds=abc", "large_batch=1e9"])
 def test_wrong_input_of_the_command(arguments: str, workplace: Path) -> None:
     command = [sys.executable, "-m", "lbdist.run", arguments]
@@ -209,6 +306,52 @@ def test_wrong_input_of_the_command(arguments: str, workplace: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"lbdist: {arguments.split('=')[0]}=") and done.stderr.count("\n") == 1
+    assert list(workplace.iterdir()) == []
+
+
+# RAY_ADDRESS and RAY_TMPDIR, and what the line must hold
+ENVIRONMENT = [
+    (
+        "RAY_ADDRESS",
+        "auto",
+        "must be HOST:PORT of a running Ray cluster, or auto; unset it to start a local one (none",
+    ),
+    ("RAY_ADDRESS", "word", "RAY_ADDRESS=word: must be HOST:PORT"),
+    ("RAY_ADDRESS", "127.0.0.1", "RAY_ADDRESS=127.0.0.1: must be HOST:PORT"),
+    ("RAY_ADDRESS", "127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: must be"),
+    ("RAY_ADDRESS", "10.255.255.1:6379", "nothing answers there"),
+    ("RAY_ADDRESS", "no.such.host.invalid:6379", "nothing answers there"),
+    ("RAY_ADDRESS", "ray://127.0.0.1:10001", "this is a client's address"),
+    ("RAY_ADDRESS", "http://127.0.0.1:8265", "must be HOST:PORT"),
+    ("RAY_TMPDIR", "/nowhere", "RAY_TMPDIR=/nowhere: must be a folder to write in"),
+    ("RAY_TMPDIR", "/dev/null", "RAY_TMPDIR=/dev/null: must be a folder to write in"),
+    ("RAY_TMPDIR", "LONG", "of a path of at most"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "complaint"), ENVIRONMENT)
+def test_a_wrong_environment(
+    name: str,
+    value: str,
+    complaint: str,
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where no cluster was started
+    if value == "LONG":
+        folder = tmp_path / ("long" * 20)
+        folder.mkdir()
+        value = str(folder)
+    monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    assert main(["experiment=gap"]) == 2
+    assert time.monotonic() - began < 15  # of which the answer may take ten
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err and err.startswith(f"lbdist: {name}=") and err.count("\n") == 1, err
+    assert complaint in err
     assert list(workplace.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +70,10 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = objec
                 )
             values = dict(OmegaConf.merge(OmegaConf.structured(target), values))
             values = {name: plain(value) for name, value in values.items() if name in allowed}
+            for field in dataclasses.fields(target):
+                value, flat = values.get(field.name), re.match(r"list\[(?!list)", str(field.type))
+                nested = isinstance(value, list) and any(isinstance(inner, list | dict) for inner in value)
+                require(not (flat and nested), f"{key}.{field.name}", value, "a list of single values")
         made = target(*arguments, **values)
     except InputError as error:
         text = str(error)

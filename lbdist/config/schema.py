@@ -77,14 +77,22 @@ def check(config: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     require(not missing, next(iter(missing), ""), "???", "given")
     require(
-        bool(re.fullmatch(r"\w[\w.-]*", config.name)) and config.name not in RESERVED,
+        bool(re.fullmatch(r"\w[\w.-]{,99}", config.name)) and config.name not in RESERVED,
         "name",
         config.name,
-        "letters, digits, '.', '_', '-', the first a letter or digit, and not " + " or ".join(RESERVED),
+        "up to 100 letters, digits, '.', '_', '-', the first a letter or digit, and not "
+        + " or ".join(RESERVED),
+    )
+    require(
+        bool(config.storage.strip()) and "\0" not in config.storage,
+        "storage",
+        config.storage,
+        "a folder or URI",
     )
     _check_numbers("", OmegaConf.to_container(config))
-    for key in ("small_batch", "epochs", "seeds", "evaluations"):
-        require(config[key] >= 1, key, config[key], "at least 1")
+    require(config.small_batch >= 1, "small_batch", config.small_batch, "at least 1")
+    for key, most in (("epochs", 1_000_000), ("seeds", 10_000), ("evaluations", 1_000_000)):
+        require(1 <= config[key] <= most, key, config[key], f"from 1 to {most:,}")
     large = config.large_batch
     require(
         0 < large < 1 or (large >= 1 and float(large).is_integer()),
@@ -94,10 +102,10 @@ def check(config: DictConfig) -> None:
     )
     workers = config.num_workers
     require(
-        workers == "auto" or (isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1),
+        workers == "auto" or (isinstance(workers, int) and workers is not True and 1 <= workers <= 100_000),
         "num_workers",
         workers,
-        "auto or a whole number of at least 1",
+        "auto or a whole number from 1 to 100,000",
     )
     for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
@@ -108,11 +116,11 @@ def check(config: DictConfig) -> None:
             config.micro_batch_size,
             f"a multiple of ghost_batch_size={config.ghost_batch_size}",
         )
-    require(config.retries >= 0, "retries", config.retries, "0 or more")
+    require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")
     require(len(config.remedy) > 0, "remedy", "[]", "one or more remedies")
     search = config.search
-    require(search.seeds >= 1, "search.seeds", search.seeds, "at least 1")
-    require(search.samples >= 1, "search.samples", search.samples, "at least 1")
+    require(1 <= search.seeds <= 10_000, "search.seeds", search.seeds, "from 1 to 10,000")
+    require(1 <= search.samples <= 10_000, "search.samples", search.samples, "from 1 to 10,000")
     fraction = search.validation_fraction
     require(0 < fraction < 1, "search.validation_fraction", fraction, "between 0 and 1")
     require(0 < search.epochs <= 1, "search.epochs", search.epochs, "a share in (0, 1]")

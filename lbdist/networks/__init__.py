@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lbdist.config.build import build
 from lbdist.data.base import to_float
 from lbdist.errors import InputError, one_line, require
+from lbdist.networks import flat
 
-__all__ = ["INITS", "check_start", "make", "parameter_count", "sample_flops"]
+__all__ = ["INITS", "check", "check_start", "make", "parameter_count", "sample_flops"]
 
 GLOROT = "glorot"
 INITS = (GLOROT, "keep")
@@ -107,6 +108,19 @@ def _unstartable(name: str, why: str) -> InputError:
     return InputError(
         f"network.init=glorot: must be keep: the weight of {name or 'it'} cannot be drawn, since {why}"
     )
+
+
+def check(network: nn.Module) -> None:
+    """Refuses a network whose parameters are no vector in float32, or lower, that lbdist could train.
+
+    Raises:
+        InputError: What is wrong, and what to do.
+    """
+    flat.check(network)
+    kinds = {str(p.dtype).removeprefix("torch.") for p in network.parameters() if p.is_floating_point()}
+    if len(kinds) > 1 or kinds == {"float64"}:
+        found = " and ".join(sorted(kinds))
+        raise InputError(f"network: its parameters are {found}; must be float32, in which lbdist trains")
 
 
 def parameter_count(network: nn.Module) -> int:

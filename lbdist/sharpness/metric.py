@@ -89,8 +89,9 @@ def box_sharpness(
     Raises:
         InputError: epsilon, p or A out of range, an unknown solver, or x or f(x) not finite.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise InputError(f"epsilon={epsilon}: must be above 0")
+    least = torch.finfo(x.dtype).eps
+    if not least <= epsilon <= 1e6:
+        raise InputError(f"epsilon={epsilon}: must be from {least:.2g}, the rounding of {x.dtype}, to 1e6")
     if solver not in SOLVERS:
         raise InputError(f"solver={solver}: must be one of {', '.join(SOLVERS)}")
     if not bool(torch.isfinite(x).all()):
@@ -172,15 +173,16 @@ class BoxSharpness(Measure):
     draw: int | None = None
 
     def __post_init__(self) -> None:
-        good = all(0 < epsilon < math.inf for epsilon in self.epsilons)
-        require(good, "epsilons", self.epsilons, "all above 0")
+        # below, float32 does not tell x from its neighbours; above, there is no network left
+        good = all(1e-7 <= epsilon <= 1e3 for epsilon in self.epsilons)
+        require(good, "epsilons", self.epsilons, "all from 1e-7 to 1e3")
         known = {"spaces": ("full", "subspace"), "solvers": tuple(SOLVERS)}
         known |= {f"remedy_{key}": allowed for key, allowed in known.items()}
         for key, allowed in known.items():
             value = getattr(self, key)
             require(set(value or ()) <= set(allowed), key, value, "among " + ", ".join(allowed))
         for key in ("subspace_dimension", "draws", "starts"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+            require(1 <= getattr(self, key) <= 10_000, key, getattr(self, key), "from 1 to 10,000")
         check_objective(self.batch_norm, self.micro_batch_size)
 
     def check(self, parameters: int) -> None:

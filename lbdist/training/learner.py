@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lbdist.config.build import build
 from lbdist.data.base import bounds, handed_out
-from lbdist.errors import InputError
+from lbdist.errors import InputError, require
 from lbdist.losses import CrossEntropy, Loss
 from lbdist.networks.flat import Flat, buffers, trainable
 from lbdist.remedies.base import Batch
@@ -269,8 +269,12 @@ def optimizer_factory(node: Mapping[str, Any]) -> OptimizerFactory:
     """The constructor of a configured optimiser; PyTorch's fused kernels are used where it has them."""
 
     def make(parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = build(node, "optimizer", parameters)
-        if "fused" in optimizer.defaults and optimizer.defaults["fused"] is None:
+        optimizer: torch.optim.Optimizer = build(node, "optimizer", parameters, kind=torch.optim.Optimizer)
+        require(
+            not optimizer.defaults.get("maximize"), "optimizer.maximize", True, "false: a loss is minimised"
+        )
+        free = all(optimizer.defaults.get(key) in (None, False) for key in ("foreach", "differentiable"))
+        if free and "fused" in optimizer.defaults and optimizer.defaults["fused"] is None:
             return build({**node, "fused": True}, "optimizer", parameters)
         return optimizer
 

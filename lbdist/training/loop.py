@@ -97,11 +97,7 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
     with Deadline(late, 2) as deadline:
         deadline.allow(limit, f"a training step on {len(few[1])} samples")
         network = networks.make(cell.network, cell.seed)
-        kinds = {str(p.dtype).removeprefix("torch.") for p in network.parameters() if p.is_floating_point()}
-        if len(kinds) > 1 or kinds == {"float64"}:
-            raise InputError(
-                f"network: its parameters are {' and '.join(sorted(kinds))}; must be float32, as trained"
-            )
+        networks.check(network)
         learner = Learner(
             network.float(),
             optimizer_factory(cell.optimizer),
