@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbdist import processes
 from lbdist.errors import require
 
 ENVIRONMENT = {
@@ -104,11 +105,12 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def connect(say: Callable[[str], None]) -> Iterator[Capacity]:
+def connect(say: Callable[[str], None], command: str) -> Iterator[Capacity]:
     """Ray, while the context lasts: the cluster at `address`, or a local one that ends with it.
 
     Args:
         say: Called with one line on what was joined or started.
+        command: What the user gave, to go on with when Ray dies.
     """
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
@@ -123,12 +125,10 @@ def connect(say: Callable[[str], None]) -> Iterator[Capacity]:
     signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
     took = time.monotonic() - began
     say(f"{how} with {capacity.cpus} CPUs and {capacity.gpus} GPUs ({took:.1f} s)")
+    go_on = f"what is finished is kept. To go on: {command}"
     try:
-        yield capacity
+        with contextlib.nullcontext() if joined else processes.guarded(go_on):
+            yield capacity
     finally:
-        # a second signal must not leave processes behind
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        previous = [signal.signal(kind, signal.SIG_IGN) for kind in kinds]
-        ray.shutdown()
-        for kind, handler in zip(kinds, previous, strict=True):
-            signal.signal(kind, handler)
+        with processes.closing(f"interrupted; {go_on}"):
+            ray.shutdown()

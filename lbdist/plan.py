@@ -141,6 +141,22 @@ class Cell:
             "origin_epoch": self.origin.epoch if self.origin else None,
         }
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """The remedies' own numbers and words, each under its name; of several remedies, under both names.
+
+        Example:
+            >>> robust = {"_target_": "R", "name": "robust", "rho": 0.5, "search": {"rho": [0.2, 0.5]}}
+            >>> Cell({}, {}, {}, {}, (robust,), 400, 20, 0).hyperparameters()
+            {'rho': 0.5}
+        """
+        several = len(self.remedies) > 1
+        return {
+            f"{title(node)}.{key}" if several else key: value
+            for node in self.remedies
+            for key, value in node.items()
+            if key not in ("_target_", "name") and isinstance(value, bool | int | float | str)
+        }
+
     def record(self) -> dict[str, Any]:
         """The cell as plain JSON values."""
         return {**dataclasses.asdict(self), "keep": sorted(self.keep)}

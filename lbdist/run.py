@@ -5,20 +5,17 @@ python -m lbdist.run experiment=remedies
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from lbdist.config import compose as configuration
 from lbdist.config import schema
-from lbdist.errors import InputError, one_line
+from lbdist.errors import InputError, one_line, warn
 
 _USAGE = """\
 usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--config-dir DIR] [--help | --cfg job]
@@ -43,36 +40,6 @@ _KEYS = {
     "storage": "folder or URI (s3://...) of the results: rows, checkpoints, Tune's folder, report",
     "dry_run": "dry_run=true prints the cells that would run, and stops",
 }
-
-_AGAIN_SECONDS = 2.0
-"""After which an interrupt that got lost is sent again."""
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM, while the context lasts: a KeyboardInterrupt, again until it gets through.
-
-    One that is raised in a destructor or in a callback is lost, and the run would go on. The signals that
-    came are given, since Tune hands on a KeyboardInterrupt of its own.
-    """
-    came: list[int] = []
-    again: list[threading.Timer] = []
-
-    def interrupt(number: int, frame: Any) -> None:
-        came.append(number)
-        again.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
-        again[-1].daemon = True
-        again[-1].start()
-        raise KeyboardInterrupt
-
-    previous = {kind: signal.signal(kind, interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for timer in again:
-            timer.cancel()
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
 
 
 def help_text(folders: Sequence[Path] = ()) -> str:
@@ -109,23 +76,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = " ".join(["python -m lbdist.run", *given])
-    with _interruptible() as came:
+    from lbdist.processes import Interrupts  # not before the help can be printed
+
+    go_on = f"what is finished is kept. To go on: {command}"
+    with Interrupts(f"interrupted again, and ended at once; {go_on}") as interrupts:
         try:
             return _main(given, command)
         except InputError as error:
-            print(f"lbdist: {one_line(error)}", file=sys.stderr)
+            warn(one_line(error))
             return 2
         except BrokenPipeError:  # `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         except OSError as error:
-            print(
-                f"lbdist: {one_line(error)}; what is finished is kept. To go on: {command}", file=sys.stderr
-            )
+            warn(f"{one_line(error)}; {go_on}")
             return 1
         except KeyboardInterrupt:
-            print(f"\nlbdist: interrupted; what is finished is kept. To go on: {command}", file=sys.stderr)
-            return 128 + (came[0] if came else signal.SIGINT)
+            print(file=sys.stderr)
+            warn(f"interrupted; {go_on}")
+            return 128 + (interrupts.came[0] if interrupts.came else signal.SIGINT)
 
 
 def _main(arguments: list[str], command: str) -> int:

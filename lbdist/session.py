@@ -209,7 +209,7 @@ class Session:
             print(line, flush=True)
         with self.folder.lock():
             book = tuning.Book(self.store, warn)
-            failed = self._work(book) + self._diverged(book) + self._report(book, command)
+            failed = self._work(book, command) + self._diverged(book) + self._report(book, command)
         for line in failed:
             warn(line)
         return 1 if failed else 0
@@ -282,7 +282,7 @@ class Session:
             self.study.measurements([c for c, final in finals if final and not final.get("diverged")])
         )
 
-    def _work(self, book: tuning.Book) -> list[str]:
+    def _work(self, book: tuning.Book, command: str) -> list[str]:
         """Trains and measures what is not done; Ray is not started where nothing is.
 
         Returns:
@@ -307,7 +307,7 @@ class Session:
         done = [cell for cell in cells_of(self.study, book).values() if book(cell) is not None]
         progress = Progress(self.cells.values(), done, weight, self.score.name, self.score.unit)
         failed: list[tuple[Cell, str]] = []
-        with progress, cluster.connect(progress.note) as capacity:
+        with progress, cluster.connect(progress.note, command) as capacity:
             self._check_workers(capacity.slots)
             device = "GPU" if capacity.gpus else "CPU"
             while any(book(cell) is None for cell in cells_of(self.study, book).values()):

@@ -7,6 +7,7 @@ shows an object once its upload is complete; any other file system is written as
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +29,9 @@ from lbdist.errors import InputError, one_line, require, warn
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 FORMAT = 1
 """Of every file that carries a stamp; files of another are as good as damaged."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a file system that takes nothing more."""
 
 LEASE_SECONDS = 60.0
 """How long a lease outlives its holder, where the file system has no lock."""

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,6 +97,7 @@ class Job:
             "seeds": " ".join(str(cell.seed) for cell in self.cells),
             "global_batch_size": first.global_batch_size,
             "num_workers": self.workers,
+            **first.hyperparameters(),
         }
 
 
@@ -328,13 +330,13 @@ class Schedule(Searcher):
         """Tells who watches."""
         job = self.running.get(trial_id)
         if job is not None and self.watch is not None:
-            self.watch.ran(job, result)
+            self.watch.ran(job, loop.unlabelled(result))
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Books a trial that ended."""
         if error or not result:
             result = {"error": "its process died more often than `retries` allows"}
-        self.complete(trial_id, result)
+        self.complete(trial_id, loop.unlabelled(result))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: a rerun plans anew from the rows."""
@@ -362,8 +364,8 @@ def trial(
 ) -> None:
     """What a trial runs: a cell in this process, or several in a worker group of their own.
 
-    A death of the process is Tune's to retry, one in the group Ray Train's. An exception would come again:
-    it is reported as the trial's `error`.
+    A death of the process, or of the group's controller, is Tune's to retry, one in the group Ray Train's. An
+    exception would come again: it is reported as the trial's `error`.
     """
     cells = [read_cell(store, name) for name in config["cells"].split()]
     latest = time.monotonic()
@@ -373,7 +375,7 @@ def trial(
         nonlocal latest
         if not math.isnan(metrics["loss"]) or time.monotonic() > latest + REPORT_SECONDS:
             latest = time.monotonic()
-            tune.report(metrics)
+            tune.report(loop.labelled(cells[0], metrics))
 
     try:
         if config["num_workers"] > 1:
@@ -396,10 +398,23 @@ def trial(
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
             final = loop.run_cell(cells[0], dataset, store, "cuda" if use_gpu else "cpu", report)
+    except ray.exceptions.RayActorError:
+        raise  # a death in the group's own machinery, which a new group gets over
     except Exception as error:
         tune.report({"error": f"{type(error).__name__}: {one_line(error)}"})
     else:
-        tune.report(final)
+        tune.report(loop.labelled(cells[0], final))
+
+
+def grid(folder: str | Path) -> tune.ResultGrid:
+    """Tune's results of a study, each trial with its configuration, metrics and files.
+
+    Args:
+        folder: The study's folder (`results/remedies`), or its URI.
+    """
+    store = Store(folder) / "tune"
+    tuner = tune.Tuner.restore(store.path, trainable=trial, storage_filesystem=store.filesystem)
+    return tuner.get_results()
 
 
 def read_cell(store: Store, name: str) -> Cell:

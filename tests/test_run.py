@@ -80,23 +80,38 @@ def test_a_finished_study_is_not_run_again(remedies, cache):
 
 
 def test_tunes_own_folder_stays_readable(remedies):
-    from ray import tune
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from lbdist.tuning import trial
+    from lbdist.tuning import grid
 
     storage, _ = remedies
-    grid = tune.Tuner.restore(str(storage / "remedies" / "tune"), trainable=trial).get_results()
-    frame = grid.get_dataframe()
-    assert len(grid.errors) == 0
+    found = grid(storage / "remedies")
+    frame = found.get_dataframe()
+    assert len(found.errors) == 0
+    search = frame["config/stage"] == "search"
+    assert "accuracy" not in frame.columns
+    assert frame["validation_accuracy"].notna().equals(search) and frame["test_accuracy"].notna().equals(
+        ~search
+    )
+    assert set(frame[frame["config/remedy"] == "robust"]["config/rho"]) == {0.2, 0.5}
+    assert frame["config/rho"].dtype == "float64"
+    best = found.get_best_result("validation_accuracy", "max")
+    assert best.config["stage"] == "search"
+    assert best.metrics["validation_accuracy"] == frame["validation_accuracy"].max()
+    phi = results.load(storage / "remedies").query(
+        "metric == 'sharpness' and epsilon == 1e-3 and space == 'full' and solver == 'converged'"
+    )
+    confirmed = frame[frame["config/stage"] == "confirm"]
+    joined = confirmed.merge(phi[["cell", "value"]], left_on="config/cell", right_on="cell")
+    assert len(joined) == len(confirmed) == 7 and joined["value"].notna().all()
     robust = frame[(frame["config/remedy"] == "robust") & (frame["config/stage"] == "confirm")]
     cells = results.load(storage / "remedies").query(
         "remedy == 'robust' and stage == 'confirm' and metric == 'accuracy'"
     )
     final = cells[cells["epoch"].isna() & (cells["split"] == "test")]
-    assert sorted(robust["accuracy"]) == sorted(final["value"])
-    events = EventAccumulator(grid[0].path).Reload()
-    assert "ray/tune/accuracy" in events.Tags()["scalars"]
+    assert sorted(robust["test_accuracy"]) == sorted(final["value"])
+    events = EventAccumulator(found[0].path).Reload()
+    assert {"ray/tune/test_accuracy", "ray/tune/validation_accuracy"} & set(events.Tags()["scalars"])
 
 
 @pytest.mark.timeout(200)
@@ -173,18 +188,18 @@ def gone(members: list[psutil.Process]) -> None:
 def test_an_interrupt_that_a_destructor_swallows_comes_again():
     program = """
 import os, signal, time
-from lbdist.run import _interruptible
+from lbdist.processes import Interrupts
 class Deaf:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)
-with _interruptible() as came:
+with Interrupts("ended") as interrupts:
     try:
         Deaf()
         print("lost", flush=True)
         time.sleep(20)
     except KeyboardInterrupt:
-        print("came", *came)
+        print("came", *interrupts.came)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["lost", "came", "15", "15"] and done.returncode == 0

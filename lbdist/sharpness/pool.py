@@ -18,7 +18,7 @@ from lbdist.networks.flat import flatten
 from lbdist.objective import Objective
 from lbdist.plan import Measurement, Point, digest, title
 from lbdist.sharpness.measure import Measure, Minimiser, Row
-from lbdist.storage import Store
+from lbdist.storage import FULL, Store
 from lbdist.training import checkpoint
 
 
@@ -135,6 +135,8 @@ def measure_all(
             why = f"its process died {tries + 1} times: {error.__class__.__name__}"
         except ray.exceptions.RayTaskError as error:
             idle.append(actor)
+            if isinstance(error.cause, OSError) and error.cause.errno in FULL:
+                raise error.cause from error  # every other one would fail as well
             why = f"{type(error.cause).__name__}: {one_line(error.cause)}"
         else:
             idle.append(actor)

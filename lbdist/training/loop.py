@@ -16,7 +16,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -331,6 +331,21 @@ def has_models(store: Store, cell: Cell, rows: Sequence[Row]) -> bool:
         return True
     models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in cell.keep)
     return all(map(Store.of(store).exists, models))
+
+
+def labelled(cell: Cell, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as Tune's tables have them: the loss and the score say on which split they were measured.
+
+    A search is measured on a validation split; its columns are none of a confirmed run's.
+    """
+    loss: Loss = build(cell.loss, "loss", kind=Loss)
+    split = "test" if cell.validation_fraction is None else "validation"
+    return {f"{split}_{key}" if key in ("loss", loss.score) else key: value for key, value in metrics.items()}
+
+
+def unlabelled(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What `labelled` was given."""
+    return {key.removeprefix("test_").removeprefix("validation_"): value for key, value in metrics.items()}
 
 
 def final_metrics(rows: Sequence[Row]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
-from lbdist.training.loop import run_cell
+from lbdist.training.loop import labelled, run_cell
 
 REPORT_SECONDS = 1.0
 """Ray Train's report costs about 0.1 s, so short epochs share one."""
@@ -33,13 +33,13 @@ def _worker(config: dict[str, Any]) -> None:
         due = torch.tensor([float(time.monotonic() - latest[0] > REPORT_SECONDS)], device=get_device())
         dist.broadcast(due, 0)
         if due.item():
-            ray.train.report(metrics)
+            ray.train.report(labelled(cell, metrics))
             latest[0] = time.monotonic()
 
     final: dict[str, float] = {}
     for cell in config["cells"]:
         final = run_cell(cell, data, config["store"], get_device(), report)
-    ray.train.report(final)
+    ray.train.report(labelled(cell, final))
 
 
 def fit(

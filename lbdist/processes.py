@@ -1,0 +1,137 @@
+"""The signals that end a run, and the processes that it leaves to nobody: a local Ray's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from lbdist.errors import warn
+
+AGAIN_SECONDS = 2.0
+"""After which an interrupt that got lost is sent again."""
+
+WATCH_SECONDS = 1.0
+
+VITAL = ("raylet", "gcs_server")
+"""Processes without which a local Ray is no more."""
+
+_known: dict[int, psutil.Process] = {}
+_closing: list[str] = []
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM, while the context lasts: the first is a KeyboardInterrupt, a second ends at once.
+
+    A KeyboardInterrupt that is raised in a destructor or in a callback is lost, and the run would go on; so
+    the signal is sent again until one gets through.
+
+    Attributes:
+        came: The signals that came, since Tune hands on a KeyboardInterrupt of its own.
+        last: What is said when a second one ends the run.
+    """
+
+    def __init__(self, last: str) -> None:
+        self.came: list[int] = []
+        self.last = last
+        self._timers: list[threading.Timer] = []
+        self._again = False
+
+    def __enter__(self) -> Interrupts:
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {kind: signal.signal(kind, self._interrupt) for kind in kinds}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        for kind, handler in self._previous.items():
+            signal.signal(kind, handler)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        again, self._again = self._again, False
+        if again and _closing:
+            return  # it got through: this is its end
+        if _closing or (self.came and not again):
+            end(128 + number, _closing[-1] if _closing else self.last)
+        self.came.append(number)
+        self._timers.append(threading.Timer(AGAIN_SECONDS, self._send, (number,)))
+        self._timers[-1].daemon = True
+        self._timers[-1].start()
+        raise KeyboardInterrupt
+
+    def _send(self, number: int) -> None:
+        self._again = True
+        os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def closing(last: str) -> Iterator[None]:
+    """What an interrupt may not stop half-way: one that comes meanwhile ends everything at once."""
+    _closing.append(last)
+    try:
+        yield
+    finally:
+        _closing.pop()
+
+
+@contextlib.contextmanager
+def guarded(last: str) -> Iterator[None]:
+    """Watches the local Ray that this process has started.
+
+    With a vital part dead, Ray would wait for up to minutes, end this process with lines of its own, and
+    leave its other processes behind.
+
+    Args:
+        last: What is said, after which part died, when that ends the run.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        vital: dict[int, psutil.Process] = {}
+        names: dict[int, str] = {}
+        while not over.wait(WATCH_SECONDS):
+            _look()
+            for pid, process in list(_known.items()):
+                with contextlib.suppress(psutil.Error):
+                    if pid not in vital and process.name() in VITAL:
+                        vital[pid], names[pid] = process, process.name()
+            for process in vital.values():
+                if not over.is_set() and not _alive(process):
+                    end(1, f"Ray's {names[process.pid]} died (process {process.pid}); {last}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10 * WATCH_SECONDS)
+
+
+def end(status: int, last: str) -> None:
+    """Ends this process at once, and all that it has started, after one line."""
+    warn(last)
+    with contextlib.suppress(psutil.Error):
+        _look()
+    for process in _known.values():
+        with contextlib.suppress(psutil.Error):
+            process.kill()  # which looks whether the pid is still the same process's
+    os._exit(status)
+
+
+def _look() -> None:
+    """Remembers the processes below this one, which belong to nobody once their parent is dead."""
+    _known.update((process.pid, process) for process in psutil.Process().children(recursive=True))
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
