@@ -124,7 +124,7 @@ BAD = [
     ("large_batch=1.5", "large_batch=1.5: must be"),
     ("large_batch=nan", "large_batch=nan: must be"),
     ("large_batch=1e9", "large_batch=1000000000.0: must be a batch of at most 3200"),
-    ("small_batch=401", "small_batch=401: must be a batch of at most 400, the large batch"),
+    ("small_batch=400", "small_batch=400: must be a batch of at most 399, less than the large batch"),
     ("num_workers=0", "num_workers=0: must be auto or a whole number from 1 to 100,000"),
     ("num_workers=two", "num_workers=two: must be auto or"),
     ("num_workers=null", "num_workers=None: must be auto or"),

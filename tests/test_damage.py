@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import signals, start
+from conftest import SMALL, signals, start
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_run import values
@@ -217,3 +220,34 @@ def test_damaged_rows_are_one_line_to_who_analyses(tmp_path: Path) -> None:
     flip(tmp_path / results.cell_file(cell.id))
     with pytest.raises(Damaged, match=r"rows\.parquet"):
         results.load(tmp_path)
+
+
+def own_mounts() -> bool:
+    """Whether this machine lets a process have mounts of its own."""
+    try:
+        return subprocess.run(["unshare", "-Urm", "true"], capture_output=True, timeout=20).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(not own_mounts(), reason="this machine gives no mount of one's own")
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(cache: str, tmp_path: Path) -> None:
+    """A file system of 250 kB, then of 50 MB; its results are those of a disk with room."""
+    (tmp_path / "small").mkdir()
+    words = [sys.executable, "-m", "lbdist.run", *SMALL, "experiment=gap", "network.widths=[64,64]", cache]
+    command = shlex.join([*words, f"storage={tmp_path}/small/results"])
+    script = f"""
+mount -t tmpfs -o size=250k tmpfs {tmp_path}/small || exit 99
+{command} > {tmp_path}/first 2>&1; echo $? >> {tmp_path}/first
+mount -o remount,size=50m {tmp_path}/small
+{command} > {tmp_path}/second 2>&1; echo $? >> {tmp_path}/second
+"""
+    subprocess.run(["unshare", "-Urm", "sh", "-c", script], check=True, timeout=180, cwd=tmp_path)
+    first, second = ((tmp_path / name).read_text().splitlines() for name in ("first", "second"))
+    assert first[-1] == "1" and second[-1] == "0", (first, second)
+    said = [line for line in first if line.startswith("lbdist: ")]
+    assert "No space left on device" in said[-1] and "To go on: python -m lbdist.run" in said[-1], first
+    assert not [line for line in first + second if line.startswith("Traceback")]
+    table = [line for line in second if line.startswith(("SB ", "LB "))]
+    assert len(table) >= 4 and not any("nan" in line for line in table)

@@ -89,7 +89,8 @@ class Plan:
         self.large_batch = self.batch(config.large_batch)
         self.small_batch = self.batch(config.small_batch)
         held_out = round(config.search.validation_fraction * train_size) if self.searched else 0
-        self.check_batch("small_batch", config.small_batch, self.large_batch, "the large batch")
+        # a cell is what it trains, so that two batches of one size would be one method
+        self.check_batch("small_batch", config.small_batch, self.large_batch - 1, "less than the large batch")
         allowed = train_size - held_out
         self.check_batch("large_batch", config.large_batch, allowed, "the samples that are trained on")
         for names in config.combinations:

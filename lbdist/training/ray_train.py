@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util import state
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
@@ -20,6 +24,11 @@ from lbdist.training.loop import labelled, run_cell
 
 REPORT_SECONDS = 1.0
 """Ray Train's report costs about 0.1 s, so short epochs share one."""
+
+
+SWEEP_SECONDS = 5.0
+
+_Filters = list[tuple[str, str, str | bool | int | float]]
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -40,6 +49,29 @@ def _worker(config: dict[str, Any]) -> None:
     for cell in config["cells"]:
         final = run_cell(cell, data, config["store"], get_device(), report)
     ray.train.report(labelled(cell, final))
+
+
+def _sweep(over: threading.Event) -> None:
+    """Gives free the places of this program's groups in which nothing lives any more.
+
+    A controller that is killed, or whose trial is, while its workers start leaves their placement group to
+    nobody, and the next group would wait for its CPUs for ever.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    before: set[str] = set()
+    while not over.wait(SWEEP_SECONDS):
+        empty = set()
+        with contextlib.suppress(Exception):  # the next look may get an answer
+            mine: _Filters = [("creator_job_id", "=", job), ("state", "=", "CREATED")]
+            for group in state.list_placement_groups(filters=mine, detail=True):
+                if len(group.bundles or []) > 1:  # a worker group's; a trial has one
+                    place: _Filters = [("placement_group_id", "=", group.placement_group_id)]
+                    place.append(("state", "!=", "DEAD"))
+                    if not state.list_actors(filters=place, detail=True):
+                        empty.add(group.placement_group_id)
+            for name in empty & before:
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+        before = empty
 
 
 def fit(
@@ -82,4 +114,9 @@ def fit(
             callbacks=list(callbacks),
         ),
     )
-    trainer.fit()
+    over = threading.Event()
+    threading.Thread(target=_sweep, args=(over,), daemon=True).start()
+    try:
+        trainer.fit()
+    finally:
+        over.set()

@@ -115,7 +115,7 @@ def test_curvature_is_the_hessians_product() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        ("sharpness", {"epsilons": [0]}, "measure.sharpness.epsilons=[0.0]: must be all above 0"),
+        ("sharpness", {"epsilons": [0]}, "measure.sharpness.epsilons=[0.0]: must be all from 1e-7 to 1e3"),
         ("sharpness", {"solvers": ["x"]}, "measure.sharpness.solvers=['x']: must be among paper, converged"),
         ("sharpness", {"remedy_solvers": ["x"]}, "measure.sharpness.remedy_solvers=['x']: must be among"),
         (
@@ -124,7 +124,7 @@ def test_curvature_is_the_hessians_product() -> None:
             "measure.sharpness.spaces=['half']: must be among full, subspace",
         ),
         ("sharpness", {"batch_norm": "x"}, "measure.sharpness.batch_norm=x: must be running"),
-        ("sharpness", {"draws": 0}, "measure.sharpness.draws=0: must be at least 1"),
+        ("sharpness", {"draws": 0}, "measure.sharpness.draws=0: must be from 1 to 10,000"),
         ("lambda_max", {"tolerance": 2}, "measure.lambda_max.tolerance=2.0: must be between 0 and 1"),
         ("lambda_max", {"iterations": 0}, "measure.lambda_max.iterations=0: must be at least 1"),
     ],

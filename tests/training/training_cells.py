@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lbdist.config.build import plain
 from lbdist.data.base import Dataset
@@ -30,6 +31,43 @@ class Small(nn.Sequential):
             nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(96, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4),
         )  # fmt: skip
+
+
+class Normed(nn.Module):
+    """A dense network with a batch norm of any kind, and a dropout used twice, checkpointed or not."""
+
+    def __init__(
+        self,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track: bool = True,
+        dropouts: bool = False,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.body = nn.Linear(12, 8)
+        self.norm = nn.BatchNorm1d(8, momentum=momentum, affine=affine, track_running_stats=track)
+        self.drop = nn.Dropout(0.3 if dropouts or checkpoint else 0.0)
+        self.head, self.checkpoint = nn.Linear(8, 4), checkpoint
+
+    def _twice(self, x: Tensor) -> Tensor:
+        return self.drop(torch.tanh(self.drop(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.body(x))
+        x = checkpoint(self._twice, x, use_reentrant=False) if self.checkpoint else self._twice(x)
+        return self.head(x)
+
+
+class Fork(nn.Module):
+    """Workers whose samples differ take another batch norm, which nothing shows on one worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.BatchNorm1d(12), nn.BatchNorm1d(12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.one(x) if float(x.sum()) > 0 else self.two(x))
 
 
 def make_cell(**changes: Any) -> Cell:

@@ -1,0 +1,116 @@
+"""Whatever process dies, the study goes on, or ends at once with one line and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import start
+from test_run import values
+
+
+def below(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of a command, but itself."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
+    found = []
+    for child in below(process):
+        try:
+            if name in " ".join(child.cmdline()[:1]):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(process: subprocess.Popen, what: Callable[[], object], seconds: float = 90) -> object:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+@pytest.mark.timeout(280)
+def test_a_group_gets_over_the_death_of_its_controller_and_of_its_trial(
+    remedies: tuple[Path, str], cache: str, tmp_path: Path
+) -> None:
+    """Both are killed with -9, one after the other: the same numbers as undisturbed."""
+    process = start(tmp_path, "experiment=remedies", cache)
+    wait_for(process, lambda: named(process, "ray::RayTrainWorker"))
+    (controller,) = named(process, "ray::TrainController")
+    controller.kill()
+    controller.wait(30)
+    wait_for(process, lambda: named(process, "ray::TrainController"))
+    trials = named(process, "ray::ImplicitFunc")
+    os.kill(trials[0].pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and "Traceback" not in out + err, out + err
+    undisturbed, found = values(remedies[0] / "remedies"), values(tmp_path / "remedies")
+    assert found.index.equals(undisturbed.index)
+    assert (found - undisturbed).abs().max() < 1e-6
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_the_death_of_ray_is_one_line_and_leaves_nothing(part: str, cache: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "experiment=gap", "num_workers=2", "epochs=2000", cache)
+    wait_for(process, lambda: named(process, "ray::ImplicitFunc"))
+    time.sleep(2)
+    members = below(process)
+    (vital,) = [p for p in members if p.name() == part]
+    vital.kill()
+    began = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and time.monotonic() - began < 30
+    (line,) = [line for line in err.splitlines() if line.startswith("lbdist: ")]
+    assert line.startswith(f"lbdist: Ray's {part} died") and "To go on: python -m lbdist.run" in line
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(members, timeout=20)
+    assert not alive, [p.cmdline() for p in alive]
+
+
+@pytest.mark.timeout(120)
+def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
+    wait_for(process, lambda: named(process, "ray::ImplicitFunc"))
+    members = below(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.monotonic() - began < 5
+    assert err.count("lbdist: interrupted") == 1 and "Traceback" not in err
+    _, alive = psutil.wait_procs(members, timeout=20)
+    assert not alive, [p.cmdline() for p in alive]
+
+
+@pytest.mark.timeout(250)
+def test_two_studies_at_once_do_not_share_a_life(
+    remedies: tuple[Path, str], cache: str, tmp_path: Path
+) -> None:
+    """In one storage, where they train the same cells: one is killed, the other ends as if alone."""
+    other = start(tmp_path, "experiment=batch_size", "study.batches=[16,40]", cache)
+    process = start(tmp_path, "experiment=gap", cache)
+    wait_for(other, lambda: named(other, "ray::ImplicitFunc"))
+    other.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and "Traceback" not in out + err, out + err
+    alone, found = values(remedies[0] / "remedies"), values(tmp_path / "gap")
+    shared = found.index.intersection(alone.index)
+    assert len(shared) == len(found)
+    assert (found - alone[shared]).abs().max() < 1e-6
