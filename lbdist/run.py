@@ -32,6 +32,7 @@ _KEYS = {
     "seeds": "confirmed runs a method, each from its own starting point",
     "remedy": "the remedies of the study: remedy=[none,robust,growth]",
     "num_workers": "data-parallel workers a run: a number, or auto",
+    "network.init": "where weights begin: glorot, or keep (as the constructor makes or loads them)",
     "ghost_batch_size": "batch-norm group in samples; null is the whole global batch",
     "data.root": "folder of the data set (downloaded there, or read from there)",
     "search.epochs": "length of a search run, as a share of epochs",

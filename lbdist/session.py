@@ -288,8 +288,7 @@ class Session:
         Returns:
             A line for each kind of cell and of measurement that has no rows.
         """
-        known = cells_of(self.study, book).values()
-        if all(book(cell) is not None for cell in known) and not self._missing(book):
+        if not self._unfinished(book) and not self._missing(book):
             return []
         self._check_files(book)
         config, gradients = self.config, {}
@@ -310,7 +309,9 @@ class Session:
         with progress, cluster.connect(progress.note, command) as capacity:
             self._check_workers(capacity.slots)
             device = "GPU" if capacity.gpus else "CPU"
-            while any(book(cell) is None for cell in cells_of(self.study, book).values()):
+            for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
+                if not self._unfinished(book):
+                    break
                 schedule = tuning.Schedule(
                     self.study,
                     book,
@@ -329,6 +330,7 @@ class Session:
                 )
                 failed += schedule.failed
                 self._check_files(book)  # of cells that were found finished only now
+            failed += [(cell, "its files were damaged again") for cell in self._unfinished(book)]
             missing = self._missing(book)
             progress.begin_measurements(len(missing))
             lost = measure_all(
@@ -346,10 +348,13 @@ class Session:
             for line in _by_kind((m.at[0].cell, f"{title(m.measure)}: {why}") for m, why in lost)
         ]
 
+    def _unfinished(self, book: Done) -> list[Cell]:
+        """The known cells that have not ended."""
+        return [cell for cell in cells_of(self.study, book).values() if book(cell) is None]
+
     def _check_files(self, book: tuning.Book) -> None:
         """Looks through what is about to be read; a cell whose model is needed and lost is to run again."""
-        known = cells_of(self.study, book).values()
-        waiting = [cell for cell in known if book(cell) is None]
+        known, waiting = cells_of(self.study, book).values(), self._unfinished(book)
         models = [(p.cell, p.epoch) for m in self._missing(book) for p in m.at if p.file is None]
         if waiting:  # which may begin at a model that another cell keeps
             models += [(cell, epoch) for cell in known if book(cell) for epoch in sorted(cell.keep)]

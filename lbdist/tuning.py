@@ -167,6 +167,8 @@ class Book:
             name = f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}"
             self._sound(name, functools.partial(checkpoint.check, self.store / results.cell_folder(cell.id)))
         for cell, epoch in {(cell.id, epoch): (cell, epoch) for cell, epoch in models}.values():
+            if cell.id in self._ended:
+                continue  # written just now
             folder, file = self.store / results.cell_folder(cell.id), checkpoint.model_name(epoch)
             name = f"{results.cell_folder(cell.id)}/{file}"
             self._needed(cell, name, functools.partial(checkpoint.load_model, folder, file))

@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(test_data_vision, name, value)
         test_data_vision.write_idx(folder / "data" / "MNIST" / "raw")
     images = [test_data_parquet.encode(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(4)]
-    for name, count in (("train", 400), ("test", 8)):
+    for name, count in (("train", 400), ("test", 8), ("validation", 8)):
         test_data_parquet.write(
             folder / "DIR" / f"{name}.parquet", images * (count // 4), [0, 1, 2, 9] * (count // 4)
         )

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from lbdist.data.base import Dataset, DataSource, Split, cache_folder, is_integer
-from lbdist.errors import require
+from lbdist.errors import require, warn
 
 _SAMPLES = 8000  # half train, half test, as the authors' larger set
 _ARRAYS = ("x", "y", "x_test", "y_test")
@@ -70,7 +70,10 @@ def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in _ARRAYS}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except Exception:  # damage has many forms: zip, zlib, header, missing member
+        warn(f"{path} is damaged; the signals are generated again")
         return None
     half = _SAMPLES // 2
     intact = all(

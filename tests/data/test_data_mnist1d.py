@@ -60,14 +60,21 @@ def test_a_seed_has_its_own_file(tmp_path: Path, fake: list[int]) -> None:
     assert fake == [1, 2]
 
 
-@pytest.mark.parametrize("keep", [0, 100, 200_000])
-def test_a_damaged_cache_is_made_again(tmp_path: Path, fake: list[int], keep: int) -> None:
+@pytest.mark.parametrize("keep", [0, 100, 200_000, None])
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, fake: list[int], keep: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut, or with one bit flipped; a line says so."""
     MNIST1D(root=str(tmp_path)).load()
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    path.write_bytes(whole[:keep])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    path.write_bytes(flipped if keep is None else whole[:keep])
+    assert capsys.readouterr().err == ""
     assert MNIST1D(root=str(tmp_path)).load().train.inputs[0, 0] == 42
     assert fake == [42, 42] and path.read_bytes() == whole
+    assert capsys.readouterr().err == f"lbdist: {path} is damaged; the signals are generated again\n"
 
 
 def test_a_cache_of_another_shape_is_made_again(tmp_path: Path, fake: list[int]) -> None:
