@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ AGAIN_SECONDS = 2.0
 
 WATCH_SECONDS = 1.0
 
-VITAL = ("raylet", "gcs_server")
-"""Processes without which a local Ray is no more."""
+VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Processes without which a local Ray is no more: a raylet dies with its agents."""
 
 _known: dict[int, psutil.Process] = {}
 _closing: list[str] = []
@@ -93,17 +94,22 @@ def guarded(last: str) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        vital: dict[int, psutil.Process] = {}
-        names: dict[int, str] = {}
-        while not over.wait(WATCH_SECONDS):
+        vital: dict[int, str] = {}  # by a descriptor that is readable once the process is dead
+        seen: set[int] = set()
+        while not over.is_set():
             _look()
-            for pid, process in list(_known.items()):
-                with contextlib.suppress(psutil.Error):
-                    if pid not in vital and process.name() in VITAL:
-                        vital[pid], names[pid] = process, process.name()
-            for process in vital.values():
-                if not over.is_set() and not _alive(process):
-                    end(1, f"Ray's {names[process.pid]} died (process {process.pid}); {last}")
+            for pid, process in _known.items():
+                # Linux alone has such descriptors; elsewhere Ray has the last word
+                with contextlib.suppress(psutil.Error, OSError, AttributeError, IndexError):
+                    name = process.cmdline()[0].rpartition("/")[2].strip()
+                    if name in VITAL and pid not in seen:
+                        seen.add(pid)
+                        vital[os.pidfd_open(pid)] = name
+            dead, _, _ = select.select(list(vital), [], [], WATCH_SECONDS)
+            if dead and not over.is_set():
+                end(1, f"Ray's {vital[dead[0]].removeprefix('ray::')} died; {last}")
+        for descriptor in vital:
+            os.close(descriptor)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -128,10 +134,3 @@ def end(status: int, last: str) -> None:
 def _look() -> None:
     """Remembers the processes below this one, which belong to nobody once their parent is dead."""
     _known.update((process.pid, process) for process in psutil.Process().children(recursive=True))
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
