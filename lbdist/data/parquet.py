@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Parquet(DataSource):
     """
 
     root: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] | None = None
     classes: int | None = None
     label: str = "label"
     image: str | None = None
@@ -102,9 +102,8 @@ class Parquet(DataSource):
         super().__post_init__()
         remedy = "the folder that holds train.parquet and test.parquet, or their shards: set data.root=DIR"
         require(isinstance(self.root, str), "data.root", self.root, remedy)
-        known = set(self.splits) <= {"train", "test"} and all(
-            isinstance(v, str) for v in self.splits.values()
-        )
+        splits = self.splits or {}
+        known = set(splits) <= {"train", "test"} and all(isinstance(v, str) for v in splits.values())
         require(known, "data.splits", self.splits, "a mapping from train and test to names of splits")
         allowed = self.classes is None or is_integer(self.classes, 2)
         require(allowed, "data.classes", self.classes, "an integer of at least 2, or null")
@@ -147,7 +146,7 @@ class Parquet(DataSource):
         """The shards of a part, `train` or `test`, in the order of their numbers."""
         root = Path(str(self.root)).expanduser()
         require(root.is_dir(), "data.root", self.root, "a folder that is there")
-        names = (self.splits[part],) if part in self.splits else _SPLITS[part]
+        names = (self.splits[part],) if self.splits and part in self.splits else _SPLITS[part]
         found: dict[str, list[_Shard]] = {}
         for file in sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")]):
             shard = _Shard.of(file)

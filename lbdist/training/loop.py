@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor
 from lbdist import networks, results
 from lbdist.config.build import build
 from lbdist.data.base import Dataset, Split
-from lbdist.errors import InputError, one_line
+from lbdist.errors import InputError, one_line, warn
 from lbdist.losses import Loss
 from lbdist.plan import Cell, Node
 from lbdist.remedies.base import Combined, Remedy
@@ -91,7 +90,7 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
     loss: Loss = build(cell.loss, "loss", kind=Loss)
 
     def late(what: str) -> None:
-        print(f"lbdist: network: {what}", file=sys.stderr, flush=True)
+        warn(f"network: {what}")
 
     few = on_device(data.train.take(np.arange(min(4, len(data.train)))), "cpu")
     with Deadline(late, 2) as deadline:

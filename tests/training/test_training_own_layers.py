@@ -95,7 +95,7 @@ def test_a_subclass_without_a_forward_of_its_own_is_a_batch_norm() -> None:
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [4])
 def test_any_number_of_workers_gives_the_same_parameters(size: int) -> None:
     """Batch norm in every kind, global and ghost; dropout used twice, and under activation checkpointing."""
     data = signals()
@@ -189,7 +189,7 @@ def test_reparametrised_weights_are_started_by_what_they_are() -> None:
             assert float(layer.weight.detach().abs().max()) == pytest.approx((6 / 700) ** 0.5, rel=1e-3)
         assert not torch.equal(layer.weight, before) and layer.bias.eq(0).all()
     with pytest.raises(InputError, match="a hook computes it"):
-        networks._start("layer", nn.utils.weight_norm(nn.Linear(4, 3)))
+        networks._start("layer", nn.utils.spectral_norm(nn.Linear(4, 3)))
 
 
 # what never ends
