@@ -125,7 +125,7 @@ def connect(say: Callable[[str], None], command: str) -> Iterator[Capacity]:
     signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
     took = time.monotonic() - began
     say(f"{how} with {capacity.cpus} CPUs and {capacity.gpus} GPUs ({took:.1f} s)")
-    go_on = f"what is finished is kept. To go on: {command}"
+    go_on = processes.go_on(command)
     try:
         with contextlib.nullcontext() if joined else processes.guarded(go_on):
             yield capacity

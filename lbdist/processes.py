@@ -24,6 +24,12 @@ VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 _known: dict[int, psutil.Process] = {}
 _closing: list[str] = []
+_timers: list[threading.Timer] = []
+
+
+def go_on(command: str) -> str:
+    """What every line says that tells of an end before the end."""
+    return f"what is finished is kept. To go on: {command}"
 
 
 class Interrupts:
@@ -40,7 +46,6 @@ class Interrupts:
     def __init__(self, last: str) -> None:
         self.came: list[int] = []
         self.last = last
-        self._timers: list[threading.Timer] = []
         self._again = False
 
     def __enter__(self) -> Interrupts:
@@ -49,21 +54,23 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for timer in self._timers:
-            timer.cancel()
+        # one that is being sent again just now must not meet the handlers of before, which would end us
+        for kind in self._previous:
+            signal.signal(kind, signal.SIG_IGN)
+        _got_through()
         for kind, handler in self._previous.items():
             signal.signal(kind, handler)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         again, self._again = self._again, False
         if again and _closing:
-            return  # it got through: this is its end
+            return  # it had got through, just when it was sent again
         if _closing or (self.came and not again):
             end(128 + number, _closing[-1] if _closing else self.last)
         self.came.append(number)
-        self._timers.append(threading.Timer(AGAIN_SECONDS, self._send, (number,)))
-        self._timers[-1].daemon = True
-        self._timers[-1].start()
+        _timers.append(threading.Timer(AGAIN_SECONDS, self._send, (number,)))
+        _timers[-1].daemon = True
+        _timers[-1].start()
         raise KeyboardInterrupt
 
     def _send(self, number: int) -> None:
@@ -71,13 +78,29 @@ class Interrupts:
         os.kill(os.getpid(), number)
 
 
+def _got_through() -> None:
+    """An interrupt is not sent again."""
+    while _timers:
+        timer = _timers.pop()
+        timer.cancel()
+        timer.join()
+
+
 @contextlib.contextmanager
 def closing(last: str) -> Iterator[None]:
-    """What an interrupt may not stop half-way: one that comes meanwhile ends everything at once."""
+    """What an interrupt may not stop half-way: one that comes meanwhile ends everything at once.
+
+    One that led here is not sent again. Ray's core puts SIGTERM back to what the system does with it as it
+    shuts down, behind Python's back; the handlers are set anew afterwards.
+    """
     _closing.append(last)
+    _got_through()
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            for kind in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(kind, signal.getsignal(kind))
         _closing.pop()
 
 

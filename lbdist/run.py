@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from lbdist import processes
 from lbdist.config import compose as configuration
 from lbdist.config import schema
 from lbdist.errors import InputError, one_line, warn
@@ -77,25 +78,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = " ".join(["python -m lbdist.run", *given])
-    from lbdist.processes import Interrupts  # not before the help can be printed
-
-    go_on = f"what is finished is kept. To go on: {command}"
-    with Interrupts(f"interrupted again, and ended at once; {go_on}") as interrupts:
-        try:
+    go_on = processes.go_on(command)
+    interrupts = processes.Interrupts(f"interrupted again, and ended at once; {go_on}")
+    try:
+        with interrupts:
             return _main(given, command)
-        except InputError as error:
-            warn(one_line(error))
-            return 2
-        except BrokenPipeError:  # `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
-        except OSError as error:
-            warn(f"{one_line(error)}; {go_on}")
-            return 1
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            warn(f"interrupted; {go_on}")
-            return 128 + (interrupts.came[0] if interrupts.came else signal.SIGINT)
+    except InputError as error:
+        warn(one_line(error))
+        return 2
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        warn(f"{one_line(error)}; {go_on}")
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        warn(f"interrupted; {go_on}")
+        return 128 + (interrupts.came[0] if interrupts.came else signal.SIGINT)
 
 
 def _main(arguments: list[str], command: str) -> int:

@@ -204,6 +204,26 @@ with Interrupts("ended") as interrupts:
     assert done.stdout.split() == ["lost", "came", "15", "15"] and done.returncode == 0
 
 
+def test_an_interrupt_that_got_through_is_not_sent_again_while_ray_ends():
+    """Ray's core puts SIGTERM back to the system's default, behind Python's back, as it shuts down."""
+    program = """
+import ctypes, os, signal, time
+from lbdist import processes
+with processes.Interrupts("ended") as interrupts:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+    except KeyboardInterrupt:
+        with processes.closing("ended"):
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), None)
+            time.sleep(1.5 * processes.AGAIN_SECONDS)
+        print(*interrupts.came, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one: the handler is back
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "15\n" and done.stderr == "lbdist: ended\n" and done.returncode == 143
+
+
 @pytest.fixture(scope="module")
 def leftovers():
     """Processes of a program that was killed: Ray's end by themselves, which takes up to a minute."""

@@ -119,8 +119,9 @@ class Parquet(DataSource):
             InputError: Naming the file that is missing, damaged, or holds something wrong.
         """
         train, test = self._files("train"), self._files("test")
-        labels = {file: self._labels(file) for file in train + test}
-        named = {file: count for file in labels if (count := self._named_classes(file))}
+        found = {file: self._labels(file) for file in train + test}
+        labels = {file: values for file, (values, _) in found.items()}
+        named = {file: count for file, (_, count) in found.items() if count}
         if len(set(named.values())) > 1:
             one, other = min(named, key=named.__getitem__), max(named, key=named.__getitem__)
             raise InputError(
@@ -160,31 +161,18 @@ class Parquet(DataSource):
             f"data.root={self.root!r}: must hold {wanted}, in the folder itself or in data/{there}"
         )
 
-    def _labels(self, file: Path) -> np.ndarray:
+    def _labels(self, file: Path) -> tuple[np.ndarray, int]:
+        """A file's labels, and how many classes its schema names for them; 0 where it does not."""
+        names = ("label", "fine_label") if self.label == "label" else (self.label,)
         with _opened(file) as opened:
-            column = _column(file, opened.schema_arrow, "label", self._label_names())
+            column = _column(file, opened.schema_arrow, "label", names)
             kind = opened.schema_arrow.field(column).type
             if not pa.types.is_integer(kind):
                 raise InputError(f"data.label={column!r}: {file}: must be integers, not {kind}")
             values = opened.read([column]).column(column)
         if values.null_count:
             raise InputError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
-        return values.to_numpy().astype(np.int64)
-
-    def _named_classes(self, file: Path) -> int:
-        """How many classes the schema of the `datasets` library names for the label; 0 where it does not."""
-        with _opened(file) as opened:
-            column = _column(file, opened.schema_arrow, "label", self._label_names())
-            stored = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
-        try:
-            feature = json.loads(stored)["info"]["features"][column]
-            names = feature.get("names") or range(feature["num_classes"])
-            return len(names) if feature["_type"] == "ClassLabel" else 0
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return 0
-
-    def _label_names(self) -> tuple[str, ...]:
-        return ("label", "fine_label") if self.label == "label" else (self.label,)
+        return values.to_numpy().astype(np.int64), _named_classes(opened.schema_arrow, column)
 
     def _split(self, files: list[Path], labels: dict[Path, np.ndarray], count: int | None) -> Split:
         joined = np.concatenate([labels[file] for file in files])
@@ -264,6 +252,17 @@ class Parquet(DataSource):
             image = image.convert("RGB" if image.mode != "LA" else "L")
         mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if image.mode == "L" else "RGB")
         return image if image.mode == mode else image.convert(mode)
+
+
+def _named_classes(schema: pa.Schema, column: str) -> int:
+    """How many classes the `datasets` library's metadata name for a column; 0 where they do not."""
+    try:
+        stored = (schema.metadata or {}).get(b"huggingface", b"{}")
+        feature = json.loads(stored)["info"]["features"][column]
+        names = feature.get("names") or range(feature["num_classes"])
+        return len(names) if feature["_type"] == "ClassLabel" else 0
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
 
 
 def _column(file: Path, schema: pa.Schema, field: str, names: tuple[str, ...]) -> str:

@@ -42,7 +42,8 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
     require(init in INITS, "network.init", init, " or ".join(INITS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = build(_constructor(node), "network", kind=nn.Module)
+        constructor = {key: value for key, value in node.items() if key != "init"}
+        network: nn.Module = build(constructor, "network", kind=nn.Module)
         if init == GLOROT:
             for name, module in _layers(network):
                 _start(name, module)
@@ -59,10 +60,7 @@ def check_start(node: Mapping[str, Any]) -> None:
         return
     made: list[dict[str, torch.Tensor]] = []
     for seed in (0, 1):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network: nn.Module = build(node, "network", kind=nn.Module)
-        weights = {name: layer.weight for name, layer in _layers(network)}
+        weights = {name: layer.weight for name, layer in _layers(make({**node, "init": "keep"}, seed))}
         made.append(
             {name: w for name, w in weights.items() if isinstance(w, torch.Tensor) and w.requires_grad}
         )
@@ -72,10 +70,6 @@ def check_start(node: Mapping[str, Any]) -> None:
                 f"network: the weight of {name or 'it'} is the same for every seed, so it was loaded, not "
                 "drawn: network.init=keep begins there, network.init=glorot draws it anew"
             )
-
-
-def _constructor(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "init"}
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
