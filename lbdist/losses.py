@@ -39,6 +39,12 @@ class Loss(ABC):
     def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What the score is computed from, summed over samples: float64 of shape (k,), the same k always."""
 
+    def fits(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuses targets of a data set that have no place in outputs like those of its first samples.
+
+        A GPU that meets one ends the whole process.
+        """
+
     def value(self, sums: Tensor, samples: int) -> float:
         """The score from the sums over all samples; by default a percentage of the first."""
         return 100 * float(sums[0]) / samples
@@ -71,6 +77,17 @@ def _sample_shape(data: Dataset) -> tuple[int, ...]:
     return shape
 
 
+def _within(targets: Tensor, classes: int) -> None:
+    """Labels are 0 to C - 1.
+
+    Raises:
+        InputError: One is not.
+    """
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
+        raise InputError(f"network: gives {classes} outputs a sample, but there is a label {int(wrong[0])}")
+
+
 def _unlike(outputs: Tensor, targets: Tensor) -> InputError:
     return InputError(
         f"network: gives outputs of shape {tuple(outputs.shape)} for labels of {tuple(targets.shape)}"
@@ -100,6 +117,11 @@ class CrossEntropy(Loss):
             )
         # no label is passed over: each of the N samples counts
         return F.cross_entropy(outputs, targets.long(), reduction="sum", ignore_index=_NO_LABEL)
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> None:
+        """Each label has an output."""
+        if outputs.ndim == 2 and not targets.is_floating_point():
+            _within(targets, outputs.shape[1])
 
     def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Samples whose largest output is that of their class."""
@@ -143,6 +165,10 @@ class Tokens(Loss):
             outputs.flatten(0, 1), targets.long().flatten(), ignore_index=self.ignored, reduction="none"
         ).view(targets.shape)
         return (flat.sum(1) / self._counted(targets)).sum()
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> None:
+        """Each token that counts has an output."""
+        _within(targets[targets != self.ignored], outputs.shape[-1])
 
     def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each sequence's share of right tokens, summed over sequences."""

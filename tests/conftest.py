@@ -16,6 +16,15 @@ from lbdist.data.base import Dataset, Split
 
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay on one process, and those that share the `remedies` study, which start first."""
+    for item in items:
+        shares = "remedies" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("remedies" if shares else item.path.stem))
+    items.sort(key=lambda item: "remedies" not in getattr(item, "fixturenames", ()))
+
+
 SMALL = [
     "epochs=4",
     "seeds=1",

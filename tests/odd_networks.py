@@ -115,14 +115,26 @@ class Counting(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM over a sequence of two halves."""
+    """An LSTM with dropout over a sequence of two halves."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.lstm, self.body = nn.LSTM(WIDTH, WIDTH, batch_first=True), body
+        self.lstm, self.body = nn.LSTM(WIDTH, WIDTH, 2, batch_first=True, dropout=0.3), body
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(self.lstm(torch.stack([x, -x], 1))[0][:, -1])
+
+
+class Attentive(nn.Module):
+    """PyTorch's own attention over a sequence of two halves, whose fast kernels know one backward pass."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.mix, self.body = nn.Linear(WIDTH, 3 * WIDTH), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.mix(torch.stack([x, -x], 1)).chunk(3, -1)
+        return self.body(nn.functional.scaled_dot_product_attention(query, key, value)[:, 0])
 
 
 def _normed() -> nn.Module:
@@ -139,7 +151,7 @@ LEAVES = {
     "weight norm": _normed,
     "in-place activation": lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SELU(inplace=True)),
 }
-AROUND = (Shared, Tied, Checkpointed, Frozen, InPlace, Alias, Hidden, Counting, Recurrent)
+AROUND = (Shared, Tied, Checkpointed, Frozen, InPlace, Alias, Hidden, Counting, Recurrent, Attentive)
 
 
 @st.composite
