@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -382,11 +383,13 @@ class Objective:
         missing, or wrong, would change it by.
         """
         x, direction = x.to(self.dtype), direction.to(self.dtype)
-        rounding = 8 * torch.finfo(self.dtype).eps * (1 + abs(self._measure(x, samples)[0]))
+        size = 1 + abs(self._measure(x, samples)[0])
         widest = 0.05 * float(x.double().norm() + 1e-3 * len(x) ** 0.5)
-        first = min(widest, 3000 * rounding / max(typical, 1e-300))
         found = []
-        for step in (first, first / 5, 5 * first, first / 25):
+        # a network in float64 may compute a part in float32
+        for dtype, part in itertools.product(dict.fromkeys((self.dtype, torch.float32)), (1, 0.2, 5, 0.04)):
+            rounding = 8 * torch.finfo(dtype).eps * size
+            step = part * min(widest, 3000 * rounding / max(typical, 1e-300))
             ahead, behind = (self._measure(x + s * direction, samples)[0] for s in (step, -step))
             found.append((ahead - behind) / (2 * step))
             if abs(found[-1] - slope) <= _PROOF_TOLERANCE * (abs(slope) + typical) + rounding / step:

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# the tests that run beside a study would starve its workers, which are nice by Ray's default
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 import pytest
@@ -67,10 +70,25 @@ def images(train: int = 70, test: int = 20, seed: int = 0) -> Dataset:
     return Dataset(split(train), split(test), 4)
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on() -> Iterator[None]:
+    """A test that fails leaves no study behind."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+    STARTED.clear()
+
+
 def start(storage: Path, *arguments: str) -> subprocess.Popen:
     """The command on a shrunk study, begun."""
     command = [sys.executable, "-m", "lbdist.run", *SMALL, f"storage={storage}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=storage)
+    pipe = subprocess.PIPE
+    STARTED.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=storage))
+    return STARTED[-1]
 
 
 def finish(process: subprocess.Popen) -> str:

@@ -161,6 +161,26 @@ class Reentrant(nn.Module):
         return self.two(checkpoint(self.one, x.requires_grad_(), use_reentrant=True))
 
 
+class Coarse(nn.Module):
+    """Normalises in float32, whatever it is given, as many a language model does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(INPUTS, INPUTS), nn.Linear(INPUTS, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x).float()
+        return self.two((h * (h.square().mean(1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype))
+
+
+def test_a_part_may_be_coarser_than_the_rest() -> None:
+    torch.manual_seed(0)
+    network, (inputs, labels) = Coarse().double(), data()
+    f = Objective(network, (inputs, labels))
+    expected = torch.autograd.grad(F.cross_entropy(network(inputs), labels), list(network.parameters()))
+    torch.testing.assert_close(f(f.x)[1], torch.cat([g.flatten() for g in expected]), rtol=1e-5, atol=1e-7)
+
+
 def shared_memory() -> nn.Module:
     network = nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.Tanh(), nn.Linear(INPUTS, INPUTS))
     network[2].weight.data = network[0].weight.data
