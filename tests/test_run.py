@@ -224,7 +224,7 @@ with processes.Interrupts("ended") as interrupts:
     assert done.stdout == "15\n" and done.stderr == "lbdist: ended\n" and done.returncode == 143
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def leftovers():
     """Processes of a program that was killed: Ray's end by themselves, which takes up to a minute."""
     members = []

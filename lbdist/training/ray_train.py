@@ -57,17 +57,18 @@ def _sweep(over: threading.Event) -> None:
     A controller that is killed, or whose trial is, while its workers start leaves their placement group to
     nobody, and the next group would wait for its CPUs for ever.
     """
-    job = ray.get_runtime_context().get_job_id()
+    context = ray.get_runtime_context()
+    job, where = context.get_job_id(), context.gcs_address  # there may be other Rays on this machine
     before: set[str] = set()
     while not over.wait(SWEEP_SECONDS):
         empty = set()
         with contextlib.suppress(Exception):  # the next look may get an answer
             mine: _Filters = [("creator_job_id", "=", job), ("state", "=", "CREATED")]
-            for group in state.list_placement_groups(filters=mine, detail=True):
+            for group in state.list_placement_groups(where, filters=mine, detail=True):
                 if len(group.bundles or []) > 1:  # a worker group's; a trial has one
                     place: _Filters = [("placement_group_id", "=", group.placement_group_id)]
                     place.append(("state", "!=", "DEAD"))
-                    if not state.list_actors(filters=place, detail=True):
+                    if not state.list_actors(where, filters=place, detail=True):
                         empty.add(group.placement_group_id)
             for name in empty & before:
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
