@@ -1,6 +1,8 @@
 """Shared by all tests: one thread a process, Ray told to be quiet, small cells and data."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +23,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay on one process, and those that share the `remedies` study, which start first."""
-    for item in items:
-        shares = "remedies" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("remedies" if shares else item.path.stem))
-    items.sort(key=lambda item: "remedies" not in getattr(item, "fixturenames", ()))
+    """What runs whole studies starts first, since each file stays on one process to its end."""
+    long = ("test_run", "test_kills", "test_damage")
+    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 
 SMALL = [
@@ -106,7 +106,16 @@ def cache(mnist1d_cache: Path) -> str:
 
 @pytest.fixture(scope="session")
 def remedies(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, str]:
-    """The default study, run to its end undisturbed: its storage and what it printed."""
-    storage = tmp_path_factory.mktemp("remedies") / "results"
-    storage.mkdir()
-    return storage, finish(start(storage, "experiment=remedies", cache))
+    """The default study, run to its end undisturbed: a copy of its storage, and what it printed."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all processes of this run
+    storage, printed = shared / "undisturbed", shared / "undisturbed.txt"
+    with (shared / "undisturbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            storage.mkdir()
+            printed.write_text(finish(start(storage, "experiment=remedies", cache)))
+    own = tmp_path_factory.mktemp("remedies") / "results"
+    shutil.copytree(storage, own)
+    return own, printed.read_text()

@@ -179,6 +179,51 @@ def test_a_part_may_be_coarser_than_the_rest() -> None:
     f = Objective(network, (inputs, labels))
     expected = torch.autograd.grad(F.cross_entropy(network(inputs), labels), list(network.parameters()))
     torch.testing.assert_close(f(f.x)[1], torch.cat([g.flatten() for g in expected]), rtol=1e-5, atol=1e-7)
+    v, w = torch.randn(2, len(f.x), dtype=torch.float64)
+    assert float(v @ f.curvature(f.x, w)) == pytest.approx(float(w @ f.curvature(f.x, v)), rel=1e-4)
+
+
+class Single(nn.Module):
+    """Runs in float32 or not at all, with kinks, and a layer whose Hessian may be wrong."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return self.head(F.relu(self.layer(x)))
+
+
+class HalfDetached(torch.autograd.Function):
+    """x times its sum, whose backward pass hides a part of its dependence on x from the second one."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x * x.sum(1, keepdim=True)
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return gradient * x.sum(1, keepdim=True) + (gradient * x.detach()).sum(1, keepdim=True)
+
+
+class Applied(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return HalfDetached.apply(x)
+
+
+def test_a_hessian_is_proven_where_float64_is_not_to_be_had() -> None:
+    torch.manual_seed(0)
+    inputs, labels = data()
+    given = inputs.float(), labels
+    f = Objective(Single(nn.Linear(INPUTS, 64)), given)
+    assert f.curvature(f.x, torch.ones_like(f.x)).norm() > 0
+    f = Objective(Single(nn.Sequential(nn.Linear(INPUTS, 64), Applied())), given)
+    assert f(f.x)[0] > 0  # its gradient is right
+    with pytest.raises(InputError, match="its second derivatives are not those of its loss"):
+        f.curvature(f.x, torch.ones_like(f.x))
 
 
 def shared_memory() -> nn.Module:

@@ -48,7 +48,8 @@ def test_the_loop_equals_plain_pytorch(optimizer):
     reference = plain_pytorch(cell, data)
     rows, x = train(cell, data, dtype=torch.float64)
     flat = torch.cat([p.detach().flatten() for p in reference.parameters()])
-    torch.testing.assert_close(x, flat, rtol=1e-9, atol=1e-12)
+    # Adam moves a bias that a batch norm takes away again by the rounding of its gradient
+    torch.testing.assert_close(x, flat, rtol=1e-9, atol=1e-9)
     reference.eval()
     scores = reference(torch.tensor(data.test.inputs).double()).detach()
     labels = torch.tensor(data.test.labels)
