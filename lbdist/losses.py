@@ -173,7 +173,7 @@ class Tokens(Loss):
     def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each sequence's share of right tokens, summed over sequences."""
         right = (outputs.argmax(-1) == targets) & (targets != self.ignored)
-        return (right.sum(1) / self._counted(targets)).sum().double()[None]
+        return (right.sum(1).double() / self._counted(targets)).sum()[None]
 
     def _counted(self, targets: Tensor) -> Tensor:
         return (targets != self.ignored).sum(1).clamp_min(1)

@@ -57,7 +57,7 @@ def _set_flags(grad: bool, cudnn: bool, matmul: bool, convolution: bool, cuda: b
 
 
 class _Held:
-    """A module, while the context lasts: its parameters, buffers and modes are as before at the end.
+    """A module, while some work lasts: its parameters, buffers and modes are as before at the end.
 
     TF32 and autocast are off meanwhile: their rounding is as large as the box of Metric 2.1. So is cuDNN if
     there are recurrent layers of which it has no backward pass.
@@ -77,15 +77,16 @@ class _Held:
         self.cudnn = not (twice and recurrent) and all(type(module) in _RECURRENT for module in recurrent)
         self.flags = _flags()
 
-    def __enter__(self) -> _Held:
+    def during(self, work: Callable[[], None]) -> None:
+        """Does some work with the module; one interrupt (Ctrl-C) may come at any moment."""
         grad, cudnn = self.flags[:2]
-        _set_flags(grad, cudnn and self.cudnn, False, False, False, False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
         try:
-            self.put_back()
-        except KeyboardInterrupt:  # Ctrl-C, just now
+            try:
+                _set_flags(grad, cudnn and self.cudnn, False, False, False, False)
+                work()
+            finally:
+                self.put_back()
+        except KeyboardInterrupt:  # perhaps as it was being put back; a context manager's exit can be lost
             self.put_back()
             raise
 
@@ -107,9 +108,15 @@ class _Held:
 
 
 def _noise(x: Tensor, seed: int) -> Callable[[], Tensor]:
-    """Draws vectors like x of standard normal numbers, the same on every machine of a kind."""
+    """Draws normal vectors of about the size of x, entry by entry, the same on every machine of a kind."""
     generator = torch.Generator(x.device).manual_seed(seed)
-    return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    scale = x.abs() + x.abs().mean() + 1e-6
+    return lambda: scale * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def _rounding(dtype: torch.dtype, size: float) -> float:
+    """What rounding may change in a number of this size."""
+    return 8 * torch.finfo(dtype).eps * size
 
 
 class Objective:
@@ -268,7 +275,9 @@ class Objective:
         parts = views(self.network, x.detach())
         if x.dtype != self.dtype:
             raise ValueError(f"x is {x.dtype}; f is computed in {self.dtype}, the network's precision")
-        with _Held(self.network, twice) as held:
+        held = _Held(self.network, twice)
+
+        def work() -> None:
             self._set_modes(self.network)
             for name, parameter in trainable(self.network):
                 parameter.data.copy_(parts[name])
@@ -278,6 +287,8 @@ class Objective:
                 for name, buffer in self.network.named_buffers():
                     buffer.data.copy_(self._buffers[name])
                 visit(self._outputs(start, stop), self.labels[start:stop].clone())
+
+        held.during(work)
 
     def _set_modes(self, network: nn.Module) -> None:
         network.eval()
@@ -321,12 +332,11 @@ class Objective:
         """
         samples = min(len(self.labels), _PROOF_SAMPLES)
         x = self.x
-        with torch.no_grad(), _Held(self.network):
-            self._set_modes(self.network)
-            self.loss.fits(self._outputs(0, min(2, samples)), self.labels)
+        with torch.no_grad():
+            self._visit(x, lambda outputs, _: self.loss.fits(outputs, self.labels), min(2, samples))
         first, second = self._measure(x, samples)[0], self._measure(x, samples)[0]
         # a GPU may add in another order every time
-        rounding = 0.0 if x.device.type == "cpu" else 8 * torch.finfo(self.dtype).eps * (1 + abs(first))
+        rounding = 0.0 if x.device.type == "cpu" else _rounding(self.dtype, 1 + abs(first))
         if abs(first - second) > rounding:
             raise InputError(
                 f"network: two evaluations of one x gave {first!r} and {second!r}; "
@@ -343,24 +353,29 @@ class Objective:
         """The value at x is the module's own, in its own precision."""
         own, exact = 0.0, self.given is self.network
         dtype = next(p.dtype for _, p in trainable(self.given))
-        with _Held(self.given), torch.no_grad():
+
+        @torch.no_grad()
+        def work() -> None:
+            nonlocal own
             self._set_modes(self.given)
             for start, stop in bounds(0, samples, self.micro_batch_size):
                 outputs = self.given(handed_out(self.inputs[start:stop], dtype)).to(self.dtype)
                 own += float(self.loss.total(outputs, self.labels[start:stop].clone()))
+
+        _Held(self.given).during(work)
         value = own / samples
         if not math.isclose(found, value, rel_tol=1e-3 if exact else 0.1, abs_tol=1e-6 if exact else 0.1):
             raise InputError(f"network: f(x)={found:.6g}, but the network itself gives {value:.6g} there")
 
     def _prove_gradient(self, x: Tensor, samples: int) -> None:
         """The gradient, along random directions at a point away from x, is that of the value."""
-        noise, scale = _noise(x, seed=0), x.abs() + x.abs().mean() + 1e-6
-        away = x + 0.02 * scale * noise()
+        noise = _noise(x, seed=0)
+        away = x + 0.02 * noise()
         value, gradient = self._gradient(away, samples)
         if not math.isfinite(value):
             return
         for _ in range(2):
-            direction = scale * noise()
+            direction = noise()
             direction /= direction.norm()
             slope = float(gradient.double() @ direction.double())
             typical = float((gradient.double() * direction.double()).norm())
@@ -388,7 +403,7 @@ class Objective:
         found = []
         # a network in float64 may compute a part in float32
         for dtype, part in itertools.product(dict.fromkeys((self.dtype, torch.float32)), (1, 0.2, 5, 0.04)):
-            rounding = 8 * torch.finfo(dtype).eps * size
+            rounding = _rounding(dtype, size)
             step = part * min(widest, 3000 * rounding / max(typical, 1e-300))
             ahead, behind = (self._measure(x + s * direction, samples)[0] for s in (step, -step))
             found.append((ahead - behind) / (2 * step))
@@ -402,16 +417,15 @@ class Objective:
         Where no two quotients agree with each other, for rounding or for kinks (ReLU), the Hessian is held
         against its own symmetry.
         """
-        x = self.x
-        noise, scale = _noise(x, seed=1), x.abs() + x.abs().mean() + 1e-6
-        direction, other, x = scale * noise(), scale * noise(), x + 0.02 * scale * noise()
+        noise = _noise(self.x, seed=1)
+        direction, other, x = noise(), noise(), self.x + 0.02 * noise()
         found, quotients, off = self._curvature(x, direction, samples), [], []
-        size, eps = float(found.double().norm()), torch.finfo(self.dtype).eps
-        for step in (1e-6, 1e-7, 1e-8, 1e-10) if self.dtype == torch.float64 else ():
+        size = float(found.double().norm())
+        for step in (1e-6, 1e-7, 1e-8, 1e-9) if self.dtype == torch.float64 else ():
             ahead, behind = (self._gradient(x + s * direction, samples)[1] for s in (step, -step))
             quotients.append((ahead - behind) / (2 * step))
             off.append(float((quotients[-1] - found).norm()))
-            if not off[-1] > 1e-5 * size + 8 * eps * float(ahead.norm() + behind.norm()) / step:
+            if not off[-1] > 1e-5 * size:
                 return
         agree = (float((one - two).norm()) < 0.1 * min(off) for one, two in itertools.pairwise(quotients))
         if not any(agree):
@@ -447,7 +461,8 @@ class Objective:
         """Sets the running averages to the pooled moments of each layer's inputs, layer after layer."""
         order: list[_BatchNorm] = []
         norms = [norm for norm in _norms(self.network) if norm.running_mean is not None]
-        with _Held(self.network):
+
+        def work() -> None:
             self.network.eval()
             self._pass(norms, lambda norm, x: order.append(norm), 1)
             for norm in dict.fromkeys(order):
@@ -457,6 +472,8 @@ class Objective:
                 norm.running_mean.copy_(moments.mean)
                 norm.running_var.copy_(moments.variance)
             self._buffers = {name: b.clone() for name, b in self.network.named_buffers()}
+
+        _Held(self.network).during(work)
 
     def _pass(self, norms: list[_BatchNorm], see: Callable[[_BatchNorm, Tensor], None], samples: int) -> None:
         """Takes samples through the network and shows these layers' inputs."""

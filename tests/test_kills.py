@@ -7,42 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import start
-from test_run import values
-
-
-def below(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes of a command, but itself."""
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.Error:
-        return []
+from test_run import cmdline, family, gone, values, wait_for
 
 
 def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
-    found = []
-    for child in below(process):
-        try:
-            if name in " ".join(child.cmdline()[:1]):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
+    return [child for child in family(process) if name in " ".join(cmdline(child)[:1])]
 
 
-def wait_for(process: subprocess.Popen, what: Callable[[], object], seconds: float = 90) -> object:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("it never came")
+def wait_for_one(process: subprocess.Popen, name: str) -> None:
+    wait_for(lambda: named(process, name), process, seconds=90)
 
 
 @pytest.fixture
@@ -63,11 +42,11 @@ def test_a_group_gets_over_the_death_of_its_controller_and_of_its_trial(
 ) -> None:
     """Both are killed with -9, one after the other: the same numbers as undisturbed."""
     process = start(tmp_path, "experiment=gap", "study.check_workers=2", cache)
-    wait_for(process, lambda: named(process, "ray::RayTrainWorker"))
+    wait_for_one(process, "ray::RayTrainWorker")
     (controller,) = named(process, "ray::TrainController")
     controller.kill()
     controller.wait(30)
-    wait_for(process, lambda: named(process, "ray::TrainController"))
+    wait_for_one(process, "ray::TrainController")
     trials = named(process, "ray::ImplicitFunc")
     os.kill(trials[0].pid, signal.SIGKILL)
     out, err = process.communicate(timeout=200)
@@ -82,9 +61,9 @@ def test_a_group_gets_over_the_death_of_its_controller_and_of_its_trial(
 def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: Path) -> None:
     part = "gcs_server"  # or the raylet, with whose death Ray adds lines of its own
     process = start(tmp_path, "experiment=gap", "num_workers=2", "epochs=2000", cache)
-    wait_for(process, lambda: named(process, "ray::ImplicitFunc"))
+    wait_for_one(process, "ray::ImplicitFunc")
     time.sleep(2)
-    members = below(process)
+    members = family(process)
     (vital,) = [p for p in members if p.name() == part]
     vital.kill()
     began = time.monotonic()
@@ -93,15 +72,14 @@ def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: P
     (line,) = [line for line in err.splitlines() if line.startswith("lbdist: ")]
     assert line.startswith(f"lbdist: Ray's {part} died") and "To go on: python -m lbdist.run" in line
     assert "Traceback" not in err
-    _, alive = psutil.wait_procs(members, timeout=20)
-    assert not alive, [p.cmdline() for p in alive]
+    gone(members, seconds=20)
 
 
 @pytest.mark.timeout(120)
 def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
     process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
-    wait_for(process, lambda: named(process, "ray::ImplicitFunc"))
-    members = below(process)
+    wait_for_one(process, "ray::ImplicitFunc")
+    members = family(process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -109,8 +87,7 @@ def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and time.monotonic() - began < 5
     assert err.count("lbdist: interrupted") == 1 and "Traceback" not in err
-    _, alive = psutil.wait_procs(members, timeout=20)
-    assert not alive, [p.cmdline() for p in alive]
+    gone(members, seconds=20)
 
 
 @pytest.mark.timeout(250)
@@ -120,7 +97,7 @@ def test_two_studies_at_once_do_not_share_a_life(
     """In one storage, where they train the same cells: one is killed, the other ends as if alone."""
     other = start(tmp_path, "experiment=batch_size", "study.batches=[16,40]", cache)
     process = start(tmp_path, "experiment=gap", cache)
-    wait_for(other, lambda: named(other, "ray::ImplicitFunc"))
+    wait_for_one(other, "ray::ImplicitFunc")
     other.kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0 and "Traceback" not in out + err, out + err

@@ -168,7 +168,11 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    """The processes below a command."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        return []
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -178,9 +182,9 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def gone(members: list[psutil.Process]) -> None:
+def gone(members: list[psutil.Process], seconds: float = 90) -> None:
     """Waits for the end of processes: Ray's agents look for their parent every few seconds."""
-    _, alive = psutil.wait_procs(members, timeout=90)
+    _, alive = psutil.wait_procs(members, timeout=seconds)
     assert not alive, [p.cmdline() for p in alive]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import pickle
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 import torch
 from conftest import signals
 from torch import Tensor, nn
-from training_cells import SGD, make_cell, train_in_group
+from training_cells import SGD, make_cell, start_group, train_in_group
 
 from lbdist import networks, results
 from lbdist.errors import InputError
@@ -135,9 +134,8 @@ def test_checkpointed_dropout_has_the_gradient_of_its_own_mask() -> None:
 
 def test_workers_at_different_layers_are_refused(tmp_path: Path) -> None:
     cell = make_cell(network={"_target_": "training_cells.Fork"}, epochs=5)
-    (tmp_path / "work.pickle").write_bytes(pickle.dumps(([(cell, signals())], torch.float64)))
-    command = [sys.executable, str(Path(__file__).with_name("training_cells.py")), str(tmp_path)]
-    group = [subprocess.Popen([*command, str(r), "2"], stderr=subprocess.PIPE, text=True) for r in range(2)]
+    work = [(cell, signals())]
+    group = start_group(tmp_path, 2, work, torch.float64, stderr=subprocess.PIPE, text=True)
     said = [process.communicate(timeout=120)[1] for process in group]
     assert all(
         "InputError: network: some workers were at another batch norm than others" in err for err in said

@@ -81,16 +81,22 @@ def make_cell(**changes: Any) -> Cell:
     return dataclasses.replace(base, **plain(changes))
 
 
+def start_group(
+    home: Path, size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype, **streams: Any
+) -> list[subprocess.Popen]:
+    """`size` processes, joined by gloo, that train cells one after the other."""
+    (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype)))
+    command = [sys.executable, str(Path(__file__)), str(home)]
+    return [subprocess.Popen([*command, str(rank), str(size)], **streams) for rank in range(size)]
+
+
 def train_in_group(
     size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype
 ) -> list[tuple[Any, Tensor]]:
     """Trains cells one after the other in `size` real processes joined by gloo; worker 0's results."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype)))
-        command = [sys.executable, str(Path(__file__)), str(home)]
-        group = [subprocess.Popen([*command, str(rank), str(size)]) for rank in range(size)]
-        codes = [process.wait(timeout=240) for process in group]
+        codes = [process.wait(timeout=240) for process in start_group(home, size, work, dtype)]
         assert codes == [0] * size
         results: list[tuple[Any, Tensor]] = pickle.loads((home / "results.pickle").read_bytes())
         return results
