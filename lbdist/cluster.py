@@ -1,25 +1,28 @@
-"""Joins the user's Ray cluster or starts a local one, and says what it has."""
+"""Joins the user's Ray cluster or starts a local one, and says what it has and what it waits for."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lbdist import processes
-from lbdist.errors import require
+from lbdist.errors import InputError, one_line, require
+from lbdist.storage import Store
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(2 << 30),
@@ -32,36 +35,89 @@ for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+from ray.util import state  # noqa: E402
+
+from lbdist import nodes  # noqa: E402
+
+ANSWER_SECONDS = 5.0
+"""How long a cluster may take to answer."""
+
+LOOK_SECONDS, SAY_SECONDS, SAY_AGAIN_SECONDS = 5.0, 20.0, 300.0
+"""What waits for resources is looked up this often, and told once it has waited for so long, and again."""
+
+PATIENCE_SECONDS = 900.0
+"""How long a request may wait that the cluster, as it is, cannot meet: a lost node may come back."""
+
+Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has: CPUs, GPUs."""
+    """What a cluster has, or will have once it has grown.
+
+    Attributes:
+        cpus: CPUs.
+        gpus: GPUs.
+        nodes: Nodes that are there now.
+        growth: What it may grow by; empty where it does not.
+        share: Training processes that one GPU takes.
+    """
 
     cpus: int
     gpus: int
-
-    @classmethod
-    def of_cluster(cls) -> Capacity:
-        """The connected cluster's resources."""
-        have = ray.cluster_resources()
-        return cls(int(have.get("CPU", 0)), int(have.get("GPU", 0)))
+    nodes: int = 1
+    growth: str = ""
+    share: int = 1
 
     @property
     def slots(self) -> int:
-        """Training processes that run at once: a GPU each where there are GPUs, else a CPU each."""
-        return self.gpus or self.cpus
+        """Training processes that run at once: `share` on each GPU where there are GPUs, else a CPU each."""
+        return self.gpus * self.share or self.cpus
+
+    def width(self, workers: int) -> int:
+        """The slots that a job of so many workers takes: a group's have a GPU each, if there are as many.
+
+        Example:
+            >>> here = Capacity(cpus=32, gpus=2, share=8)
+            >>> here.slots, here.width(1), here.width(2), here.width(4)
+            (16, 1, 16, 4)
+        """
+        whole = self.share if 1 < workers <= self.gpus else 1
+        return min(workers * whole, max(workers, self.slots))
+
+    def process(self, workers: int = 1) -> dict[str, float]:
+        """What Ray is asked for, for each process of a job of so many workers."""
+        if not self.gpus:
+            return {"CPU": 1.0}
+        share = 1 if 1 < workers <= self.gpus else self.share
+        return {"GPU": 10_000 // share / 10_000}  # Ray counts in ten-thousandths
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} nodes with " if self.nodes > 1 else ""
+        return f"{nodes}{self.cpus} CPUs and {self.gpus} GPUs{self.growth}"
 
 
-ANSWER_SECONDS = 5.0
-"""How long a cluster may take to answer."""
+def sharing(need: float, memory: float, cpus_per_gpu: float) -> int:
+    """How many training processes one GPU takes, each with a CPU of its own.
+
+    Args:
+        need: Bytes of GPU memory that the largest of them takes.
+        memory: Bytes that the GPU has, of which a tenth is left free.
+        cpus_per_gpu: CPUs that there are for each GPU.
+
+    Example:
+        >>> sharing(2e9, 80e9, 16), sharing(30e9, 80e9, 16), sharing(75e9, 80e9, 16), sharing(2e9, 80e9, 4)
+        (16, 2, 1, 4)
+    """
+    return max(1, int(min(0.9 * memory / max(need, 1.0), cpus_per_gpu)))
 
 
 def address() -> str:
     """The address of the cluster that `connect` will join; empty where it will start a local one.
 
     Raises:
-        InputError: No cluster answers at RAY_ADDRESS, or a local one could not be started in RAY_TMPDIR.
+        InputError: No cluster answers at RAY_ADDRESS, it wants a token that is not found, or a local one
+            could not be started in RAY_TMPDIR.
     """
     asked = os.environ.get("RAY_ADDRESS", "")
     folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
@@ -83,18 +139,48 @@ def address() -> str:
 
 
 def _answers(address: str) -> bool:
-    """Whether a Ray head answers there; Ray's own clients wait for much longer."""
+    """Whether a Ray head answers there, to the token that we have; Ray's own clients wait for much longer."""
     import grpc  # slow to import, and of no use where there is no cluster
 
+    token = _token()
+    refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=ANSWER_SECONDS)
+            ask(b"", timeout=ANSWER_SECONDS)
+            return True
         except grpc.FutureTimeoutError:
             return False
-        except grpc.RpcError as error:  # a head that wants a token is one
-            return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        except grpc.RpcError as error:
+            if error.code() not in refused:
+                return False
+        mode = os.environ.setdefault("RAY_AUTH_MODE", "token")  # the cluster's, where the user names none
+        wanted = f"token, which the cluster at {address} wants"
+        require(mode == "token", "RAY_AUTH_MODE", mode, wanted)
+        where = "in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
+        if not token:
+            raise InputError(f"RAY_AUTH_TOKEN: the cluster at {address} wants its token, {where}")
+        try:
+            ask(b"", timeout=ANSWER_SECONDS, metadata=[("authorization", f"Bearer {token}")])
+        except grpc.RpcError as error:
+            if error.code() in refused:
+                raise InputError(
+                    f"RAY_AUTH_TOKEN: the cluster at {address} wants another token than the one {where}"
+                ) from error
+            return False
+    ray._raylet.Config.initialize("")  # type: ignore[attr-defined] # it has read RAY_AUTH_MODE when it was imported
     return True
+
+
+def _token() -> str:
+    """The cluster's token, from where Ray takes it."""
+    if token := os.environ.get("RAY_AUTH_TOKEN", ""):
+        return token
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    with contextlib.suppress(OSError):
+        return Path(named or Path.home() / ".ray" / "auth_token").read_text().strip()
+    return ""
 
 
 def _check_folder(folder: Path) -> None:
@@ -105,30 +191,147 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def connect(say: Callable[[str], None], command: str) -> Iterator[Capacity]:
+def connect(
+    say: Callable[[str], None], command: str, store: Store, targets: Collection[str] = ()
+) -> Iterator[Capacity]:
     """Ray, while the context lasts: the cluster at `address`, or a local one that ends with it.
 
     Args:
-        say: Called with one line on what was joined or started.
+        say: Called with one line on what was joined or started, and on what is waited for.
         command: What the user gave, to go on with when Ray dies.
+        store: The storage folder, which every node must see.
+        targets: Names of classes that the workers import; those of the user's own go to them.
+
+    Raises:
+        InputError: The nodes have other code than the driver, or do not see the storage folder.
     """
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
+    environment = nodes.own_code(targets, store) if joined else {}
     try:
-        ray.init(address=joined or "local", log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(
+            address=joined or "local",
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env=environment or None,
+        )
     except SystemExit:  # from the handler of SIGTERM that Ray sets meanwhile
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)
         raise
-    capacity = Capacity.of_cluster()
-    how = f"joined the cluster at {joined}" if joined else "started a local Ray"
-    signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
-    took = time.monotonic() - began
-    say(f"{how} with {capacity.cpus} CPUs and {capacity.gpus} GPUs ({took:.1f} s)")
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"ray: {one_line(error)[:300]}") from error
+    finally:
+        signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
     go_on = processes.go_on(command)
     try:
-        with contextlib.nullcontext() if joined else processes.guarded(go_on):
+        kinds = nodes.inspect(store, joined) if joined else []
+        capacity = _capacity(kinds)
+        how = f"joined the cluster at {joined}:" if joined else "started a local Ray with"
+        say(f"{how} {capacity} ({time.monotonic() - began:.1f} s)")
+        require(
+            capacity.cpus > 0, "RAY_ADDRESS", joined, "a cluster with CPUs: each process of lbdist takes one"
+        )
+        with (
+            contextlib.nullcontext() if joined else processes.guarded(go_on),
+            _telling(say, go_on, bool(capacity.growth)),
+        ):
             yield capacity
     finally:
         with processes.closing(f"interrupted; {go_on}"):
             ray.shutdown()
+
+
+def _capacity(kinds: Iterable[nodes.Kind]) -> Capacity:
+    """The connected cluster's, with what its autoscaler may add."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    stay = [(1, resources) for resources in alive if nodes.HEAD in resources]
+
+    def total(name: str, of: Iterable[nodes.Kind]) -> int:
+        return sum(int(count * resources.get(name, 0)) for count, resources in of)
+
+    now = {name: total(name, ((1, resources) for resources in alive)) for name in ("CPU", "GPU")}
+    most = {name: max(now[name], total(name, [*stay, *kinds])) for name in now}
+    growth = f" ({now['CPU']} and {now['GPU']} now, more as they are needed)" if most != now else ""
+    return Capacity(most["CPU"], most["GPU"], len(alive), growth)
+
+
+@contextlib.contextmanager
+def _telling(say: Callable[[str], None], go_on: str, grows: bool) -> Iterator[None]:
+    """Tells of what waits for resources, and ends a run that waits for what the cluster does not have.
+
+    Args:
+        say: Called with a line.
+        go_on: How to go on, in the line that ends the run.
+        grows: Whether the cluster may start nodes by itself.
+    """
+    over = threading.Event()
+    context = ray.get_runtime_context()
+    job, where = context.get_job_id(), context.gcs_address
+
+    def watch() -> None:
+        began: dict[str, float] = {}
+        told = lacking = seen = -math.inf
+        while not over.wait(LOOK_SECONDS):
+            try:
+                waiting = _waiting(job, where)
+                free, total = ray.available_resources(), ray.cluster_resources()
+            except Exception:  # the next look may get an answer
+                continue
+            now = time.monotonic()
+            began = {name: began.get(name, now) for name in waiting}
+            late = {name: need for name, need in waiting.items() if now - began[name] > SAY_SECONDS}
+            late = {name: need for name, need in late.items() if not _fits(need, free)}
+            if not late:
+                if now - seen > 2 * SAY_SECONDS:  # Ray Train asks anew every minute
+                    told = lacking = -math.inf
+                continue
+            if not all(_fits(need, total) for need in late.values()):
+                lacking = now if lacking == -math.inf else lacking
+            else:
+                lacking = -math.inf
+            seen, line = now, _missing(late.values(), free, total)
+            if now - told > SAY_AGAIN_SECONDS:
+                told = now
+                say(line)
+            if not grows and now - lacking > PATIENCE_SECONDS > 0 and lacking > -math.inf:
+                processes.end(1, f"{line}, for {PATIENCE_SECONDS / 60:.0f} min; {go_on}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _waiting(job: str, where: str) -> dict[str, Resources]:
+    """What a job's placement groups and actors that are not placed yet ask for, by their ids."""
+    mine: list[tuple[str, str, Any]] = [("creator_job_id", "=", job), ("state", "=", "PENDING")]
+    found: dict[str, Resources] = {}
+    for group in state.list_placement_groups(where, filters=mine, detail=True):
+        need: dict[str, float] = {}
+        for bundle in group.bundles or []:
+            for name, amount in bundle["unit_resources"].items():
+                need[name] = need.get(name, 0.0) + amount
+        found[group.placement_group_id] = need
+    mine = [("job_id", "=", job), ("state", "=", "PENDING_CREATION")]
+    for actor in state.list_actors(where, filters=mine, detail=True):
+        if not actor.placement_group_id:
+            found[actor.actor_id] = actor.required_resources or {}
+    return found
+
+
+def _fits(need: Resources, have: Resources) -> bool:
+    return all(amount <= have.get(name, 0.0) + 1e-6 for name, amount in need.items())
+
+
+def _missing(needs: Iterable[Resources], free: Resources, total: Resources) -> str:
+    """A line on the largest request that waits: what it asks for, and what there is."""
+    need = max(needs, key=lambda need: sum(need.values()))
+    parts = []
+    for name, amount in need.items():
+        if amount > free.get(name, 0.0):
+            have, left = total.get(name, 0.0), free.get(name, 0.0)
+            parts.append(f"{amount:g} {name} (the cluster has {have:g}, of which {left:g} free)")
+    return f"waiting for {' and '.join(parts)}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import ray
@@ -195,7 +196,7 @@ class Session:
         )
         self.store.check()
         if not cluster.address():
-            self._check_workers(torch.cuda.device_count() or os.cpu_count() or 1)
+            self._check_workers(cluster.Capacity(os.cpu_count() or 1, torch.cuda.device_count()))
         if self.config.dry_run:
             print(head)
             book = tuning.Book(self.store)
@@ -214,12 +215,13 @@ class Session:
             warn(line)
         return 1 if failed else 0
 
-    def _check_workers(self, slots: int) -> None:
+    def _check_workers(self, capacity: cluster.Capacity) -> None:
         """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
         for cell in self.cells.values():
-            if cell.num_workers != AUTO and cell.asked_workers > slots:
+            if cell.num_workers != AUTO and cell.asked_workers > capacity.slots:
                 key = "study.check_workers" if cell.stage == "check" else "num_workers"
-                raise InputError(f"{key}={cell.num_workers}: must be at most {slots}, what the cluster has")
+                most = f"at most {capacity.slots}, what the cluster has ({capacity})"
+                require(False, key, cell.num_workers, most)
 
     def _remarks(self) -> list[str]:
         asked, share = self.config.num_workers, self.config.search.epochs
@@ -306,8 +308,11 @@ class Session:
         done = [cell for cell in cells_of(self.study, book).values() if book(cell) is not None]
         progress = Progress(self.cells.values(), done, weight, self.score.name, self.score.unit)
         failed: list[tuple[Cell, str]] = []
-        with progress, cluster.connect(progress.note, command) as capacity:
-            self._check_workers(capacity.slots)
+        targets = set(_targets(OmegaConf.to_container(OmegaConf.create(self.text))))
+        with progress, cluster.connect(progress.note, command, self.store, targets) as capacity:
+            data = ray.put(self.data)
+            capacity = self._share(capacity, data, progress.note)
+            self._check_workers(capacity)
             device = "GPU" if capacity.gpus else "CPU"
             for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
                 if not self._unfinished(book):
@@ -315,7 +320,7 @@ class Session:
                 schedule = tuning.Schedule(
                     self.study,
                     book,
-                    capacity.slots,
+                    capacity,
                     max_concurrent=config.max_concurrent,
                     cost=weight,
                     worthwhile=lambda cell: cost(cell)[1] * self.flops / GROUP_WORK[device],
@@ -323,9 +328,8 @@ class Session:
                 )
                 tuning.run(
                     schedule,
-                    ray.put(self.data),
+                    data,
                     self.folder,
-                    use_gpu=capacity.gpus > 0,
                     retries=config.retries,
                 )
                 failed += schedule.failed
@@ -337,8 +341,7 @@ class Session:
                 missing,
                 ray.put(self.data.train),
                 self.store,
-                actors=capacity.slots,
-                gpus_per_actor=1.0 if capacity.gpus else 0.0,
+                capacity=capacity,
                 retries=config.retries,
                 done=progress.measured,
             )
@@ -347,6 +350,19 @@ class Session:
             f"not measured: {line}{again}"
             for line in _by_kind((m.at[0].cell, f"{title(m.measure)}: {why}") for m, why in lost)
         ]
+
+    def _share(
+        self, capacity: cluster.Capacity, data: ray.ObjectRef, say: Callable[[str], None]
+    ) -> cluster.Capacity:
+        """The capacity, with as many processes on a GPU as its memory holds of what the study runs."""
+        if not capacity.gpus:
+            return capacity
+        alike = {(cell.global_batch_size, cell.remedy): cell for cell in self.cells.values()}
+        measure = ray.remote(num_cpus=0, num_gpus=1)(loop.memory)
+        need, memory = ray.get(measure.remote(list(alike.values()), data))
+        share = cluster.sharing(need, memory, capacity.cpus / capacity.gpus)
+        say(f"{share} processes a GPU: each takes up to {need / 2**30:.1f} of its {memory / 2**30:.0f} GiB")
+        return replace(capacity, share=share)
 
     def _unfinished(self, book: Done) -> list[Cell]:
         """The known cells that have not ended."""
@@ -398,6 +414,17 @@ class Session:
                 if row.cell in cells
             )
         ]
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The classes that a configuration names."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        node = node.values()
+    if not isinstance(node, str) and isinstance(node, Iterable):
+        for inner in node:
+            yield from _targets(inner)
 
 
 def _by_kind(failures: Iterable[tuple[Cell, str]]) -> list[str]:

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,13 @@ def check_stamp(found: Any, what: str, digest: str, where: str) -> None:
         raise Damaged(f"{where} is the file of {found.get('is')}, not of {what}")
     if found.get("digest") != digest:
         raise Damaged(f"{where} is not as it was written")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders, the innermost first, as far as there is nothing in them."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 class Store:
@@ -121,13 +128,23 @@ class Store:
         return re.sub(r"://[^/]*@", "://", self.root.partition("?")[0])
 
     def check(self) -> None:
-        """Refuses a local folder that could not be made or written in; nothing is written.
+        """Refuses a place that could not be read, made or written in; nothing is written.
 
         Raises:
-            InputError: It is a file, or its place may not be written to.
+            InputError: It is a file, its place may not be written to, or the object store refuses us.
         """
         if self.local is None:
+            try:
+                self.filesystem.get_file_info(self.path)
+            except OSError as error:
+                why = one_line(error)[:300]
+                raise InputError(f"storage={self}: must be a place that can be read ({why})") from error
             return
+        if "runtime_resources" in self.local.parts:  # where Ray unpacks what a job brings along
+            raise InputError(
+                f"storage={self}: must not lie in the job's working directory, which Ray deletes; take an "
+                "absolute path, or a URI such as s3://bucket/folder"
+            )
         place = next(path for path in (self.local, *self.local.parents) if path.exists())
         good = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
         require(good, "storage", self, f"a folder to write in ({place} is none)")
@@ -233,6 +250,26 @@ class Store:
             self.filesystem.delete_file(path)
 
     @contextlib.contextmanager
+    def probe(self) -> Iterator[str]:
+        """A small file, while the context lasts, by which others see whether they see this folder.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        places = () if self.local is None else (self.local, *self.local.parents)
+        new = [folder for folder in places if not folder.exists()]
+        try:
+            self.write(name, b"lbdist")
+        except OSError as error:
+            raise InputError(f"storage: {self} must be a place to write in ({one_line(error)})") from error
+        try:
+            yield name
+        finally:
+            self.remove(name)
+            _remove_empty(new)
+
+    @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder: by a lock that the kernel lets go of, else by a lease that ends by itself.
 
@@ -248,17 +285,28 @@ class Store:
     @contextlib.contextmanager
     def _flock(self) -> Iterator[None]:
         assert self.local is not None
+        new = [folder for folder in (self.local, *self.local.parents) if not folder.exists()]
+        name = self.local / ".lock"
         try:
-            self.local.mkdir(parents=True, exist_ok=True)
-            opened = (self.local / ".lock").open("w")
+            while True:
+                self.local.mkdir(parents=True, exist_ok=True)
+                file = name.open("w")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_nlink:
+                    break
+                file.close()  # its holder has just removed it
+        except BlockingIOError:
+            file.close()
+            raise self._busy() from None
         except OSError as error:
             raise InputError(f"storage: {self} must be a folder to write in ({error.strerror})") from error
-        with opened as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self._busy() from None
+        try:
             yield
+        finally:
+            if new and all(path.name == ".lock" for path in self.local.iterdir()):
+                name.unlink()  # nothing was done, and nothing is left
+                _remove_empty(new)
+            file.close()
 
     @contextlib.contextmanager
     def _lease(self) -> Iterator[None]:

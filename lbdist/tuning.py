@@ -20,8 +20,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import generate_variants
 
 from lbdist import results
+from lbdist.cluster import Capacity
 from lbdist.data.base import Dataset
 from lbdist.errors import InputError, one_line, require
+from lbdist.nodes import check_code, code
 from lbdist.plan import AUTO, Cell
 from lbdist.storage import Damaged, Store
 from lbdist.studies.base import Final, Study, cells_of
@@ -214,7 +216,7 @@ class Schedule(Searcher):
     Args:
         study: The study.
         book: What is done.
-        slots: Training processes that run at once.
+        capacity: What the cluster has.
         max_concurrent: Most trials at once; None for as many as fit.
         cost: How long a cell takes, in any unit; the longest go first.
         worthwhile: The most workers that a cell's work pays for.
@@ -225,7 +227,7 @@ class Schedule(Searcher):
         self,
         study: Study,
         book: Book,
-        slots: int,
+        capacity: Capacity,
         *,
         max_concurrent: int | None = None,
         cost: Callable[[Cell], float] = lambda cell: 1.0,
@@ -233,8 +235,8 @@ class Schedule(Searcher):
         watch: Watch | None = None,
     ) -> None:
         super().__init__()
-        self.study, self.book, self.slots, self.watch = study, book, slots, watch
-        self.max_concurrent = max_concurrent or slots
+        self.study, self.book, self.capacity, self.watch = study, book, capacity, watch
+        self.max_concurrent = max_concurrent or capacity.slots
         self.cost, self.worthwhile = cost, worthwhile
         self.running: dict[str, Job] = {}
         self.failed: list[tuple[Cell, str]] = []
@@ -256,7 +258,8 @@ class Schedule(Searcher):
 
     def next(self, name: str) -> Job | None:
         """The next job that fits beside those running, which it joins under a name."""
-        free = self.slots - sum(job.workers for job in self.running.values())
+        width = self.capacity.width
+        free = self.capacity.slots - sum(width(job.workers) for job in self.running.values())
         if len(self.running) >= self.max_concurrent or free < 1:
             return None
         waiting = self.waiting()
@@ -266,7 +269,7 @@ class Schedule(Searcher):
             job = Job((self.again[0],), self.again[0].asked_workers)
         else:
             return None
-        if job.workers > free:
+        if width(job.workers) > free:
             return None  # a group waits for room rather than starve
         if waiting:
             taken = {cell.id for cell in job.cells}
@@ -280,13 +283,14 @@ class Schedule(Searcher):
         """The first cell; seeds and methods that ask for a group of one size share as few groups as fit."""
         first = waiting[0]
         if first.num_workers == AUTO:
-            share = 1 if len(waiting) >= free else free // len(waiting)
+            share = 1 if len(waiting) >= free else free // len(waiting) // self.capacity.share
             return Job((first,), max(1, min(share, int(self.worthwhile(first)))))
         workers = first.asked_workers
         if workers == 1:
             return Job((first,))
         same = [cell for cell in waiting if cell.num_workers == workers]
-        return Job(tuple(same[: math.ceil(len(same) / max(1, free // workers))]), workers)
+        groups = max(1, free // self.capacity.width(workers))
+        return Job(tuple(same[: math.ceil(len(same) / groups)]), workers)
 
     def complete(self, name: str, metrics: Mapping[str, Any]) -> None:
         """Books a job that ended."""
@@ -361,15 +365,16 @@ def trial(
     data: list[ray.ObjectRef],
     store: Store,
     folder: Store,
-    use_gpu: bool,
+    capacity: Capacity,
     retries: int,
+    driver: str,
 ) -> None:
     """What a trial runs: a cell in this process, or several in a worker group of their own.
 
     A death of the process, or of the group's controller, is Tune's to retry, one in the group Ray Train's. An
     exception would come again: it is reported as the trial's `error`.
     """
-    cells = [read_cell(store, name) for name in config["cells"].split()]
+    use_gpu = capacity.gpus > 0
     latest = time.monotonic()
 
     def report(metrics: dict[str, float]) -> None:
@@ -380,6 +385,8 @@ def trial(
             tune.report(loop.labelled(cells[0], metrics))
 
     try:
+        check_code(driver)
+        cells = [read_cell(store, name) for name in config["cells"].split()]
         if config["num_workers"] > 1:
             if not all(loop.finished_rows(store, cell) for cell in cells):
                 from lbdist.training import ray_train  # slow to import, and few studies need it here
@@ -390,7 +397,7 @@ def trial(
                     data[0],
                     store,
                     folder,
-                    use_gpu=use_gpu,
+                    capacity=capacity,
                     retries=retries,
                     callbacks=[TuneReportCallback()],
                 )
@@ -430,21 +437,21 @@ def write_cell(store: Store, cell: Cell) -> None:
     results.write_cell(store, cell.id, content)
 
 
-def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, use_gpu: bool, retries: int) -> None:
+def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, retries: int) -> None:
     """Runs every cell of a study that is not done; the others only report theirs.
 
     Args:
         schedule: Hands out the cells.
         data: Reference to the `Dataset`.
         folder: The study's folder; Tune's own is `tune` in it.
-        use_gpu: Whether each training process takes a GPU or a CPU.
         retries: Restarts of a trial that failed.
     """
-    one = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
+    capacity = schedule.capacity
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         # the driver of a worker group computes nothing; the group asks for its own CPUs or GPUs
-        return tune.PlacementGroupFactory([one if config["num_workers"] == 1 else {"memory": 1.0}])
+        one = capacity.process() if config["num_workers"] == 1 else {"memory": 1.0}
+        return tune.PlacementGroupFactory([one])
 
     folder.remove("tune")  # finished cells report again, so that it is whole
     trainable = tune.with_parameters(
@@ -452,8 +459,9 @@ def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, use_gpu: bool
         data=[data],
         store=schedule.book.store,
         folder=folder / "train",
-        use_gpu=use_gpu,
+        capacity=capacity,
         retries=retries,
+        driver=code(),
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),

@@ -12,6 +12,7 @@ import pytest
 from study_plans import make_study, quality
 
 from lbdist import results
+from lbdist.cluster import Capacity
 from lbdist.errors import InputError
 from lbdist.plan import Cell, name_setting
 from lbdist.storage import Store
@@ -20,8 +21,10 @@ from lbdist.training import checkpoint
 from lbdist.tuning import Book, Job, Schedule, read_cell, settings, write_cell
 
 
-def make_schedule(folder: Path, *overrides: str, slots: int, **options: Any) -> Schedule:
-    return Schedule(make_study(*overrides), Book(Store(folder)), slots, **options)
+def make_schedule(
+    folder: Path, *overrides: str, slots: int, capacity: Capacity | None = None, **options: Any
+) -> Schedule:
+    return Schedule(make_study(*overrides), Book(Store(folder)), capacity or Capacity(slots, 0), **options)
 
 
 def write_cell_rows(folder: Path, cell: Cell, accuracy: float) -> None:
@@ -43,8 +46,8 @@ def drive(
         while schedule.suggest(f"trial {len(order)}") not in (None, schedule.FINISHED):
             job = schedule.running[f"trial {len(order)}"]
             order.append((f"trial {len(order)}", job))
-            used = sum(job.workers for job in schedule.running.values())
-            assert used <= schedule.slots and len(schedule.running) <= schedule.max_concurrent
+            used = sum(schedule.capacity.width(job.workers) for job in schedule.running.values())
+            assert used <= schedule.capacity.slots and len(schedule.running) <= schedule.max_concurrent
         if not schedule.running:
             assert schedule.suggest("one more") == schedule.FINISHED
             return order
@@ -139,6 +142,37 @@ def test_what_is_finished_of_a_group_that_fails_is_kept(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=2", slots=2)
     drive(schedule, tmp_path, lambda cell: None if cell.seed else 50.0)
     assert {cell.seed for cell, _ in schedule.failed} == {1} and len(schedule.failed) == 2
+
+
+def test_small_cells_share_a_gpu_and_groups_take_whole_ones(tmp_path: Path) -> None:
+    """Two GPUs of four processes each: eight cells at once, a group on both, one of four on shares."""
+    two = Capacity(16, 2, share=4)
+    overrides = ["experiment=gap", "seeds=8", "study.check_workers=2"]
+    schedule = make_schedule(tmp_path, *overrides, slots=0, capacity=two, worthwhile=lambda cell: 9.0)
+    order = drive(schedule, tmp_path, quality)
+    assert [job.workers for _, job in order] == [2] + [
+        1
+    ] * 16  # the check takes both GPUs, then eight at once
+    few = make_schedule(
+        tmp_path / "few", "experiment=gap", "seeds=1", slots=0, capacity=two, worthwhile=lambda cell: 9.0
+    )
+    job = few.next("a")
+    assert job is not None and job.workers == 1  # two cells, a GPU each: no group
+    wide = make_schedule(tmp_path / "wide", "experiment=gap", "num_workers=4", slots=0, capacity=two)
+    job = wide.next("a")
+    assert job is not None and job.workers == 4 and wide.next("b") is not None and wide.next("c") is None
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_what_each_process_asks_for_fits(workers: int) -> None:
+    for gpus, share in [(0, 1), (1, 1), (2, 3), (2, 7), (8, 16)]:
+        capacity = Capacity(64, gpus, share=share)
+        asked = capacity.process(workers)
+        assert set(asked) == ({"GPU"} if gpus else {"CPU"})
+        if gpus:
+            at_once = capacity.slots // capacity.width(workers)
+            assert at_once * workers * asked["GPU"] <= gpus
+            assert asked["GPU"] == 1 or workers == 1 or workers > gpus
 
 
 def test_max_concurrent(tmp_path: Path) -> None:

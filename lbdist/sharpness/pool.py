@@ -11,10 +11,12 @@ import ray
 import torch
 
 from lbdist import results
+from lbdist.cluster import Capacity
 from lbdist.config.build import build
 from lbdist.data.base import Split
 from lbdist.errors import one_line
 from lbdist.networks.flat import flatten
+from lbdist.nodes import check_code, code
 from lbdist.objective import Objective
 from lbdist.plan import Measurement, Point, digest, title
 from lbdist.sharpness.measure import Measure, Minimiser, Row
@@ -25,12 +27,16 @@ from lbdist.training import checkpoint
 class Evaluator:
     """Measures in one process; the data stay on its device, the last models and their f in memory."""
 
-    def __init__(self, train: Split, store: Store, device: str) -> None:
+    def __init__(self, train: Split, store: Store, device: str, driver: str) -> None:
+        check_code(driver)
         torch.set_num_threads(1)
         self.store, self.device = store, device
         # the object store's arrays are read-only and are never written to here
         self.data = tuple(torch.tensor(a, device=device) for a in (train.inputs, train.labels))
         self._loaded: dict[str, Minimiser] = {}
+
+    def ready(self) -> None:
+        """Returns once the process has started."""
 
     def minimisers(self, points: Sequence[Point]) -> list[Minimiser]:
         """The models at these points; those of the call before stay loaded."""
@@ -89,62 +95,81 @@ def measure_all(
     data: ray.ObjectRef,
     store: Store,
     *,
-    actors: int,
-    gpus_per_actor: float = 0.0,
+    capacity: Capacity,
     retries: int = 2,
     done: Callable[[Measurement, list[Row]], None] = lambda measurement, rows: None,
 ) -> list[tuple[Measurement, str]]:
-    """Makes every measurement on a pool of actors.
+    """Makes every measurement on a pool of actors, as many as the cluster holds at any time.
 
     Args:
         measurements: What to measure; those at one model should follow each other.
         data: Reference to the training split, put once.
         store: The storage folder, with the models; rows are written there.
-        actors: Size of the pool.
-        gpus_per_actor: Share of a GPU that an actor takes; 0 measures on the CPU.
+        capacity: What the cluster has.
         retries: Restarts of a measurement whose actor died.
         done: Called on the driver with each measurement that ended and its rows.
 
     Returns:
         The measurements that have no rows, and why: their actor died more often than that, a model could not
-        be read.
+        be read, or no actor could be started.
     """
-    device = "cuda" if gpus_per_actor else "cpu"
-    remote = ray.remote(num_cpus=1, num_gpus=gpus_per_actor)(Evaluator)
-
-    def start() -> Any:
-        return remote.remote(data, store, device)
-
+    asks = capacity.process()
+    remote: Any = ray.remote(num_cpus=asks.get("CPU", 0), num_gpus=asks.get("GPU", 0))(Evaluator)
     waiting = deque((measurement, 0) for measurement in measurements)
     busy: dict[Any, tuple[Any, Measurement, int]] = {}
+    starting: dict[Any, Any] = {}
     failed: list[tuple[Measurement, str]] = []
-    idle = [start() for _ in range(min(actors, len(measurements)))]
+    idle: list[Any] = []
+
+    def start() -> None:
+        actor = remote.remote(data, store, "cuda" if capacity.gpus else "cpu", code())
+        starting[actor.ready.remote()] = actor
+
+    def fail(measurement: Measurement, why: str) -> None:
+        # no row is written: a machine's trouble is no result, and the next run tries again
+        failed.append((measurement, why))
+        done(measurement, [{**measurement.columns(), "error": why}])
+
+    size = min(capacity.slots, len(measurements))
+    tolerated = size * (retries + 1)  # deaths of actors before they could be asked anything
+    for _ in range(size):
+        start()
     while waiting or busy:
         while waiting and idle:
             actor, (measurement, tries) = idle.pop(), waiting.popleft()
             busy[actor.measure.remote(measurement)] = (actor, measurement, tries)
-        (ready,), _ = ray.wait(list(busy), num_returns=1)
+        (ready,), _ = ray.wait([*busy, *starting], num_returns=1)
+        if ready in starting:
+            actor = starting.pop(ready)
+            try:
+                ray.get(ready)
+                idle.append(actor)
+            except ray.exceptions.RayError as error:
+                tolerated -= 1
+                if tolerated > 0:
+                    start()
+                elif not starting and not busy and not idle:
+                    why = f"no process could be started: {one_line(error)[:300]}"
+                    while waiting:
+                        fail(waiting.popleft()[0], why)
+            continue
         actor, measurement, tries = busy.pop(ready)
         try:
             rows = ray.get(ready)
         except ray.exceptions.RayActorError as error:
-            idle.append(start())
+            start()
             if tries < retries:
                 waiting.appendleft((measurement, tries + 1))
-                continue
-            why = f"its process died {tries + 1} times: {error.__class__.__name__}"
+            else:
+                fail(measurement, f"its process died {tries + 1} times: {error.__class__.__name__}")
         except ray.exceptions.RayTaskError as error:
             idle.append(actor)
             if isinstance(error.cause, OSError) and error.cause.errno in FULL:
                 raise error.cause from error  # every other one would fail as well
-            why = f"{type(error.cause).__name__}: {one_line(error.cause)}"
+            fail(measurement, f"{type(error.cause).__name__}: {one_line(error.cause)}")
         else:
             idle.append(actor)
             done(measurement, rows)
-            continue
-        # no row is written: a machine's trouble is no result, and the next run tries again
-        failed.append((measurement, why))
-        done(measurement, [{**measurement.columns(), "error": why}])
-    for actor in idle:
+    for actor in (*idle, *starting.values()):
         ray.kill(actor)
     return failed

@@ -27,6 +27,7 @@ from lbdist.config.build import build
 from lbdist.data.base import Dataset, Split
 from lbdist.errors import InputError, one_line, warn
 from lbdist.losses import Loss
+from lbdist.objective import Objective
 from lbdist.plan import Cell, Node
 from lbdist.remedies.base import Combined, Remedy
 from lbdist.storage import Damaged, Store
@@ -39,6 +40,10 @@ Row = dict[str, Any]
 
 FIRST_STEP_SECONDS = 600.0
 """What the first step of a process may take, which compiles and warms up."""
+
+
+CONTEXT_BYTES = 0.6 * 2**30
+"""What CUDA takes of a GPU's memory for each process, beside its tensors."""
 
 
 def _patience(seconds: float) -> float:
@@ -115,6 +120,42 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
                 raise InputError(
                     f"{key}: {type(error).__name__} in training: {one_line(error)[:300]}"
                 ) from error
+
+
+def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
+    """What cells take of a GPU: a step of each, an evaluation, and a gradient of f.
+
+    Args:
+        cells: One of each kind.
+        data: Training and test set.
+
+    Returns:
+        Bytes that the largest of them takes in a process of its own, and bytes that the GPU has.
+    """
+    for cell in cells:
+        torch.cuda.empty_cache()
+        train_split = on_device(data.train, "cuda")
+        network = networks.make(cell.network, cell.seed).to("cuda").float()
+        loss: Loss = build(cell.loss, "loss", kind=Loss)
+        sizes = cell.ghost_batch_size, cell.micro_batch_size
+        learner = Learner(network, optimizer_factory(cell.optimizer), Workers(), *sizes, loss)
+        remedy = make_remedy(cell.remedies)
+        for epoch in {0, cell.epochs - 1}:  # a batch may grow
+            size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
+            given = batches(
+                *train_split,
+                global_batch_size=size,
+                seed=0,
+                epoch=0,
+                workers=Workers(),
+                ghost_batch_size=cell.ghost_batch_size,
+            )
+            batch = remedy.transform(next(iter(given)))
+            remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
+        learner.evaluate(train_split)
+        f = Objective(network, train_split, loss=loss)
+        f(f.x)
+    return CONTEXT_BYTES + torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1]
 
 
 def train(

@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util import state
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from lbdist.cluster import Capacity
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
@@ -82,7 +83,7 @@ def fit(
     store: Store,
     folder: Store,
     *,
-    use_gpu: bool,
+    capacity: Capacity,
     retries: int,
     callbacks: Sequence[Any],
 ) -> None:
@@ -94,7 +95,8 @@ def fit(
         data: Reference to the `Dataset`.
         store: The storage folder.
         folder: The store in which Ray Train keeps its own.
-        use_gpu: Whether each worker takes a GPU (NCCL) or a CPU (gloo).
+        capacity: What the cluster has: a worker takes a GPU of its own (NCCL), a share of one where there are
+            not as many (gloo), or a CPU (gloo); as few nodes as hold them all.
         retries: Restarts of the group; each resumes from the last whole epoch.
         callbacks: Ray Train callbacks, such as Tune's.
 
@@ -104,8 +106,13 @@ def fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"cells": list(cells), "data": [data], "store": store},
-        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=capacity.gpus > 0,
+            resources_per_worker=capacity.process(num_workers),
+            placement_strategy="PACK",
+        ),
+        torch_config=TorchConfig(backend="nccl" if capacity.gpus >= num_workers else "gloo"),
         run_config=ray.train.RunConfig(
             # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
             name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",

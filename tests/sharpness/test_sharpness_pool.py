@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from lbdist import networks, results
+from lbdist.cluster import Capacity
 from lbdist.data.base import Dataset, Split
 from lbdist.objective import Objective
 from lbdist.plan import Cell, Measurement, Point
@@ -196,7 +197,7 @@ def test_rows_are_the_library_s_whatever_dies_or_is_missing(
         kill_one(killed)
 
     ((failed, why),) = pool.measure_all(
-        [LONG, JOBS[0], lost, *JOBS[1:]], data, Store(folder), actors=2, done=done
+        [LONG, JOBS[0], lost, *JOBS[1:]], data, Store(folder), capacity=Capacity(2, 0), done=done
     )
     assert len(killed) == 1 and not psutil.pid_exists(killed[0])
     assert sorted(told) == sorted([lost.id, *expected])  # each told once
@@ -220,18 +221,20 @@ def test_a_job_whose_actor_died_too_often_leaves_no_row(
         rows.extend(found)
         kill_one(killed)
 
-    lost = pool.measure_all(JOBS[:2], data, Store(folder), actors=1, retries=0, done=done)
+    lost = pool.measure_all(JOBS[:2], data, Store(folder), capacity=Capacity(1, 0), retries=0, done=done)
     assert [job for job, _ in lost] == [JOBS[1]] and len(killed) == 1 and len(rows) == 2
     assert rows[1]["error"].startswith("its process died 1 times: ")
     assert finished(folder) == {JOBS[0].id}
-    assert pool.measure_all([JOBS[1]], data, Store(folder), actors=1) == []  # the next run's try
+    assert (
+        pool.measure_all([JOBS[1]], data, Store(folder), capacity=Capacity(1, 0)) == []
+    )  # the next run's try
     for job in JOBS[:2]:
         agree(stored(folder, job), expected[job.id])
 
 
 def test_no_jobs_start_no_actor(data: ray.ObjectRef, tmp_path: Path) -> None:
     before = set(evaluators())
-    pool.measure_all([], data, Store(tmp_path), actors=2)
+    pool.measure_all([], data, Store(tmp_path), capacity=Capacity(2, 0))
     assert set(evaluators()) <= before and list(tmp_path.iterdir()) == []
 
 
@@ -250,7 +253,7 @@ def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Pa
 
     jobs = [Measurement(node, (point,)) for node in nodes for point in points]
     assert len({job.id for job in jobs[:3]}) == 3
-    assert pool.measure_all(jobs, data, Store(folder), actors=1, done=done) == []
+    assert pool.measure_all(jobs, data, Store(folder), capacity=Capacity(1, 0), done=done) == []
     assert set(found) == {"distance_from_start", "relative_distance", "lambda_max"}
     for values in found.values():
         assert len(values) == 3 and values == pytest.approx([values[0]] * 3) and values[0] > 0

@@ -1,0 +1,176 @@
+"""What the nodes of a cluster have to have beside Ray: the driver's code, and the storage folder in sight."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Collection, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lbdist.errors import InputError, one_line, require
+from lbdist.storage import Store
+
+CHECK_SECONDS = 60.0
+"""How long a node may take to say what it has; one that takes longer is passed over."""
+
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head alone."""
+
+Kind = tuple[int, Mapping[str, float]]
+"""How many nodes of a kind there are or may be, and the resources of one."""
+
+
+@functools.cache
+def code() -> str:
+    """What the code on a machine is: lbdist's version and a digest of its files, and PyTorch's version."""
+    import lbdist  # as a node finds it
+
+    package = Path(lbdist.__file__).parent
+    files = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        files.update(f"{path.relative_to(package)}".encode() + path.read_bytes())
+    torch = metadata.version("torch").partition("+")[0]  # `+cpu` on a head without GPUs is the same
+    return f"lbdist {metadata.version('lbdist')} ({files.hexdigest()[:8]}) with torch {torch}"
+
+
+def check_code(driver: str) -> None:
+    """Refuses to go on in a process whose code is not the driver's: its node may have joined late.
+
+    Raises:
+        InputError: They differ.
+    """
+    if code() != driver:
+        raise InputError(f"node {ray.util.get_node_ip_address()} has {code()}, the driver {driver}")
+
+
+def own_code(targets: Collection[str], store: Store) -> dict[str, Any]:
+    """Ray's runtime environment that takes the user's own modules to the workers; empty where there are none.
+
+    Args:
+        targets: Dotted names of classes.
+        store: The storage folder, which stays where it is.
+
+    Raises:
+        InputError: They lie in more than one folder.
+    """
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job has brought its own
+        return {}
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    folders: dict[Path, str] = {}
+    for module in sorted({target.partition(".")[0] for target in targets} - {"lbdist"}):
+        found = importlib.util.find_spec(module)
+        if found is None or not found.origin or found.origin in ("built-in", "frozen"):
+            continue
+        place = Path(found.origin).resolve()
+        if not any(place.is_relative_to(folder) for folder in installed):
+            folder = place.parent.parent if found.submodule_search_locations else place.parent
+            folders.setdefault(folder, module)
+    if not folders:
+        return {}
+    if len(folders) > 1:
+        raise InputError(
+            f"_target_: {' and '.join(folders.values())} must lie in one folder, which goes to the workers "
+            f"(they are in {' and '.join(map(str, folders))})"
+        )
+    (folder,) = folders
+    excludes = [".git", "__pycache__", ".venv"]
+    if store.local is not None and store.local.is_relative_to(folder) and store.local != folder:
+        excludes.append(str(store.local.relative_to(folder)))
+    return {"working_dir": str(folder), "excludes": excludes}
+
+
+def _look(root: str, probe: str, head: bool) -> dict[str, Any]:
+    """What a node has to say of itself: its code, whether it sees a file of the storage folder, its plans."""
+    found: dict[str, Any] = {"code": code(), "kinds": node_kinds() if head else []}
+    if probe:
+        try:
+            found["sees"] = Store(root).exists(probe)
+        except (OSError, InputError) as error:
+            found["sees"] = one_line(error)
+    return found
+
+
+def node_kinds() -> list[Kind]:
+    """On a head: the kinds of nodes that its autoscaler may start, each with how many, and what they have."""
+    import psutil
+    import yaml
+
+    mark = "--autoscaling-config="
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        named = [word.removeprefix(mark) for word in words if word.startswith(mark)]
+        if any(word.endswith("monitor.py") for word in words) and named:
+            with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+                config = yaml.safe_load(Path(named[0]).expanduser().read_text())
+                most, head = config.get("max_workers", 0), config["head_node_type"]
+                kinds = config["available_node_types"].items()
+                return [
+                    (min(kind.get("max_workers", most), most), kind.get("resources") or {})
+                    for name, kind in kinds
+                    if name != head
+                ]
+    return []
+
+
+def inspect(store: Store, joined: str) -> list[Kind]:
+    """Asks each node of a joined cluster what it has.
+
+    Returns:
+        The kinds of nodes that its autoscaler may start.
+
+    Raises:
+        InputError: A node has other code, or does not see the storage folder.
+    """
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    here = ray.get_runtime_context().get_node_id()
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    others = store.local is None or len(alive) > 1
+    with store.probe() if others else contextlib.nullcontext("") as probe:
+        asked = {}
+        for key, node in alive.items():
+            there = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
+            task = there.remote(store.root, "" if key == here else probe, HEAD in node["Resources"])
+            asked[task] = node["NodeManagerAddress"]
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CHECK_SECONDS)
+        found = {}
+        for task in ready:
+            try:
+                found[asked[task]] = ray.get(task)
+            except ray.exceptions.RayTaskError as error:  # what is sent cannot be read there
+                found[asked[task]] = {"code": f"none, or of another version ({one_line(error.cause)[:80]})"}
+            except ray.exceptions.RayError:  # a node that died meanwhile
+                continue
+    mine = code()
+    for name, said in found.items():
+        same = f"a cluster of the driver's code ({mine}), but node {name} has {said['code']}"
+        require(said["code"] == mine, "RAY_ADDRESS", joined, same)
+        seen = said.get("sees", True)
+        why = "does not" if seen is False else f"does not: {seen}"
+        where = "a folder that every node sees, such as NFS, or a URI such as s3://bucket/folder"
+        require(seen is True, "storage", store, f"{where} (node {name} {why})")
+    kinds = [kind for said in found.values() for kind in said["kinds"]]
+    if kinds and store.local is not None and not _shared(store.local):
+        raise InputError(
+            f"storage={store}: must be a folder that every node sees, such as NFS, or a URI such as "
+            "s3://bucket/folder (it is on this node's own disk, and the cluster starts others)"
+        )
+    return kinds
+
+
+def _shared(folder: Path) -> bool:
+    """Whether a folder is on a file system of several machines: of a type that is not known as a disk's."""
+    import psutil
+
+    disks = ("ext", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "apfs", "hfs", "f2fs", "vfat", "rootfs")
+    mounts = [m for m in psutil.disk_partitions(all=True) if folder.is_relative_to(m.mountpoint)]
+    kind = max(mounts, key=lambda m: len(m.mountpoint), default=None)
+    return kind is not None and not kind.fstype.lower().startswith(disks)
