@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,11 @@ def _check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def connect(
-    say: Callable[[str], None], command: str, store: Store, targets: Collection[str] = ()
+    say: Callable[[str], None],
+    command: str,
+    store: Store,
+    targets: Collection[str] = (),
+    asked: int | None = None,
 ) -> Iterator[Capacity]:
     """Ray, while the context lasts: the cluster at `address`, or a local one that ends with it.
 
@@ -201,6 +205,7 @@ def connect(
         command: What the user gave, to go on with when Ray dies.
         store: The storage folder, which every node must see.
         targets: Names of classes that the workers import; those of the user's own go to them.
+        asked: How many processes are wanted at once, where the cluster does not say how far it grows.
 
     Raises:
         InputError: The nodes have other code than the driver, or do not see the storage folder.
@@ -226,7 +231,7 @@ def connect(
     go_on = processes.go_on(command)
     try:
         kinds = nodes.inspect(store, joined) if joined else []
-        capacity = _capacity(kinds)
+        capacity = _capacity(kinds, asked or 0)
         how = f"joined the cluster at {joined}:" if joined else "started a local Ray with"
         say(f"{how} {capacity} ({time.monotonic() - began:.1f} s)")
         require(
@@ -242,14 +247,16 @@ def connect(
             ray.shutdown()
 
 
-def _capacity(kinds: Iterable[nodes.Kind]) -> Capacity:
-    """The connected cluster's, with what its autoscaler may add."""
+def _capacity(kinds: Sequence[nodes.Kind], asked: int) -> Capacity:
+    """The connected cluster's, with what its autoscaler may add; Kubernetes does not say: what is asked."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     stay = [(1, resources) for resources in alive if nodes.HEAD in resources]
 
     def total(name: str, of: Iterable[nodes.Kind]) -> int:
         return sum(int(count * resources.get(name, 0)) for count, resources in of)
 
+    if "KUBERNETES_SERVICE_HOST" in os.environ and asked:
+        kinds = [(asked, {"GPU": 1} if any(node.get("GPU") for node in alive) else {"CPU": 1})]
     now = {name: total(name, ((1, resources) for resources in alive)) for name in ("CPU", "GPU")}
     most = {name: max(now[name], total(name, [*stay, *kinds])) for name in now}
     growth = f" ({now['CPU']} and {now['GPU']} now, more as they are needed)" if most != now else ""

@@ -309,7 +309,10 @@ class Session:
         progress = Progress(self.cells.values(), done, weight, self.score.name, self.score.unit)
         failed: list[tuple[Cell, str]] = []
         targets = set(_targets(OmegaConf.to_container(OmegaConf.create(self.text))))
-        with progress, cluster.connect(progress.note, command, self.store, targets) as capacity:
+        with (
+            progress,
+            cluster.connect(progress.note, command, self.store, targets, config.max_concurrent) as capacity,
+        ):
             data = ray.put(self.data)
             capacity = self._share(capacity, data, progress.note)
             self._check_workers(capacity)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _TorchBackend
 from ray.util import state
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -30,6 +33,31 @@ REPORT_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
 
 _Filters = list[tuple[str, str, str | bool | int | float]]
+
+
+class _Backend(_TorchBackend):
+    """Ray Train's, whose gloo takes the network by which Ray reached the node.
+
+    By itself gloo takes that of the host's name, which Debian and others resolve to the loopback: workers of
+    different nodes would never meet.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_take_rays_network)
+        super().on_start(worker_group, backend_config)
+
+
+def _take_rays_network() -> None:
+    mine = ray.util.get_node_ip_address()
+    for name, found in psutil.net_if_addrs().items():
+        if any(address.address == mine for address in found):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+class _Config(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -112,7 +140,7 @@ def fit(
             resources_per_worker=capacity.process(num_workers),
             placement_strategy="PACK",
         ),
-        torch_config=TorchConfig(backend="nccl" if capacity.gpus >= num_workers else "gloo"),
+        torch_config=_Config(backend="nccl" if capacity.gpus >= num_workers else "gloo"),
         run_config=ray.train.RunConfig(
             # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
             name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
