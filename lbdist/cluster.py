@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -238,7 +239,7 @@ def connect(
             capacity.cpus > 0, "RAY_ADDRESS", joined, "a cluster with CPUs: each process of lbdist takes one"
         )
         with (
-            contextlib.nullcontext() if joined else processes.guarded(go_on),
+            _guarded(joined, go_on) if joined else processes.guarded(go_on),
             _telling(say, go_on, bool(capacity.growth)),
         ):
             yield capacity
@@ -261,6 +262,29 @@ def _capacity(kinds: Sequence[nodes.Kind], asked: int) -> Capacity:
     most = {name: max(now[name], total(name, [*stay, *kinds])) for name in now}
     growth = f" ({now['CPU']} and {now['GPU']} now, more as they are needed)" if most != now else ""
     return Capacity(most["CPU"], most["GPU"], len(alive), growth)
+
+
+@contextlib.contextmanager
+def _guarded(joined: str, go_on: str) -> Iterator[None]:
+    """Ends the run with a line when the cluster's head is gone, before Ray ends it without one."""
+    over, (host, _, port) = threading.Event(), joined.rpartition(":")
+
+    def watch() -> None:
+        missed = 0
+        while not over.wait(LOOK_SECONDS / 2):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+                missed = 0
+            except OSError:
+                missed += 1
+            if missed == 3 and not over.is_set():
+                processes.end(1, f"the cluster at {joined} no longer answers; {go_on}")
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager

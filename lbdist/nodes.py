@@ -90,7 +90,9 @@ def own_code(targets: Collection[str], store: Store) -> dict[str, Any]:
 
 def _look(root: str, probe: str, head: bool) -> dict[str, Any]:
     """What a node has to say of itself: its code, whether it sees a file of the storage folder, its plans."""
-    found: dict[str, Any] = {"code": code(), "kinds": node_kinds() if head else []}
+    found: dict[str, Any] = {"code": code(), "kinds": []}
+    if head:
+        found["kinds"] = node_kinds(ray.get_runtime_context().gcs_address)
     if probe:
         try:
             found["sees"] = Store(root).exists(probe)
@@ -99,8 +101,12 @@ def _look(root: str, probe: str, head: bool) -> dict[str, Any]:
     return found
 
 
-def node_kinds() -> list[Kind]:
-    """On a head: the kinds of nodes that its autoscaler may start, each with how many, and what they have."""
+def node_kinds(address: str) -> list[Kind]:
+    """On a head: the kinds of nodes that its autoscaler may start, each with how many, and what they have.
+
+    Args:
+        address: The cluster's, since a machine may have several.
+    """
     import psutil
     import yaml
 
@@ -108,7 +114,8 @@ def node_kinds() -> list[Kind]:
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         named = [word.removeprefix(mark) for word in words if word.startswith(mark)]
-        if any(word.endswith("monitor.py") for word in words) and named:
+        ours = f"--gcs-address={address}" in words and any(word.endswith("monitor.py") for word in words)
+        if ours and named:
             with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
                 config = yaml.safe_load(Path(named[0]).expanduser().read_text())
                 most, head = config.get("max_workers", 0), config["head_node_type"]
@@ -139,7 +146,7 @@ def inspect(store: Store, joined: str) -> list[Kind]:
         for key, node in alive.items():
             there = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
             task = there.remote(store.root, "" if key == here else probe, HEAD in node["Resources"])
-            asked[task] = node["NodeManagerAddress"]
+            asked[task] = f"{node['NodeManagerAddress']} ({key[:8]})"  # a machine may be several
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CHECK_SECONDS)
         found = {}
         for task in ready:
@@ -158,7 +165,8 @@ def inspect(store: Store, joined: str) -> list[Kind]:
         where = "a folder that every node sees, such as NFS, or a URI such as s3://bucket/folder"
         require(seen is True, "storage", store, f"{where} (node {name} {why})")
     kinds = [kind for said in found.values() for kind in said["kinds"]]
-    if kinds and store.local is not None and not _shared(store.local):
+    more = 1 + sum(count for count, _ in kinds) > len(alive)
+    if more and kinds and store.local is not None and not _shared(store.local):
         raise InputError(
             f"storage={store}: must be a folder that every node sees, such as NFS, or a URI such as "
             "s3://bucket/folder (it is on this node's own disk, and the cluster starts others)"

@@ -1,6 +1,10 @@
 """Stores: a folder, another file system, S3; what is written is whole, and the lock holds and ends."""
 
+import contextlib
+import os
 import pickle
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import finish, start
+from test_run import KEY, values
 
 from lbdist import storage
 from lbdist.errors import InputError
@@ -123,9 +128,11 @@ def test_a_place_that_cannot_be_written_is_one_line() -> None:
         pass
 
 
-@pytest.mark.timeout(200)
-def test_a_study_lives_in_an_object_store(s3: str, tmp_path: Path, cache: str) -> None:
-    """Rows, models, Tune's folder, report and lock on S3; nothing is on the disk, and a second run reads."""
+@pytest.mark.timeout(280)
+def test_a_study_lives_in_an_object_store(
+    s3: str, remedies: tuple[Path, str], tmp_path: Path, cache: str
+) -> None:
+    """Rows, models, Tune's folder, report and lock on S3, whatever interrupts it; nothing is on the disk."""
     root = s3.format("study")
     arguments = [
         "experiment=gap",
@@ -134,11 +141,25 @@ def test_a_study_lives_in_an_object_store(s3: str, tmp_path: Path, cache: str) -
         cache,
         f"storage={root}",
     ]
+    first = start(tmp_path, *arguments)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("[1/"):
+            break
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 143 and "interrupted; what is finished is kept" in err and "secret" not in out
+    store = Store(root)
+    assert len([name for name in store.names("cells") if name.endswith("rows.parquet")]) >= 1
+    assert "gap/lock.json" not in store.names()
     out = finish(start(tmp_path, *arguments))
     assert "SB" in out and "secret" not in out and not list(tmp_path.iterdir())
-    store = Store(root)
     rows = load(f"{root.partition('?')[0]}/gap?{root.partition('?')[2]}")
     assert set(rows["method"]) == {"SB", "LB"} and (rows["measure"] == "distance").sum() == 4
+    found = rows.query("metric != 'seconds'").set_index(KEY)["value"].sort_index()
+    alone = values(remedies[0] / "remedies")
+    shared = found.index.intersection(alone.index)
+    assert len(shared) > 50 and (found[shared] - alone[shared]).abs().max() < 1e-6
     names = store.names()
     for cell in rows["cell"].unique():
         wanted = {f"cells/{cell}/{name}" for name in ("cell.json", "model.safetensors", "rows.parquet")}
@@ -147,3 +168,31 @@ def test_a_study_lives_in_an_object_store(s3: str, tmp_path: Path, cache: str) -
     assert "secret" not in store.read("gap/report.html").decode()
     again = finish(start(tmp_path, *arguments))
     assert "local Ray" not in again and again[again.index("Mean") :] == out[out.index("Mean") :]
+
+
+@pytest.mark.timeout(120)
+def test_wrong_credentials_are_one_line(tmp_path: Path, cache: str) -> None:
+    """Against a server that looks at them; nothing is started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "0"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{port}"
+        process = start(tmp_path, "experiment=gap", cache, f"storage=s3://key:secret@results/x?{options}")
+        out, err = process.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.wait()
+    assert process.returncode == 2 and "Ray" not in out and "secret" not in out + err
+    assert err.count("\n") == 1 and err.startswith("lbdist: storage=s3://results/x: must be a place"), err

@@ -16,6 +16,7 @@ from conftest import SMALL
 from test_run import values
 
 ROOT = Path(__file__).parents[2]
+STUDY = ["experiment=gap", "study.check_workers=4", "measure=[distance]"]
 
 
 class Cluster:
@@ -31,6 +32,9 @@ class Cluster:
         kept = [line for line in config["setup_commands"] if "pip install" not in line]
         assert len(kept) == len(config["setup_commands"]) - 2
         config["setup_commands"] = kept
+        # a worker misses its head after a minute, by itself
+        start = config["worker_start_ray_commands"]
+        start[-1] = f"export RAY_gcs_rpc_server_reconnect_timeout_s=5; {start[-1]}"
         self.file.write_text(yaml.safe_dump(config))
         (folder / "home" / ".ssh").mkdir(parents=True)
         gone = ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_worker_niceness")
@@ -70,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.mark.timeout(400)
 def test_a_study_on_two_machines(cluster: Cluster, remedies: tuple[Path, str], tmp_path: Path) -> None:
     """A group of four takes both machines of two CPUs; what comes back is what one process gives."""
-    study = ["experiment=gap", "study.check_workers=4", f"storage={cluster.folder}/shared"]
+    study = [*STUDY, f"storage={cluster.folder}/shared"]
     study += [word.replace("[", "'[").replace("]", "]'") for word in SMALL]
     command = f"cd lbdist && python -m lbdist.run {' '.join(study)}"
     out = cluster.ray("exec", str(cluster.file), command)
@@ -85,7 +89,7 @@ def test_a_study_on_two_machines(cluster: Cluster, remedies: tuple[Path, str], t
     cluster.ray("rsync-down", str(cluster.file), f"{cluster.folder}/shared/", f"{tmp_path}/back/")
     found, alone = values(tmp_path / "back" / "gap"), values(remedies[0] / "remedies")
     shared = found.index.intersection(alone.index)
-    assert len(shared) > 50 and (found[shared] - alone[shared]).abs().max() < 1e-6
+    assert len(shared) > 30 and (found[shared] - alone[shared]).abs().max() < 1e-6
 
 
 @pytest.mark.timeout(200)
@@ -111,7 +115,8 @@ def test_a_job_goes_through_the_dashboard(cluster: Cluster) -> None:
     try:
         time.sleep(2)
         storage = f"storage={cluster.folder}/shared"
-        study = ["python", "-m", "lbdist.run", "experiment=gap", "study.check_workers=4", storage, *SMALL]
+        study = ["python", "-m", "lbdist.run", *STUDY, storage, *SMALL]
+        cluster.environment["RAY_AUTH_MODE"] = "token"
         out = cluster.ray("job", "submit", "--address", f"http://127.0.0.1:{port}", "--", *study)
         assert "succeeded" in out and "SB" in out and "joined" not in out  # all was there already
     finally:
