@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import io
+import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +28,8 @@ _SETS: dict[str, tuple[Any, str, int]] = {
     "cifar10": (datasets.CIFAR10, "cifar-10-batches-py", 10),
     "cifar100": (datasets.CIFAR100, "cifar-100-python", 100),
 }
+
+_SUMS = "sha256.json"
 
 
 @dataclass
@@ -68,6 +74,9 @@ class Vision(DataSource):
                     f"({one_line(error)}); {remedy}"
                 ) from error
         try:
+            sums = root / name / _SUMS  # of our download; a folder of the user's has none
+            if sums.is_file() and json.loads(sums.read_text()) != _sums(root / name):
+                raise OSError("a file is not as it was downloaded")
             with _quiet():
                 train, test = (source(root, train=train) for train in (True, False))
         except Exception as error:
@@ -79,16 +88,37 @@ class Vision(DataSource):
 
 
 def _download(source: Any, root: Path, name: str) -> None:
-    """Fetches aside, then renames, so that the folder is whole or absent however many workers try."""
+    """Fetches once, however many try: under a lock, aside, then renamed, so that it is whole or absent."""
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
+    with _locked(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
+        if (root / name).exists():
+            return
         with _quiet():
-            source(aside, download=True)
+            source(aside, download=True)  # which holds what it fetches against torchvision's sums
+        (Path(aside) / name / _SUMS).write_text(json.dumps(_sums(Path(aside) / name)))
         try:
             (Path(aside) / name).rename(root / name)
         except OSError:
             if not (root / name).exists():  # else another worker was faster
                 raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a folder against others on this machine, while the context lasts."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: the rename has to do
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a data set."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @contextlib.contextmanager

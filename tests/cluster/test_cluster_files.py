@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_slurm_runs_a_study_on_two_nodes(
     remedies: tuple[Path, str], cache: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """`srun` starts real processes here: a head and a worker of one CPU; nothing is left of them."""
-    stubs, short = tmp_path / "stubs", Path(f"/tmp/lb{os.getpid()}")
+    stubs, short = tmp_path / "stubs", Path(tempfile.gettempdir(), f"lb{os.getpid()}")
     stubs.mkdir()
     for name, script in STUBS.items():
         (stubs / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
@@ -230,9 +231,9 @@ def test_slurm_runs_a_study_on_two_nodes(
         "HOME": str(tmp_path),
     }
     storage = tmp_path / "scratch"
-    study = ["experiment=gap", "study.check_workers=2", cache, f"storage={storage}", *SMALL]
+    study = ["experiment=gap", "study.check_workers=2", "measure=[distance]", cache, f"storage={storage}"]
     process = subprocess.Popen(
-        ["bash", str(ROOT / "cluster" / "slurm.sh"), *study],
+        ["bash", str(ROOT / "cluster" / "slurm.sh"), *study, *SMALL[:-1]],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
     )  # fmt: skip
     try:
@@ -243,7 +244,7 @@ def test_slurm_runs_a_study_on_two_nodes(
     assert "2 nodes with 2 CPUs and 0 GPUs" in out and "Traceback" not in out, out
     found, alone = values(storage / "gap"), values(remedies[0] / "remedies")
     shared = found.index.intersection(alone.index)
-    assert len(shared) == len(found) and (found - alone[shared]).abs().max() < 1e-6
+    assert len(shared) > 30 and (found[shared] - alone[shared]).abs().max() < 1e-6
     end = time.monotonic() + 30
     while left := [p for p in members if str(short) in " ".join(psutil_cmdline(p))]:
         assert time.monotonic() < end, left
@@ -258,7 +259,7 @@ def psutil_cmdline(process: psutil.Process) -> list[str]:
 
 
 def commands() -> list[str]:
-    text = (ROOT / "cluster" / "README.md").read_text()
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "cluster/README.md"))
     return [
         line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
     ]

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_
 @pytest.fixture(scope="module")
 def two() -> Iterator[Cluster]:
     """A head without CPUs, and two nodes of one each."""
-    short = Path(f"/tmp/lbc{os.getpid()}")  # apart from the Rays of others
+    short = Path(tempfile.gettempdir(), f"lbc{os.getpid()}")  # apart from the Rays of others
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "_system_config": QUICK}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(short))
@@ -253,7 +254,7 @@ except InputError as error:
 def test_a_cluster_wants_its_token(tmp_path: Path) -> None:
     """It is found where Ray looks for it, and only a head that wants one is given it."""
     port = 30_000 + os.getpid() % 10_000
-    short = Path(f"/tmp/lbt{os.getpid()}")
+    short = Path(tempfile.gettempdir(), f"lbt{os.getpid()}")
     base = {key: value for key, value in os.environ.items() if not key.startswith("RAY_A")}
     base |= {"HOME": str(tmp_path), "RAY_ADDRESS": f"127.0.0.1:{port}"}
     command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]

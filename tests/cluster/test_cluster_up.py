@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from conftest import SMALL
 from test_run import values
 
 ROOT = Path(__file__).parents[2]
-STUDY = ["experiment=gap", "study.check_workers=4", "measure=[distance]"]
+STUDY = ["experiment=gap", "study.check_workers=4", "measure=[distance]", *SMALL[:-1]]
 
 
 class Cluster:
@@ -75,8 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_a_study_on_two_machines(cluster: Cluster, remedies: tuple[Path, str], tmp_path: Path) -> None:
     """A group of four takes both machines of two CPUs; what comes back is what one process gives."""
     study = [*STUDY, f"storage={cluster.folder}/shared"]
-    study += [word.replace("[", "'[").replace("]", "]'") for word in SMALL]
-    command = f"cd lbdist && python -m lbdist.run {' '.join(study)}"
+    command = f"cd lbdist && python -m lbdist.run {shlex.join(study)}"
     out = cluster.ray("exec", str(cluster.file), command)
     assert re.search(r"joined the cluster at [\d.]+:6379: 2 nodes with 4 CPUs", out), out
     assert "LB, seed 0, on 1 and 4 workers: test accuracy" in out and "Traceback" not in out
@@ -115,7 +115,7 @@ def test_a_job_goes_through_the_dashboard(cluster: Cluster) -> None:
     try:
         time.sleep(2)
         storage = f"storage={cluster.folder}/shared"
-        study = ["python", "-m", "lbdist.run", *STUDY, storage, *SMALL]
+        study = ["python", "-m", "lbdist.run", *STUDY, storage]
         cluster.environment["RAY_AUTH_MODE"] = "token"
         out = cluster.ray("job", "submit", "--address", f"http://127.0.0.1:{port}", "--", *study)
         assert "succeeded" in out and "SB" in out and "joined" not in out  # all was there already

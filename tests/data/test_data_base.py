@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -145,3 +146,13 @@ def test_there_are_yamls() -> None:
         "cifar100",
         "parquet",
     }
+
+
+def test_a_split_that_arrives_is_what_was_sent() -> None:
+    split = Split(np.arange(12, dtype="f4").reshape(6, 2), np.arange(6))
+    content = pickle.dumps(split)
+    again = pickle.loads(content)
+    assert np.array_equal(again.inputs, split.inputs) and again.digest == split.digest
+    place = content.index(np.float32(5).tobytes())
+    with pytest.raises(ValueError, match="arrived damaged"):
+        pickle.loads(content[:place] + b"\1" + content[place + 1 :])

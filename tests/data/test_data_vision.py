@@ -3,11 +3,14 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -82,8 +85,11 @@ def test_unchecked_pickles_are_not_opened(tmp_path: Path) -> None:
 
 
 class Silent(SimpleHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
     def log_message(self, format: str, *args: object) -> None:
-        pass
+        if self.command == "GET":
+            self.asked.append(self.path)
 
 
 @pytest.fixture
@@ -111,6 +117,33 @@ def test_downloads_whole_or_not_at_all(
     assert np.array_equal(data.test.inputs[:, 0], PIXELS["t10k"])
     assert [path.name for path in root.iterdir()] == ["MNIST"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_many_download_once_and_what_is_damaged_later_is_seen(
+    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror])
+    monkeypatch.setattr(datasets.MNIST, "resources", [(name, None) for name, _ in datasets.MNIST.resources])
+    root, program = tmp_path / "root", tmp_path / "load.py"
+    program.write_text(
+        "import sys\nfrom torchvision import datasets\n"
+        f"datasets.MNIST.mirrors = [{mirror!r}]\n"
+        "datasets.MNIST.resources = [(name, None) for name, _ in datasets.MNIST.resources]\n"
+        "from lbdist.data.vision import Vision\nVision(root=sys.argv[1]).load()\n"
+    )
+    Silent.asked.clear()
+    Vision(root=str(tmp_path / "alone")).load()
+    alone = sorted(Silent.asked)
+    Silent.asked.clear()
+    several = [subprocess.Popen([sys.executable, str(program), str(root)]) for _ in range(3)]
+    assert [process.wait(60) for process in several] == [0, 0, 0]
+    assert sorted(Silent.asked) == alone
+    file = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="a file is not as it was downloaded"):
+        Vision(root=str(root)).load()
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
