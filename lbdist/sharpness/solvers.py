@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -67,6 +66,8 @@ def paper(f: Function, bound: Tensor, f0: float, g0: Tensor, *, iterations: int 
         if value > best.value:
             best = Maximum(point.clone(), value, "origin", 0, False)
         return -value, -gradient.double().cpu().numpy()
+
+    import scipy.optimize  # slow to import, and the driver does not solve
 
     limits = bound.double().cpu().numpy()
     found = scipy.optimize.minimize(

@@ -25,14 +25,14 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, number: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        dims = [d for d in range(x.ndim) if d != 1]
-        shape = [1, -1] + [1] * (x.ndim - 2)
+        # PyTorch's own kernels, which take each part in one pass
         count = x.new_tensor([x.numel() // x.shape[1]])
-        mean = x.sum(dims) / count.clamp_min(1)
-        squares = ((x - mean.view(shape)) ** 2).sum(dims)
-        local = torch.cat([count, x.new_tensor([number]), mean, squares])
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local)
+        local = x.new_zeros(2, x.shape[1])
+        if x.numel():
+            local = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
+        given = torch.cat([count, x.new_tensor([number]), local[0], local[1] * count])
+        parts = [torch.empty_like(given) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, given)
         gathered = torch.stack(parts)
         # the pooled moments of the workers (Chan, Golub & LeVeque 1979)
         counts, means, m2 = gathered[:, :1], *gathered[:, 2:].chunk(2, 1)
@@ -40,23 +40,30 @@ class _Normalise(torch.autograd.Function):
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (m2 + counts * (means - mean) ** 2).sum(0) / total
-        inverse = torch.rsqrt(variance + eps)
-        normalised = (x - mean.view(shape)) * inverse.view(shape)
-        ctx.save_for_backward(normalised, weight, inverse, total)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, variance, total)
         ctx.mark_non_differentiable(mean, variance, total, apart)
-        return normalised * weight.view(shape) + bias.view(shape), mean, variance, total, apart
+        out = x.clone()
+        if x.numel():
+            out = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
+        return out, mean, variance, total, apart
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        normalised, weight, inverse, total = ctx.saved_tensors
-        dims = [d for d in range(grad.ndim) if d != 1]
-        shape = [1, -1] + [1] * (grad.ndim - 2)
-        for_bias, for_weight = grad.sum(dims), (grad * normalised).sum(dims)
+        x, weight, mean, variance, total = ctx.saved_tensors
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        through, for_weight, for_bias = torch.zeros_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
+        if x.numel():  # as if the statistics were constants
+            through, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
         sums = torch.cat([for_bias, for_weight])
         dist.all_reduce(sums)
         mean_bias, mean_weight = (sums / total).chunk(2)
-        inner = grad - mean_bias.view(shape) - normalised * mean_weight.view(shape)
-        return inner * (weight * inverse).view(shape), for_weight, for_bias, None, None
+        inverse = torch.rsqrt(variance + ctx.eps)
+        through.addcmul_(x - mean.view(shape), (-weight * inverse**2 * mean_weight).view(shape))
+        through.sub_((weight * inverse * mean_bias).view(shape))
+        return through, for_weight, for_bias, None, None
 
 
 class GroupedBatchNorm(_BatchNorm):
