@@ -1,10 +1,10 @@
-"""Once an AWS account and region: what `ray up ray_cluster.yaml` takes for granted. Run again, it changes nothing.
+"""Once an AWS account and region: what `ray up ray_cluster.yaml` takes for granted; it may be run again.
 
     python cluster/aws.py BUCKET [--region us-west-2] [--ssh-from ADDRESS/32]
 
-Makes a private bucket, a security group `lbdist` (open to its own members and, for SSH, to one address), and the
-instance profiles `lbdist-head` (may start and end instances) and `lbdist-worker` (may not); both read and write
-the bucket, and nothing else in S3.
+Makes a private bucket, a security group `lbdist` (open to its own members and, for SSH, to one address), and
+the instance profiles `lbdist-head` (may start and end instances) and `lbdist-worker` (may not); both read and
+write the bucket, and nothing else in S3.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def profile(name: str, statements: list[dict[str, Any]]) -> str:
 
 
 def security_group(name: str, region: str, ssh_from: str) -> None:
-    """A group in the default network: all among its members, SSH from one address, nothing else from outside."""
+    """A group in the default network: all among its members, SSH from one address, no more from outside."""
     ec2 = boto3.client("ec2", region_name=region)
     (network,) = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     where = [{"Name": "vpc-id", "Values": [network["VpcId"]]}, {"Name": "group-name", "Values": [name]}]
@@ -108,7 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     profile("lbdist-head", [objects, listing, *head])
     security_group("lbdist", given.region, ssh_from)
-    print(f"ready: SSH from {ssh_from}; now `ray up ray_cluster.yaml`, and storage=s3://{given.bucket}/lbdist")
+    print(
+        f"ready: SSH from {ssh_from}; now `ray up ray_cluster.yaml`, and storage=s3://{given.bucket}/lbdist"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from lbdist.analysis.runs import Runs, Score
 from lbdist.config.build import build
 from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource, is_integer
-from lbdist.errors import InputError, require, warn
+from lbdist.errors import InputError, one_line, require, warn
 from lbdist.losses import Loss
 from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell, Measurement, Node, name_setting, title
@@ -314,7 +314,7 @@ class Session:
             cluster.connect(progress.note, command, self.store, targets, config.max_concurrent) as capacity,
         ):
             data = ray.put(self.data)
-            capacity = self._share(capacity, data, progress.note)
+            capacity = self._share(capacity, book, data, progress.note)
             self._check_workers(capacity)
             device = "GPU" if capacity.gpus else "CPU"
             for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
@@ -355,14 +355,19 @@ class Session:
         ]
 
     def _share(
-        self, capacity: cluster.Capacity, data: ray.ObjectRef, say: Callable[[str], None]
+        self, capacity: cluster.Capacity, book: tuning.Book, data: ray.ObjectRef, say: Callable[[str], None]
     ) -> cluster.Capacity:
         """The capacity, with as many processes on a GPU as its memory holds of what the study runs."""
-        if not capacity.gpus:
+        waiting = len(self._unfinished(book)) + len(self._missing(book))
+        if not capacity.gpus or waiting <= capacity.gpus:
             return capacity
         alike = {(cell.global_batch_size, cell.remedy): cell for cell in self.cells.values()}
         measure = ray.remote(num_cpus=0, num_gpus=1)(loop.memory)
-        need, memory = ray.get(measure.remote(list(alike.values()), data))
+        try:
+            need, memory = ray.get(measure.remote(list(alike.values()), data))
+        except ray.exceptions.RayError as error:  # where a cell does not fit, its own run will say so
+            say(f"one process a GPU: its memory could not be measured ({one_line(error)[:100]})")
+            return capacity
         share = cluster.sharing(need, memory, capacity.cpus / capacity.gpus)
         say(f"{share} processes a GPU: each takes up to {need / 2**30:.1f} of its {memory / 2**30:.0f} GiB")
         return replace(capacity, share=share)

@@ -24,7 +24,15 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs whole studies starts first, since each file stays on one process to its end."""
-    long = ("test_run", "test_kills", "test_damage")
+    # `ray up` first beside them: it waits more than it works
+    long = (
+        "test_run",
+        "test_cluster_up",
+        "test_kills",
+        "test_cluster_nodes",
+        "test_damage",
+        "test_cluster_files",
+    )
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 

@@ -147,7 +147,7 @@ def test_a_study_lives_in_an_object_store(
         if line.startswith("[1/"):
             break
     first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=150)
     assert first.returncode == 143 and "interrupted; what is finished is kept" in err and "secret" not in out
     store = Store(root)
     assert len([name for name in store.names("cells") if name.endswith("rows.parquet")]) >= 1
