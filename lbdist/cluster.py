@@ -36,7 +36,6 @@ for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.util import state  # noqa: E402
 
 from lbdist import nodes  # noqa: E402
 
@@ -325,7 +324,7 @@ def _telling(say: Callable[[str], None], go_on: str, grows: bool) -> Iterator[No
             if now - told > SAY_AGAIN_SECONDS:
                 told = now
                 say(line)
-            if not grows and now - lacking > PATIENCE_SECONDS > 0 and lacking > -math.inf:
+            if not grows and -math.inf < lacking < now - PATIENCE_SECONDS:
                 processes.end(1, f"{line}, for {PATIENCE_SECONDS / 60:.0f} min; {go_on}")
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -338,6 +337,8 @@ def _telling(say: Callable[[str], None], go_on: str, grows: bool) -> Iterator[No
 
 def _waiting(job: str, where: str) -> dict[str, Resources]:
     """What a job's placement groups and actors that are not placed yet ask for, by their ids."""
+    from ray.util import state  # slow to import
+
     mine: list[tuple[str, str, Any]] = [("creator_job_id", "=", job), ("state", "=", "PENDING")]
     found: dict[str, Resources] = {}
     for group in state.list_placement_groups(where, filters=mine, detail=True):

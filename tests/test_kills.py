@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,39 +19,6 @@ def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
 
 def wait_for_one(process: subprocess.Popen, name: str) -> None:
     wait_for(lambda: named(process, name), process, seconds=90)
-
-
-@pytest.fixture
-def another_ray() -> Iterator[None]:
-    """A Ray of somebody else's on this machine."""
-    program = "import ray, sys; ray.init('local', include_dashboard=False); print('up'); sys.stdin.read()"
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-u", "-c", program]
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "up\n"
-    yield
-    process.communicate(timeout=60)
-
-
-@pytest.mark.timeout(280)
-def test_a_group_gets_over_the_death_of_its_controller_and_of_its_trial(
-    remedies: tuple[Path, str], cache: str, tmp_path: Path, another_ray: None
-) -> None:
-    """Both are killed with -9, one after the other: the same numbers as undisturbed."""
-    process = start(tmp_path, "experiment=gap", "study.check_workers=2", cache)
-    wait_for_one(process, "ray::RayTrainWorker")
-    (controller,) = named(process, "ray::TrainController")
-    controller.kill()
-    controller.wait(30)
-    wait_for_one(process, "ray::TrainController")
-    trials = named(process, "ray::ImplicitFunc")
-    os.kill(trials[0].pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0 and "Traceback" not in out + err, out + err
-    undisturbed, found = values(remedies[0] / "remedies"), values(tmp_path / "gap")
-    undisturbed = undisturbed[undisturbed.index.get_level_values("remedy") == "none"]
-    assert found.index.equals(undisturbed.index)
-    assert (found - undisturbed).abs().max() < 1e-6
 
 
 @pytest.mark.timeout(120)

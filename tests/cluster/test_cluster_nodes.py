@@ -88,28 +88,35 @@ class Run:
         return "".join(self.out)
 
 
+def processes_at(node: Any, name: str) -> list[psutil.Process]:
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [child for child in raylet.children(recursive=True) if name in " ".join(cmdline(child)[:1])]
+
+
+def processes_of(of: Cluster, name: str) -> list[psutil.Process]:
+    """A cluster's processes of this name."""
+    return [process for node in (of.head_node, *of.worker_nodes) for process in processes_at(node, name)]
+
+
 def holder(of: Cluster, name: str) -> Any:
     """A node at which a process of this name runs."""
-    for node in of.worker_nodes:
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        if any(name in " ".join(cmdline(child)[:1]) for child in raylet.children(recursive=True)):
-            return node
-    return None
+    return next((node for node in of.worker_nodes if processes_at(node, name)), None)
 
 
 @pytest.mark.timeout(280)
 def test_nodes_come_and_go_and_the_table_is_the_same(
     two: Cluster, remedies: tuple[Path, str], cache: str, tmp_path: Path
 ) -> None:
-    """Lost as a worker group starts, in the Tune study, from the pool; another one comes each time.
+    """Lost from a worker group, from the Tune study, from the pool; another one comes each time.
 
-    Before, somebody else's study on the same cluster has lost its driver.
+    Before, somebody else's study on the same cluster has lost its driver, and the group its controller and
+    its trial, one after the other, by kill -9.
     """
     for name in ("mine", "yours"):
         (tmp_path / name).mkdir()
     yours = Run(two, tmp_path / "yours", "experiment=batch_size", "epochs=2000", cache)
     yours.until(lambda: holder(two, "ray::ImplicitFunc"))
-    run = Run(two, tmp_path / "mine", "experiment=remedies", cache)
+    run = Run(two, tmp_path / "mine", "experiment=remedies", "retries=5", cache)
     run.until(lambda: run.said("joined the cluster"))
     yours.process.kill()
 
@@ -117,6 +124,12 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
         two.remove_node(run.until(lambda: holder(two, name)), allow_graceful=False)
         two.add_node(num_cpus=1, wait=False)
 
+    run.until(lambda: holder(two, "ray::RayTrainWorker"))
+    for name in ("ray::TrainController", "ray::ImplicitFunc"):
+        run.until(lambda name=name: len(processes_of(two, name)) == 1)  # the other study's are gone
+        (process,) = processes_of(two, name)
+        process.kill()
+        process.wait(30)
     lose("ray::RayTrainWorker")
     run.until(lambda: run.said("LB on 2 workers seed 0: test"))
     lose("ray::ImplicitFunc")
