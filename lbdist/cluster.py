@@ -266,9 +266,9 @@ def _capacity(kinds: Sequence[nodes.Kind], asked: int) -> Capacity:
 @contextlib.contextmanager
 def _guarded(joined: str, go_on: str) -> Iterator[None]:
     """Ends the run with a line when the cluster's head is gone, before Ray ends it without one."""
-    over, (host, _, port) = threading.Event(), joined.rpartition(":")
+    host, _, port = joined.rpartition(":")
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         missed = 0
         while not over.wait(LOOK_SECONDS / 2):
             try:
@@ -279,11 +279,8 @@ def _guarded(joined: str, go_on: str) -> Iterator[None]:
             if missed == 3 and not over.is_set():
                 processes.end(1, f"the cluster at {joined} no longer answers; {go_on}")
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
+    with processes.watching(watch):
         yield
-    finally:
-        over.set()
 
 
 @contextlib.contextmanager
@@ -295,11 +292,10 @@ def _telling(say: Callable[[str], None], go_on: str, grows: bool) -> Iterator[No
         go_on: How to go on, in the line that ends the run.
         grows: Whether the cluster may start nodes by itself.
     """
-    over = threading.Event()
     context = ray.get_runtime_context()
     job, where = context.get_job_id(), context.gcs_address
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         began: dict[str, float] = {}
         told = lacking = seen = -math.inf
         while not over.wait(LOOK_SECONDS):
@@ -327,12 +323,8 @@ def _telling(say: Callable[[str], None], go_on: str, grows: bool) -> Iterator[No
             if not grows and -math.inf < lacking < now - PATIENCE_SECONDS:
                 processes.end(1, f"{line}, for {PATIENCE_SECONDS / 60:.0f} min; {go_on}")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with processes.watching(watch):
         yield
-    finally:
-        over.set()
 
 
 def _waiting(job: str, where: str) -> dict[str, Resources]:

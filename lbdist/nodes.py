@@ -156,21 +156,18 @@ def inspect(store: Store, joined: str) -> list[Kind]:
                 found[asked[task]] = {"code": f"none, or of another version ({one_line(error.cause)[:80]})"}
             except ray.exceptions.RayError:  # a node that died meanwhile
                 continue
-    mine = code()
+    mine, where = code(), "a folder that every node sees, such as NFS, or a URI such as s3://bucket/folder"
     for name, said in found.items():
         same = f"a cluster of the driver's code ({mine}), but node {name} has {said['code']}"
         require(said["code"] == mine, "RAY_ADDRESS", joined, same)
         seen = said.get("sees", True)
         why = "does not" if seen is False else f"does not: {seen}"
-        where = "a folder that every node sees, such as NFS, or a URI such as s3://bucket/folder"
         require(seen is True, "storage", store, f"{where} (node {name} {why})")
     kinds = [kind for said in found.values() for kind in said["kinds"]]
     more = 1 + sum(count for count, _ in kinds) > len(alive)
-    if more and kinds and store.local is not None and not _shared(store.local):
-        raise InputError(
-            f"storage={store}: must be a folder that every node sees, such as NFS, or a URI such as "
-            "s3://bucket/folder (it is on this node's own disk, and the cluster starts others)"
-        )
+    hidden = more and kinds and store.local is not None and not _shared(store.local)
+    own = f"{where} (it is on this node's own disk, and the cluster starts others)"
+    require(not hidden, "storage", store, own)
     return kinds
 
 

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -105,6 +105,25 @@ def closing(last: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def watching(watch: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Lets something watch in a thread of its own, while the context lasts.
+
+    It has ended when the context has, unless it hangs: what it looks at may be gone afterwards.
+
+    Args:
+        watch: Called once, with an event that is set when it is to end.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=watch, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10 * WATCH_SECONDS)
+
+
+@contextlib.contextmanager
 def guarded(last: str) -> Iterator[None]:
     """Watches the local Ray that this process has started.
 
@@ -114,9 +133,8 @@ def guarded(last: str) -> Iterator[None]:
     Args:
         last: What is said, after which part died, when that ends the run.
     """
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         vital: dict[int, str] = {}  # by a descriptor that is readable once the process is dead
         seen: set[int] = set()
         while not over.is_set():
@@ -134,13 +152,8 @@ def guarded(last: str) -> Iterator[None]:
         for descriptor in vital:
             os.close(descriptor)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with watching(watch):
         yield
-    finally:
-        over.set()
-        thread.join(10 * WATCH_SECONDS)
 
 
 def end(status: int, last: str) -> None:

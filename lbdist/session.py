@@ -218,10 +218,9 @@ class Session:
     def _check_workers(self, capacity: cluster.Capacity) -> None:
         """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
         for cell in self.cells.values():
-            if cell.num_workers != AUTO and cell.asked_workers > capacity.slots:
-                key = "study.check_workers" if cell.stage == "check" else "num_workers"
-                most = f"at most {capacity.slots}, what the cluster has ({capacity})"
-                require(False, key, cell.num_workers, most)
+            key = "study.check_workers" if cell.stage == "check" else "num_workers"
+            most = f"at most {capacity.slots}, what the cluster has ({capacity})"
+            require(cell.asked_workers <= capacity.slots, key, cell.num_workers, most)
 
     def _remarks(self) -> list[str]:
         asked, share = self.config.num_workers, self.config.search.epochs

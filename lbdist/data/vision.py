@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from torchvision import datasets
 
 from lbdist.data.base import Dataset, DataSource, Split, cache_folder
 from lbdist.errors import InputError, one_line, require
+from lbdist.storage import digest
 
 # name -> torchvision's class, its folder under the root, number of classes
 _SETS: dict[str, tuple[Any, str, int]] = {
@@ -118,7 +118,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _sums(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a data set."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in files}
 
 
 @contextlib.contextmanager

@@ -81,6 +81,13 @@ def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
     return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
 
 
+def _learner(cell: Cell, network: torch.nn.Module, workers: Workers) -> Learner:
+    """A cell's learner, around its network."""
+    loss: Loss = build(cell.loss, "loss", kind=Loss)
+    sizes = cell.ghost_batch_size, cell.micro_batch_size
+    return Learner(network, optimizer_factory(cell.optimizer), workers, *sizes, loss)
+
+
 def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
     """One step of a cell's learner on a few samples, to see before anything starts that it can be taken.
 
@@ -92,7 +99,6 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
     Raises:
         InputError: What the network, the loss or the optimiser does not allow.
     """
-    loss: Loss = build(cell.loss, "loss", kind=Loss)
 
     def late(what: str) -> None:
         warn(f"network: {what}")
@@ -102,14 +108,7 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
         deadline.allow(limit, f"a training step on {len(few[1])} samples")
         network = networks.make(cell.network, cell.seed)
         networks.check(network)
-        learner = Learner(
-            network.float(),
-            optimizer_factory(cell.optimizer),
-            Workers(),
-            cell.ghost_batch_size,
-            cell.micro_batch_size,
-            loss,
-        )
+        learner = _learner(cell, network.float(), Workers())
         (batch,) = batches(*few, global_batch_size=4, seed=0, epoch=0, workers=Workers())
         for key, do in (("network", lambda: learner.gradient(batch)), ("optimizer", learner.update)):
             try:
@@ -136,9 +135,7 @@ def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
         torch.cuda.empty_cache()
         train_split = on_device(data.train, "cuda")
         network = networks.make(cell.network, cell.seed).to("cuda").float()
-        loss: Loss = build(cell.loss, "loss", kind=Loss)
-        sizes = cell.ghost_batch_size, cell.micro_batch_size
-        learner = Learner(network, optimizer_factory(cell.optimizer), Workers(), *sizes, loss)
+        learner = _learner(cell, network, Workers())
         remedy = make_remedy(cell.remedies)
         for epoch in {0, cell.epochs - 1}:  # a batch may grow
             size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
@@ -153,7 +150,7 @@ def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
             batch = remedy.transform(next(iter(given)))
             remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
         learner.evaluate(train_split)
-        f = Objective(network, train_split, loss=loss)
+        f = Objective(network, train_split, loss=learner.criterion)
         f(f.x)
     return CONTEXT_BYTES + torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1]
 
@@ -191,15 +188,13 @@ def train(
     workers = workers or Workers.current()
     own = store / results.cell_folder(cell.id) if store is not None else None
     writes = own if workers.rank == 0 else None
-    loss: Loss = build(cell.loss, "loss", kind=Loss)
 
     def begin() -> tuple[Learner, Remedy]:
         network = checkpoint.starting_point(store, cell, device, dtype)
-        factory = optimizer_factory(cell.optimizer)
-        sizes = cell.ghost_batch_size, cell.micro_batch_size
-        return Learner(network, factory, workers, *sizes, loss), make_remedy(cell.remedies)
+        return _learner(cell, network, workers), make_remedy(cell.remedies)
 
     learner, remedy = begin()
+    score = learner.criterion.score
     start = learner.x.clone()
     train_split, test_split = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
     split = "test" if cell.validation_fraction is None else "validation"
@@ -251,10 +246,10 @@ def train(
         point = {"epoch": epoch + 1, "step": learner.counts["steps"]}
         history.append({**point, "metric": "running_loss", "value": running, "split": "train"})
         # NaN where there is no point of the test curve: Tune's CSV has the columns of the first report
-        metrics = {"epoch": epoch + 1, "running_loss": running, "loss": math.nan, loss.score: math.nan}
+        metrics = {"epoch": epoch + 1, "running_loss": running, "loss": math.nan, score: math.nan}
         last = epoch + 1 == cell.epochs or diverged
         if last or (epoch + 1) % every == 0:
-            found = dict(zip(("loss", loss.score), learner.evaluate(test_split), strict=True))
+            found = dict(zip(("loss", score), learner.evaluate(test_split), strict=True))
             history += [{**point, "metric": name, "value": v, "split": split} for name, v in found.items()]
             metrics |= found
         longest = max(longest, time.perf_counter() - began)

@@ -20,6 +20,7 @@ from ray.train.torch.config import _TorchBackend
 from ray.util import state
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from lbdist import processes
 from lbdist.cluster import Capacity
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
@@ -150,9 +151,5 @@ def fit(
             callbacks=list(callbacks),
         ),
     )
-    over = threading.Event()
-    threading.Thread(target=_sweep, args=(over,), daemon=True).start()
-    try:
+    with processes.watching(_sweep):
         trainer.fit()
-    finally:
-        over.set()
