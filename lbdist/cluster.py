@@ -147,11 +147,8 @@ def _answers(address: str) -> bool:
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
-            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
-            ask(b"", timeout=ANSWER_SECONDS)
+            ask(b"", timeout=ANSWER_SECONDS, wait_for_ready=True)
             return True
-        except grpc.FutureTimeoutError:
-            return False
         except grpc.RpcError as error:
             if error.code() not in refused:
                 return False

@@ -68,6 +68,7 @@ class Interrupts:
         if _closing or (self.came and not again):
             end(128 + number, _closing[-1] if _closing else self.last)
         self.came.append(number)
+        signal.alarm(0)  # while it starts, Ray handles SIGTERM first, and orders an abort in 3 s
         _timers.append(threading.Timer(AGAIN_SECONDS, self._send, (number,)))
         _timers[-1].daemon = True
         _timers[-1].start()

@@ -341,7 +341,7 @@ class Session:
             progress.begin_measurements(len(missing))
             lost = measure_all(
                 missing,
-                ray.put(self.data.train),
+                data,
                 self.store,
                 capacity=capacity,
                 retries=config.retries,

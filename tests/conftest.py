@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_kills",
         "test_cluster_nodes",
         "test_damage",
+        "test_storage",
         "test_cluster_files",
+        "test_additions",
     )
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 

@@ -138,6 +138,7 @@ def test_a_study_lives_in_an_object_store(
         "experiment=gap",
         "study.check_workers=2",
         "measure=[sharpness,distance]",
+        "measure.sharpness.solvers=[paper]",
         cache,
         f"storage={root}",
     ]

@@ -13,7 +13,7 @@ import torch
 from lbdist import results
 from lbdist.cluster import Capacity
 from lbdist.config.build import build
-from lbdist.data.base import Split
+from lbdist.data.base import Dataset
 from lbdist.errors import one_line
 from lbdist.networks.flat import flatten
 from lbdist.nodes import check_code, code
@@ -27,12 +27,12 @@ from lbdist.training import checkpoint
 class Evaluator:
     """Measures in one process; the data stay on its device, the last models and their f in memory."""
 
-    def __init__(self, train: Split, store: Store, device: str, driver: str) -> None:
+    def __init__(self, data: Dataset, store: Store, device: str, driver: str) -> None:
         check_code(driver)
         torch.set_num_threads(1)
         self.store, self.device = store, device
         # the object store's arrays are read-only and are never written to here
-        self.data = tuple(torch.tensor(a, device=device) for a in (train.inputs, train.labels))
+        self.data = tuple(torch.tensor(a, device=device) for a in (data.train.inputs, data.train.labels))
         self._loaded: dict[str, Minimiser] = {}
 
     def ready(self) -> None:
@@ -103,7 +103,7 @@ def measure_all(
 
     Args:
         measurements: What to measure; those at one model should follow each other.
-        data: Reference to the training split, put once.
+        data: Reference to training and test set, put once; f is over the training set.
         store: The storage folder, with the models; rows are written there.
         capacity: What the cluster has.
         retries: Restarts of a measurement whose actor died.

@@ -24,7 +24,10 @@ class Missing(Exception):
 
 
 def run(*command: str, **options) -> str:  # type: ignore[no-untyped-def]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    except subprocess.TimeoutExpired as error:
+        raise Missing(f"{' '.join(command[:4])}: no end within a minute") from error
     if done.returncode:
         raise Missing(f"{' '.join(command[:4])}: {done.stderr.strip()[-300:]}")
     return done.stdout

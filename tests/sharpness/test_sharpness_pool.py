@@ -76,7 +76,7 @@ LONG = Measurement({**JOBS[1].measure, "micro_batch_size": 2}, JOBS[1].at)
 def data() -> Iterator[ray.ObjectRef]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
-    yield ray.put(DATA.train)
+    yield ray.put(DATA)
     ray.shutdown()
 
 
