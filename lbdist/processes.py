@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 _known: dict[int, psutil.Process] = {}
 _closing: list[str] = []
+_came: list[int] = []
 _timers: list[threading.Timer] = []
 
 
@@ -68,6 +70,7 @@ class Interrupts:
         if _closing or (self.came and not again):
             end(128 + number, _closing[-1] if _closing else self.last)
         self.came.append(number)
+        _came.append(number)
         signal.alarm(0)  # while it starts, Ray handles SIGTERM first, and orders an abort in 3 s
         _timers.append(threading.Timer(AGAIN_SECONDS, self._send, (number,)))
         _timers[-1].daemon = True
@@ -160,6 +163,18 @@ def guarded(last: str) -> Iterator[None]:
 def end(status: int, last: str) -> None:
     """Ends this process at once, and all that it has started, after one line."""
     warn(last)
+    _leave(status)
+
+
+def leave() -> None:
+    """For `atexit`, after an interrupt: ends the process without the rest of the interpreter's end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    _leave(128 + (_came[0] if _came else signal.SIGINT))
+
+
+def _leave(status: int) -> None:
     with contextlib.suppress(psutil.Error):
         _look()
     for process in _known.values():

@@ -40,6 +40,22 @@ def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: P
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_while_ray_starts(number: int, cache: str, tmp_path: Path) -> None:
+    """It comes as Ray makes its core in the driver, for which it starts its first worker beforehand."""
+    process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
+    end = time.monotonic() + 90
+    while not any("default_worker.py" in " ".join(cmdline(p)[1:3]) for p in family(process)):
+        assert process.poll() is None and time.monotonic() < end
+    members = family(process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out + err
+    assert err.count("lbdist: interrupted") == 1 and "Traceback" not in err
+    gone(members, seconds=20)
+
+
+@pytest.mark.timeout(120)
 def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
     process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
     wait_for_one(process, "ray::ImplicitFunc")
