@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import math
@@ -218,11 +217,9 @@ def connect(
             logging_level=logging.CRITICAL,
             runtime_env=environment or None,
         )
-    except (SystemExit, KeyboardInterrupt) as interrupt:
-        atexit.register(processes.leave)  # Ray's core may be half made, and would crash there
-        if isinstance(interrupt, SystemExit):  # from the handler of SIGTERM that Ray sets meanwhile
-            signal.signal(signal.SIGTERM, terminate)
-            signal.raise_signal(signal.SIGTERM)
+    except SystemExit:  # from the handler of SIGTERM that Ray sets meanwhile
+        signal.signal(signal.SIGTERM, terminate)
+        signal.raise_signal(signal.SIGTERM)
         raise
     except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"ray: {one_line(error)[:300]}") from error

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -25,7 +25,6 @@ VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 _known: dict[int, psutil.Process] = {}
 _closing: list[str] = []
-_came: list[int] = []
 _timers: list[threading.Timer] = []
 
 
@@ -70,7 +69,6 @@ class Interrupts:
         if _closing or (self.came and not again):
             end(128 + number, _closing[-1] if _closing else self.last)
         self.came.append(number)
-        _came.append(number)
         signal.alarm(0)  # while it starts, Ray handles SIGTERM first, and orders an abort in 3 s
         _timers.append(threading.Timer(AGAIN_SECONDS, self._send, (number,)))
         _timers[-1].daemon = True
@@ -166,15 +164,15 @@ def end(status: int, last: str) -> None:
     _leave(status)
 
 
-def leave() -> None:
-    """For `atexit`, after an interrupt: ends the process without the rest of the interpreter's end."""
+def leave(status: int) -> NoReturn:
+    """Ends this process and all that it has started, without what libraries do as the interpreter ends."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    _leave(128 + (_came[0] if _came else signal.SIGINT))
+    _leave(status)
 
 
-def _leave(status: int) -> None:
+def _leave(status: int) -> NoReturn:
     with contextlib.suppress(psutil.Error):
         _look()
     for process in _known.values():

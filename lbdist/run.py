@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import OmegaConf
 
@@ -151,5 +152,13 @@ def _config_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     return rest, folders
 
 
+def program() -> NoReturn:
+    """The command as a program of its own: runs it, and ends the process with its status."""
+    status = main()
+    if status > 128:  # what was interrupted may be half made, and would crash or hang as the interpreter ends
+        processes.leave(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

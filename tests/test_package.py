@@ -58,7 +58,7 @@ def test_contents(wheel: Path) -> None:
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         about = opened.read(metadata).decode()
         (scripts,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
-        assert "lbdist = lbdist.run:main" in opened.read(scripts).decode()
+        assert "lbdist = lbdist.run:program" in opened.read(scripts).decode()
     sources = [path for path in (REPOSITORY / "lbdist").rglob("*") if "__pycache__" not in path.parts]
     wanted = {path.relative_to(REPOSITORY).as_posix() for path in sources if path.is_file()}
     yamls = (REPOSITORY / "experiments").rglob("*.yaml")
