@@ -344,13 +344,18 @@ def test_real_images_from_a_folder_of_parquet(tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_two_runs_do_not_share_a_folder(tmp_path, cache):
+def test_two_runs_do_not_share_a_folder_and_sigterm_ends_one(tmp_path, cache):
     first = start(tmp_path, "experiment=gap", cache)
     wait_for(lambda: (tmp_path / "gap" / ".lock").exists(), first)
     second = start(tmp_path, "experiment=gap", cache)
     _, err = second.communicate(timeout=60)
     assert second.returncode == 2 and err.count("\n") == 1 and "another lbdist is at work" in err
+    # SIGTERM, once a cell trains, ends like Ctrl-C; what comes while Ray starts is tested with the kills
+    wait_for(lambda: any("ray::ImplicitFunc" in " ".join(cmdline(p)) for p in family(first)), first)
+    members = family(first)
     first.send_signal(signal.SIGTERM)
-    _, err = first.communicate(timeout=60)
-    assert first.returncode == 143 and "To go on: python -m lbdist.run" in err, err
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 143, out + err
+    assert err.strip().count("\n") == 0 and "To go on: python -m lbdist.run" in err, err
+    gone(members)
     assert "RAY_AUTH_MODE" in os.environ

@@ -4,9 +4,9 @@
 
 Two nodes on this machine, each of one CPU; gloo over loopback; the data resident in each worker. The job is
 F1 on 60,000 images of 784 pixels, the paper's global batch of 6,000; one node and two take turns, with
-batch norm over both and with ghost batches, which need no word between them. A job's
-start is the time from `ray job submit` to the line that it prints once it has joined the cluster: a script
-that does only that, and lbdist, which has by then read its data and tried its network.
+batch norm over both and with ghost batches, which need no word between them. A job's start is the time from
+`ray job submit` to the line that it prints once it has joined the cluster: a script that does only that, and
+lbdist, which has by then read its data and tried its network.
 """
 
 import os
