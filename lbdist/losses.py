@@ -292,3 +292,40 @@ class Given(Loss):
     def check(self, data: Dataset) -> tuple[int, ...]:
         """Anything goes."""
         return (-1,)
+
+
+@dataclass
+class NormalisedLogits(Loss):
+    """Another loss, of each sample's outputs over their standard deviation over classes.
+
+    A number that multiplies all outputs, as the last layer's weights grow to, drops out (Andriushchenko et
+    al. 2023, section 3).
+
+    Attributes:
+        loss: The other loss; outputs are (N, C, ...).
+
+    Example:
+        >>> plain, outputs = CrossEntropy(), torch.tensor([[1.0, -1.0]])
+        >>> [round(float(NormalisedLogits(plain).total(k * outputs, torch.tensor([0]))), 4) for k in (1, 5)]
+        [0.1269, 0.1269]
+    """
+
+    loss: Loss
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of the normalised outputs, summed over samples."""
+        apart = outputs - outputs.mean(1, keepdim=True)
+        size = apart.square().mean(1, keepdim=True).sqrt()
+        return self.loss.total(outputs / size.clamp(min=torch.finfo(outputs.dtype).tiny), targets)
+
+    def scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As of the outputs themselves: their order is the same."""
+        return self.loss.scored(outputs, targets)
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> None:
+        """As the other loss does."""
+        self.loss.fits(outputs, targets)
+
+    def check(self, data: Dataset) -> tuple[int, ...]:
+        """As the other loss does."""
+        return self.loss.check(data)

@@ -15,7 +15,8 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from lbdist.data.base import bounds, handed_out
 from lbdist.errors import InputError, one_line
 from lbdist.losses import CrossEntropy, Given, Loss
 from lbdist.networks.flat import check, flatten, trainable, views
+from lbdist.random import permutation
 
 BATCH_NORM_MODES = ("running", "batch", "recalibrated")
 
@@ -69,8 +71,8 @@ class _Held:
         self.dropouts = [(module, module.dropout) for module in recurrent]
         self.parameters = [(p, p.detach().clone()) for p in network.parameters()]
         self.buffers = [
-            (module, name, buffer, buffer.detach().clone())
-            for module in network.modules()
+            (module, name, buffer, buffer.detach().clone(), f"{path}.{name}".lstrip("."))
+            for path, module in network.named_modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
@@ -92,8 +94,7 @@ class _Held:
 
     def put_back(self) -> None:
         """Gives the module everything again; it does no harm to do so twice."""
-        for parameter, value in self.parameters:
-            parameter.data.copy_(value)
+        _copy(self.parameters)
         self.put_back_buffers()
         for module, mode in self.modes:
             module.training = mode
@@ -101,10 +102,20 @@ class _Held:
             module.dropout = dropout
         _set_flags(*self.flags)
 
-    def put_back_buffers(self) -> None:
-        for module, name, buffer, value in self.buffers:
+    def put_back_buffers(self, instead: Mapping[str, Tensor] | None = None) -> None:
+        """Gives the module its buffers again, with other values where they are given."""
+        for module, name, buffer, *_ in self.buffers:
             module._buffers[name] = buffer  # which the module may have replaced
-            buffer.data.copy_(value)
+        _copy((buffer, (instead or {}).get(path, value)) for *_, buffer, value, path in self.buffers)
+
+
+def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copies the second of each pair into the first, all of a kind at once: one by one, a GPU would wait."""
+    kinds: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+    for to, value in pairs:
+        kinds.setdefault((to.dtype, to.device, value.dtype), []).append((to.data, value))
+    for alike in kinds.values():
+        torch._foreach_copy_([to for to, _ in alike], [value for _, value in alike])
 
 
 def _noise(x: Tensor, seed: int) -> Callable[[], Tensor]:
@@ -175,10 +186,33 @@ class Objective:
         self.loss = loss if isinstance(loss, Loss) else Given(loss) if loss else CrossEntropy()
         self.evaluations = 0
         self._proven = self._twice_proven = False
-        self._buffers = {name: b.detach().clone() for name, b in self.network.named_buffers()}
+        self._buffers = self._all_buffers()
         if batch_norm == "recalibrated":
             with self._refusing():
                 self._recalibrate()
+
+    def part(self, samples: int, seed: int) -> Objective:
+        """f over a random part of the samples."""
+        return self.over(permutation(len(self.labels), seed=seed, epoch=0)[:samples].sort().values)
+
+    def over(self, chosen: Tensor) -> Objective:
+        """f over some of the samples, with the same network and the same batch-norm statistics.
+
+        Args:
+            chosen: Their places, int64 of shape (k,).
+        """
+        self._ready()
+        part = copy.copy(self)
+        part.inputs, part.labels = (every[chosen.to(every.device)] for every in (self.inputs, self.labels))
+        part.evaluations = 0
+        return part
+
+    def under(self, loss: Loss) -> Objective:
+        """The same network and samples under another loss."""
+        other = copy.copy(self)
+        other.loss, other.evaluations = loss, 0
+        other._proven = other._twice_proven = False
+        return other
 
     @property
     def x(self) -> Tensor:
@@ -206,11 +240,20 @@ class Objective:
 
         def visit(outputs: Tensor, labels: Tensor) -> None:
             loss = self.loss.total(outputs, labels)
-            gradient.add_(self._flat(torch.autograd.grad(loss, self._leaves(), materialize_grads=True)))
+            gradient.add_(self.slope(loss))
             total.add_(loss.detach())
 
         self._visit(x, visit, samples)
         return float(total / samples), (gradient / samples).to(x.dtype)
+
+    def visit(self, x: Tensor, see: Callable[[Tensor, Tensor], None]) -> None:
+        """Calls `see` with each micro-batch's outputs at x, of which `slope` takes gradients, and labels."""
+        self._ready()
+        self._visit(x, see, len(self.labels))
+
+    def slope(self, value: Tensor) -> Tensor:
+        """The gradient of a value that `visit` computed, of shape ()."""
+        return self._flat(torch.autograd.grad(value, self._leaves(), materialize_grads=True))
 
     def curvature(self, x: Tensor, v: Tensor) -> Tensor:
         """The product of f's Hessian at x with v, both of shape (n,), by two backward passes.
@@ -238,6 +281,9 @@ class Objective:
         with sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second backward pass
             self._visit(x, visit, samples, twice=True)
         return (total / samples).to(x.dtype)
+
+    def _all_buffers(self) -> dict[str, Tensor]:
+        return {k: b.detach().clone() for k, b in self.network.named_buffers(remove_duplicate=False)}
 
     def _leaves(self) -> list[nn.Parameter]:
         return [p for _, p in trainable(self.network)]
@@ -279,13 +325,10 @@ class Objective:
 
         def work() -> None:
             self._set_modes(self.network)
-            for name, parameter in trainable(self.network):
-                parameter.data.copy_(parts[name])
+            _copy((parameter, parts[name]) for name, parameter in trainable(self.network))
             for start, stop in bounds(0, samples, self.micro_batch_size):
                 # batch statistics would otherwise leak into the running averages
-                held.put_back_buffers()
-                for name, buffer in self.network.named_buffers():
-                    buffer.data.copy_(self._buffers[name])
+                held.put_back_buffers(self._buffers)
                 visit(self._outputs(start, stop), self.labels[start:stop].clone())
 
         held.during(work)
@@ -471,7 +514,7 @@ class Objective:
                 assert norm.running_mean is not None and norm.running_var is not None
                 norm.running_mean.copy_(moments.mean)
                 norm.running_var.copy_(moments.variance)
-            self._buffers = {name: b.clone() for name, b in self.network.named_buffers()}
+            self._buffers = self._all_buffers()
 
         _Held(self.network).during(work)
 

@@ -55,7 +55,7 @@ BAD = [
     ("+study.extra=1", "study.extra=1: no such key; allowed: check_workers"),
     ("study.check_workers=0", "study.check_workers=0: must be null or at least 1"),
     ("study._target_=builtins.dict", "study._target_=builtins.dict: must be a lbdist.studies.base.Study"),
-    ("measure=nope", "measure=nope: must be one or more of distance"),
+    ("measure=nope", "measure=nope: must be one or more of adaptive"),
     ("loss=nope", "loss=nope: must be one of binary_cross_entropy"),
     ("loss=mean_squared_error", "data: the train split's labels must be finite floating-point numbers"),
     ("loss._target_=builtins.dict", "loss._target_=builtins.dict: must be a lbdist.losses.Loss"),

@@ -311,10 +311,8 @@ def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatc
     arguments += ["num_workers=2", "ghost_batch_size=8", "micro_batch_size=8", "optimizer.lr=0.02", cache]
     assert main([*arguments, "dry_run=true", "measure.sharpness.spaces=[full]"]) == 0
     out, err = capsys.readouterr()
-    # SB and LB over 2 seeds; 2 solvers x 2 epsilons at each
-    assert (
-        out.startswith("study gap: mlp on mnist1d, 4 cells, 16 measurements\nnum_workers=2\n") and err == ""
-    )
+    # SB and LB over 2 seeds; both solvers and boxes are one measurement at each
+    assert out.startswith("study gap: mlp on mnist1d, 4 cells, 4 measurements\nnum_workers=2\n") and err == ""
     heads, *rows = (line.split("  ") for line in out.splitlines()[2:])
     table = [
         dict(zip([h.strip() for h in heads if h], [c.strip() for c in row if c], strict=True)) for row in rows

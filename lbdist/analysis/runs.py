@@ -178,6 +178,7 @@ class Runs:
     def others(self) -> dict[str, dict[str, Summary]]:
         """The metrics measured beside sharpness at the ends of confirmed runs, each by label."""
         rows = self.rows[self.rows["measurement"].notna() & self.rows["epoch"].isna()]
+        rows = rows[rows["position"].isna()]  # a curve has no place in a table
         found = rows[(rows["metric"] != "sharpness") & rows["cell"].isin(self.counted.index)]
         labels = found["cell"].map(self.counted["label"])
         table: dict[str, dict[str, Summary]] = {}

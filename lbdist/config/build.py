@@ -77,7 +77,8 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = objec
         made = target(*arguments, **values)
     except InputError as error:
         text = str(error)
-        raise InputError(text if text.startswith(key.split(".")[0]) else f"{key}.{text}") from error
+        whole = re.match(rf"{key.split('.')[0]}\b", text)  # it names the whole key already
+        raise InputError(text if whole else f"{key}.{text}") from error
     except OmegaConfBaseException as error:
         name, line = (error.full_key or "").partition("[")[0], str(error).splitlines()[0]
         wanted = allowed_type(line)

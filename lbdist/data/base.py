@@ -173,7 +173,7 @@ def to_float(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
         return inputs
     scaled = inputs.to(dtype)
-    return scaled / 255 if inputs.dtype == torch.uint8 else scaled
+    return scaled.div_(255) if inputs.dtype == torch.uint8 else scaled
 
 
 def handed_out(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

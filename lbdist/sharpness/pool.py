@@ -102,7 +102,7 @@ def measure_all(
     """Makes every measurement on a pool of actors, as many as the cluster holds at any time.
 
     Args:
-        measurements: What to measure; those at one model should follow each other.
+        measurements: What to measure; those at the same models go to the same actor, while others wait.
         data: Reference to training and test set, put once; f is over the training set.
         store: The storage folder, with the models; rows are written there.
         capacity: What the cluster has.
@@ -116,6 +116,7 @@ def measure_all(
     asks = capacity.process()
     remote: Any = ray.remote(num_cpus=asks.get("CPU", 0), num_gpus=asks.get("GPU", 0))(Evaluator)
     waiting = deque((measurement, 0) for measurement in measurements)
+    models: dict[Any, Sequence[Point]] = {}  # what each actor has loaded
     busy: dict[Any, tuple[Any, Measurement, int]] = {}
     starting: dict[Any, Any] = {}
     failed: list[tuple[Measurement, str]] = []
@@ -130,13 +131,23 @@ def measure_all(
         failed.append((measurement, why))
         done(measurement, [{**measurement.columns(), "error": why}])
 
+    def take(actor: Any) -> tuple[Measurement, int]:
+        """The next measurement at the actor's models, else at models that no other has, else any."""
+        others = [at for other, at in models.items() if other is not actor]
+        chosen = next((job for job in waiting if job[0].at == models.get(actor)), None)
+        chosen = chosen or next((job for job in waiting if job[0].at not in others), waiting[0])
+        waiting.remove(chosen)
+        models[actor] = chosen[0].at
+        return chosen
+
     size = min(capacity.slots, len(measurements))
     tolerated = size * (retries + 1)  # deaths of actors before they could be asked anything
     for _ in range(size):
         start()
     while waiting or busy:
         while waiting and idle:
-            actor, (measurement, tries) = idle.pop(), waiting.popleft()
+            actor = idle.pop()
+            measurement, tries = take(actor)
             busy[actor.measure.remote(measurement)] = (actor, measurement, tries)
         (ready,), _ = ray.wait([*busy, *starting], num_returns=1)
         if ready in starting:
@@ -157,6 +168,7 @@ def measure_all(
         try:
             rows = ray.get(ready)
         except ray.exceptions.RayActorError as error:
+            del models[actor]
             start()
             if tries < retries:
                 waiting.appendleft((measurement, tries + 1))

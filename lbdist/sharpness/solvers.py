@@ -4,8 +4,8 @@
 the gradient is below its stopping tolerance (`pgtol` 1e-5), so that it may stop where it starts: that is
 kept, as a row of its own, and never hidden.
 
-`converged` is the vertex iteration: near a minimiser f is close to convex along the box, and a convex
-function has its maximum over a box at a vertex. With u in [-1, 1]^p and z = b u, iterate
+`converged` runs the vertex iteration from several starts. Near a minimiser f is close to convex along the
+box, and a convex function has its maximum over a box at a vertex. With u in [-1, 1]^p and z = b u, iterate
 
     u <- sign(grad_u f),
 
@@ -13,27 +13,65 @@ which maximises the linearisation of f at u. For convex f the value never falls,
 linearisation (the generalised power method; Journee, Nesterov, Richtarik & Sepulchre, JMLR 2010, section
 2). The sign is taken of the gradient extrapolated by its last change, which turns coordinates a step early
 and saves about a fifth of the evaluations; where that does not rise, of the gradient itself, and where f
-is not convex and that falls too, the step is cut towards u. It is a fixed-point iteration, so it runs from
-several starts: the sign of the gradient at the minimiser, random vertices, and in a small space, where
-many vertices are fixed points and L-BFGS-B is cheap, the end of `paper`, so that it is never below that.
-`converged` says that the best start met its stopping rule; the value stays a lower bound on the maximum.
+is not convex and that falls too, the step is cut towards u. Each start ends where no step rises, or rises
+by less than 3e-4 of the whole.
+
+It is a fixed-point iteration, and maximising over a box is NP-hard, so where it starts matters:
+
+- At the end of `paper`, so that the value is never below that; at the sign of the gradient where that did
+  not move; and at what another box of the same model ended at.
+- In a large space, at vertices that are random, iterated first on a random part of the samples, another
+  part for each start. That takes a start to where a whole pass or two finishes it, and into the better
+  maxima more often than whole passes from a random vertex do.
+- In a small one almost every start has a maximum of its own. Twelve Lanczos steps give a quadratic model of
+  f over the box (its curvature does not depend on epsilon: one model serves every box); the vertices at
+  which the model is highest, found from a thousand random ones by sign iteration and flips, are the starts,
+  each with its opposite, since f's odd part is what the model does not have. What is left of the budget goes
+  to recombinations of the best ends.
+
+`converged` is True only when starts that know nothing of each other agree on the best value: in a large
+space to `tolerance`; in a small one, where different maxima come close to each other, to rounding,
+so that it is one maximum. Otherwise starts are added until `budget` evaluations
+are spent, and it is False. The value stays a lower bound on the maximum either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lbdist.errors import InputError
-
 SMALL = 1000
-"""Dimensions up to which the converged solver also starts from the end of `paper`."""
+"""Dimensions up to which a quadratic model is kept as a matrix, and starts come from it."""
 
 Function = Callable[[Tensor], tuple[float, Tensor]]
+
+_GAIN = 3e-4
+"""An iteration that gains less than this share of the rise ends an ascent."""
+_ITERATIONS = 40
+_LANCZOS = 12
+_CANDIDATES = 1000
+_VERTICES = 6
+"""Vertices of the model that are tried, each with its opposite."""
+
+
+class Start(NamedTuple):
+    """A start, or where it ended: its name, and u in [-1, 1]^p."""
+
+    name: str
+    u: Tensor
+
+    @property
+    def line(self) -> str:
+        """What it comes from: starts of one line do not count as two that agree."""
+        if self.name.startswith("model"):
+            return "model"
+        return {"paper": "gradient"}.get(self.name, self.name)
 
 
 @dataclass(frozen=True)
@@ -45,7 +83,9 @@ class Maximum:
         value: f there.
         start: The start that led to it.
         iterations: Iterations, over all starts.
-        converged: Whether the best start met its stopping rule before its limit.
+        converged: What the solver says of it: `paper`, that it met its stopping rule; `converged`, that
+            independent starts agree on it.
+        ends: Where the starts ended, the best first, from which another box may start.
     """
 
     z: Tensor
@@ -53,6 +93,7 @@ class Maximum:
     start: str
     iterations: int
     converged: bool
+    ends: Sequence[Start] = ()
 
 
 def paper(f: Function, bound: Tensor, f0: float, g0: Tensor, *, iterations: int = 10) -> Maximum:
@@ -81,64 +122,335 @@ def paper(f: Function, bound: Tensor, f0: float, g0: Tensor, *, iterations: int 
     return Maximum(best.z, best.value, "origin", int(found.nit), bool(found.status == 0))
 
 
+@dataclass
+class Model:
+    """The curvature of f at x in a small space: symmetric, of shape (p, p), of rank 12 until it learns more.
+
+    In coordinates v = z / scale, which no box enters: f(z) is about f0 + g0.z + v.M v / 2.
+
+    Attributes:
+        scale: |A^+ x| + 1, shape (p,).
+        matrix: M, float64 on the CPU.
+    """
+
+    scale: Tensor
+    matrix: Tensor
+
+    @classmethod
+    def of(cls, f: Function, scale: Tensor, epsilon: float, seed: int) -> Model:
+        """Twelve Lanczos steps with full orthogonalisation; products by central differences.
+
+        Args:
+            f: Value and gradient at z, shape (p,).
+            scale: What a box of epsilon 1 is.
+            epsilon: A box; the differences reach a fifth of the way to its corners.
+            seed: Of the first vector.
+        """
+        p = len(scale)
+        step = 0.2 * epsilon * p**0.5
+        weight = scale.double().cpu()
+
+        def product(v: Tensor) -> Tensor:
+            ahead, behind = (f((s * step * weight * v).to(scale))[1].double().cpu() for s in (1, -1))
+            return torch.nan_to_num(weight * (ahead - behind) / (2 * step), 0.0, 0.0, 0.0)
+
+        generator = torch.Generator().manual_seed(seed)
+        basis = torch.zeros(p, 0, dtype=torch.float64)
+        columns: list[Tensor] = []
+        rest = torch.randn(p, generator=generator, dtype=torch.float64)
+        for _ in range(min(_LANCZOS, p)):
+            basis = torch.cat([basis, (rest / rest.norm())[:, None]], 1)
+            columns.append(product(basis[:, -1]))
+            rest = columns[-1].clone()
+            for _ in range(2):
+                rest -= basis @ (basis.T @ rest)
+            if not rest.norm() > 1e-10 * columns[-1].norm():  # an invariant space: the model is exact on it
+                break
+        inner = basis.T @ torch.stack(columns, 1)
+        return cls(weight, basis @ ((inner + inner.T) / 2) @ basis.T)
+
+    def vertices(self, epsilon: float, g0: Tensor) -> Tensor:
+        """The different vertices that sign iteration and single flips end at, the highest first: (k, p)."""
+        matrix = epsilon**2 * self.matrix
+        slope = epsilon * self.scale * g0.double().cpu()
+        p, generator = len(slope), torch.Generator().manual_seed(0)
+        u = 2.0 * torch.randint(0, 2, (_CANDIDATES, p), generator=generator).double() - 1
+        # the diagonal is a constant over the vertices; half the shift to convexity is a longer step
+        off = matrix - torch.diag(matrix.diagonal())
+        shift = 0.5 * max(0.0, -float(torch.linalg.eigvalsh(off)[0]))
+        for _ in range(20):
+            u = torch.where(slope + u @ off + shift * u >= 0, 1.0, -1.0).double()
+        u = _flip(u, slope, off)
+        u = torch.unique(u, dim=0)
+        height = u @ slope + 0.5 * ((u @ off) * u).sum(1)
+        return u[height.argsort(descending=True)]
+
+    def flips(self, epsilon: float, u: Tensor, gradient: Tensor, most: int) -> Tensor | None:
+        """From a vertex, the one of up to `most` flips at which the model is highest; None if none is higher.
+
+        Flips are made one after another, the best first even where it falls, and cut off where the sum is
+        highest (Kernighan & Lin 1970).
+        """
+        matrix = epsilon**2 * self.matrix
+        u, slope = u.clone(), gradient.clone()
+        total = highest = 0.0
+        best, open_ = None, torch.ones(len(u), dtype=torch.bool)
+        for _ in range(min(most, len(u))):
+            gains = 2 * matrix.diagonal() - 2 * u * slope
+            place = int(gains.masked_fill(~open_, -np.inf).argmax())
+            total += float(gains[place])
+            open_[place] = False
+            slope -= 2 * u[place] * matrix[place]
+            u[place] = -u[place]
+            if total > highest:
+                highest, best = total, u.clone()
+        return best
+
+    def learn(self, epsilon: float, step: Tensor, change: Tensor) -> None:
+        """Makes M what takes a step to the change of the gradient there (symmetric rank one; in u)."""
+        rest = change / epsilon**2 - self.matrix @ step
+        along = float(rest @ step)
+        if abs(along) > 1e-8 * float(rest.norm() * step.norm()):  # and neither is NaN
+            self.matrix = self.matrix + torch.outer(rest, rest) / along
+
+
+def _flip(u: Tensor, slope: Tensor, off: Tensor) -> Tensor:
+    """Flips the best coordinate of each row until none gains."""
+    u, slope = u.clone(), slope + u @ off
+    for _ in range(10 * u.shape[1]):
+        gain, place = (-2 * u * slope).max(1)
+        rows = (gain > 1e-12 * slope.abs().amax(1)).nonzero()[:, 0]
+        if not len(rows):
+            break
+        place = place[rows]
+        old = u[rows, place]
+        u[rows, place] = -old
+        slope[rows] -= 2 * old[:, None] * off[place]
+    return u
+
+
+@dataclass
+class _End:
+    """A maximum: f there, what led to it, u, the weight of each coordinate, the lines that met it."""
+
+    value: float
+    name: str
+    u: Tensor
+    weight: Tensor
+    lines: set[str]
+
+    def overlap(self, u: Tensor) -> float:
+        """1 where u is the same point, as far as f depends on it; about 0 for an unrelated one."""
+        total = self.weight.sum()
+        return float((self.weight * self.u * u).sum() / total) if total > 0 else 1.0
+
+
+@dataclass
+class _Search:
+    """Ascents from one start after another, and what they came to.
+
+    Attributes:
+        ends: The different maxima, the best first.
+        spent: Evaluations; one on a part of the samples counts as that part.
+        iterations: Iterations, over all starts.
+    """
+
+    f: Function
+    bound: Tensor
+    f0: float
+    epsilon: float
+    tolerance: float
+    model: Model | None
+    ends: list[_End] = field(default_factory=list)
+    spent: float = 0.0
+    iterations: int = 0
+
+    def at(self, u: Tensor) -> tuple[float, Tensor]:
+        """f at z = b u, and its gradient in z."""
+        self.spent += 1
+        value, gradient = self.f(self.bound * u)
+        return (value, gradient) if np.isfinite(value) else (-np.inf, gradient)
+
+    def rough(self, f: Function, u: Tensor, share: float) -> Tensor:
+        """Where the vertex iteration on a part of the samples takes u."""
+
+        def at(u: Tensor) -> tuple[float, Tensor]:
+            self.spent += share
+            return f(self.bound * u)
+
+        return _ascend(at, u, self.f0, gain=1e-2, iterations=8)[0]
+
+    def ascend(self, start: Start) -> None:
+        """The vertex iteration, and where it ends, flips by the model."""
+        beat = self.ends[0].value if self.ends else self.f0
+        u, value, gradient, used = _ascend(self.at, start.u, self.f0, beat=beat)
+        self.iterations += used
+        most = len(u)
+        while self.model is not None and most > 0:
+            slope = (self.bound * gradient).double().cpu()
+            found = self.model.flips(self.epsilon, u.double().cpu(), slope, most)
+            if found is None:
+                break
+            new = found.to(u)
+            new_value, new_gradient = self.at(new)
+            self.iterations += 1
+            change = (self.bound * new_gradient).double().cpu() - slope
+            self.model.learn(self.epsilon, (new - u).double().cpu(), change)
+            if new_value > value:
+                u, value, gradient = new, new_value, new_gradient
+            else:
+                most = int((new != u).sum()) // 2
+        self._book(_End(value, start.name, u, (self.bound * gradient).abs(), {start.line} - {_MIXED}))
+
+    def _book(self, end: _End) -> None:
+        """Files an end with those of the same maximum."""
+        for other in self.ends:
+            rise, apart = abs(max(end.value, other.value) - self.f0), abs(end.value - other.value)
+            same = self.model is None and apart <= self.tolerance * rise and other.overlap(end.u) > _SAME
+            if same or apart <= 1e-5 * rise:
+                end.lines |= other.lines
+                self.ends.remove(other)
+                if other.value >= end.value:
+                    end = replace(other, lines=end.lines)
+                break
+        self.ends = sorted([*self.ends, end], key=lambda end: -end.value)[:_KEPT]
+
+    def known(self, start: Start) -> bool:
+        """Whether an ascent from there tells nothing: to a lower maximum, or again to a confirmed one."""
+        for end in self.ends:
+            if torch.equal(end.u, start.u):
+                return True
+            if (
+                self.model is None
+                and end.overlap(start.u) > _SAME
+                and (end is not self.ends[0] or self.agreed)
+            ):
+                end.lines.add(start.line)
+                return True
+        return False
+
+    @property
+    def agreed(self) -> bool:
+        """Whether starts of two lines came to the best maximum."""
+        return len(self.ends[0].lines) > 1
+
+    @property
+    def unanimous(self) -> bool:
+        """Whether starts of four lines came to one maximum, and none to another."""
+        return len(self.ends) == 1 and len(self.ends[0].lines) > 3
+
+
+_MIXED = "recombined"
+_SAME = 0.9
+"""Overlap above which two points are of one maximum: measured, 0.92 to 1 within one and up to 0.6 between."""
+_KEPT = 8
+
+
 def converged(
     f: Function,
     bound: Tensor,
     f0: float,
     g0: Tensor,
     *,
-    starts: int = 2,
+    epsilon: float,
+    starts: int = 4,
+    budget: int = 60,
+    tolerance: float = 5e-3,
     seed: int = 0,
-    iterations: int = 15,
-    tolerance: float = 3e-3,
+    known: Sequence[Start] = (),
+    model: Model | None = None,
+    part: Callable[[int], Function] | None = None,
+    share: float = 1.0,
 ) -> Maximum:
-    """The vertex iteration from the gradient's sign and from random vertices.
+    """The vertex iteration from several starts, until independent ones agree or the budget is spent.
 
     Args:
         f: Value and gradient at z, shape (p,).
         bound: Half-widths b of the box, shape (p,).
         f0: f at z = 0.
         g0: The gradient there.
-        starts: Starts; the first is the sign of the gradient, the others are random vertices.
-        seed: Seed of the random vertices.
-        iterations: Most iterations a start.
-        tolerance: A start has converged when an iteration gains less than this share of f - f0.
+        epsilon: Which box it is.
+        starts: Starts, beside the known ones, that are made before an agreement of two counts, unless the
+            first four all come to one maximum.
+        budget: Evaluations after which no further start is made.
+        tolerance: Share of the rise to which starts agree in a large space.
+        seed: Of random vertices.
+        known: Starts that something else found, taken first.
+        model: Curvature of f at x, which a small space needs; it learns more here.
+        part: Gives f on a random part of the samples, another one for each number.
+        share: How large that part is.
     """
-    if starts < 1:
-        raise InputError(f"starts={starts}: must be at least 1")
-    generator = torch.Generator().manual_seed(seed)
-    best = Maximum(torch.zeros_like(bound), f0, "origin", 0, False)
-    total = 0
+    search = _Search(f, bound, f0, epsilon, tolerance, model)
+    generator = torch.Generator(bound.device).manual_seed(seed)
+    made = _starts(search, g0, generator, known, part, share)
+    for count, start in enumerate(itertools.islice(made, 10 * budget), 1):  # a tiny space has few starts
+        if not search.known(start):
+            search.ascend(start)
+        enough = count >= len(known) + starts or (search.model is None and search.unanimous)
+        if search.spent >= budget or (enough and search.agreed):
+            break
+    best = search.ends[0]
+    ends = [Start(end.name, end.u) for end in search.ends]
+    if not best.value > f0:  # x is a maximum itself, if several starts say so
+        lines = {line for end in search.ends for line in end.lines}
+        return Maximum(torch.zeros_like(bound), f0, "origin", search.iterations, len(lines) > 1)
+    return Maximum(bound * best.u, best.value, best.name, search.iterations, search.agreed, ends)
 
-    def ascend(name: str, u: Tensor) -> Maximum:
-        nonlocal total
-        u, value, used, done = _ascend(f, bound, u, f0, iterations, tolerance)
-        total += used
-        return Maximum(bound * u, value, name, 0, done)
 
-    for index in range(starts):
-        vertex = (torch.randint(0, 2, bound.shape, generator=generator) * 2 - 1).to(bound)
-        if index == 0:
-            found = ascend("gradient", torch.where(g0 == 0, vertex, g0.sign()))
+def _starts(
+    search: _Search,
+    g0: Tensor,
+    generator: torch.Generator,
+    known: Sequence[Start],
+    part: Callable[[int], Function] | None,
+    share: float,
+) -> Iterator[Start]:
+    """Starts without an end, the most promising first."""
+    bound, model = search.bound, search.model
+
+    def random() -> Tensor:
+        """Uniform in [0, 1)."""
+        return torch.rand(bound.shape, generator=generator, dtype=bound.dtype, device=bound.device)
+
+    def vertex() -> Tensor:
+        return torch.where(random() < 0.5, -1.0, 1.0).to(bound)
+
+    yield from known
+    if not any(start.line == "gradient" for start in known):
+        u = torch.where(g0 == 0, vertex(), g0.sign())
+        yield Start("gradient", u if part is None else search.rough(part(0), u, share))
+    if model is not None:
+        for place, u in enumerate(model.vertices(search.epsilon, g0)[:_VERTICES].to(bound)):
+            yield Start(f"model {place}", u)
+            yield Start(f"model -{place}", -u)
+    for place in itertools.count(len(known) + 1):
+        if model is None:
+            u = vertex()
+            yield Start(f"vertex {place}", u if part is None else search.rough(part(place), u, share))
+        elif place % 2:
+            yield Start(f"point {place}", 2 * random() - 1)
         else:
-            found = ascend(f"vertex {index}", vertex)
-        best = max(best, found, key=lambda maximum: maximum.value)
-    if len(bound) <= SMALL:
-        end = paper(f, bound, f0, g0)
-        total += end.iterations
-        if end.value > best.value:
-            found = ascend("paper", end.z / bound)
-            best = (
-                found if found.value >= end.value else replace(end, start="paper", converged=found.converged)
-            )
-    return replace(best, iterations=total)
+            best = [end.u for end in search.ends]
+            places = torch.randint(len(best), (2,), generator=generator, device=bound.device).tolist()
+            child = torch.where(random() < 0.5, best[places[0]], best[places[1]])
+            yield Start(_MIXED, torch.where(random() < 0.03, -child, child))
 
 
 def _ascend(
-    f: Function, bound: Tensor, u: Tensor, f0: float, iterations: int, tolerance: float
-) -> tuple[Tensor, float, int, bool]:
-    """The vertex iteration from u: its last point, f there, iterations, whether its rule was met."""
-    value, gradient = f(bound * u)
+    f: Function,
+    u: Tensor,
+    f0: float,
+    gain: float = _GAIN,
+    iterations: int = _ITERATIONS,
+    beat: float = -np.inf,
+) -> tuple[Tensor, float, Tensor, int]:
+    """The vertex iteration from u: its last point, f and its gradient there, iterations.
+
+    It ends early where ten more such steps would not come to `beat`.
+    """
+    value, gradient = f(u)
+    if not np.isfinite(value):  # nothing to go by
+        return u, -np.inf, torch.zeros_like(gradient), 0
     ahead = gradient
     for iteration in range(1, iterations + 1):
         tried = u
@@ -146,17 +458,18 @@ def _ascend(
             if torch.equal(target, tried) or torch.equal(target, u):
                 continue
             tried = target
-            new, new_gradient = f(bound * target)
+            new, new_gradient = f(target)
             if new > value:
                 break
         else:
-            return u, value, iteration, True  # no ascent left
-        gain = new - value
+            return u, value, gradient, iteration  # no ascent left
+        rise = new - value
         ahead = 2 * new_gradient - gradient
         u, value, gradient = target, new, new_gradient
-        if gain <= tolerance * (value - f0):
-            return u, value, iteration, True
-    return u, value, iterations, False
+        slow = max(gain, 0.02 if value + 10 * rise < beat else 0)
+        if rise <= slow * (value - f0):
+            break
+    return u, value, gradient, iteration
 
 
 def _targets(u: Tensor, gradient: Tensor, ahead: Tensor) -> Iterator[Tensor]:
@@ -168,4 +481,4 @@ def _targets(u: Tensor, gradient: Tensor, ahead: Tensor) -> Iterator[Tensor]:
     yield (3 * u + vertex) / 4
 
 
-SOLVERS = {"paper": paper, "converged": converged}
+SOLVERS = ("paper", "converged")

@@ -56,24 +56,44 @@ class Line:
 
 
 LINE = Line()
+EIGENVALUES = torch.linalg.eigvalsh(LINE.hessian).flip(0)
+SCALED = LINE.x.abs()[:, None] * LINE.hessian * LINE.x.abs()
+CORNERS = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
 KNOWN: dict[str, dict[str, Any]] = {
     "sharpness": {"epsilons": [0.1], "spaces": ["full"], "solvers": ["converged"], "starts": 32},
     "lambda_max": {"tolerance": 1e-8},
     "distance": {},
+    "ball": {"radius": 0.1, "steps": 2000, "tolerance": 1e-9},
+    "adaptive": {"radius_2": 0.1, "radius_inf": 0.1, "steps": 2000, "tolerance": 1e-9},
+    "average": {"sigma": 0.1, "draws": 4000},
+    "fisher": {"empirical": True, "group": 1, "probes": 1},
+    "spectrum": {"top": 3, "lanczos": 4, "thresholds": [2.0], "tolerance": 1e-8},
 }
 ANSWERS = {
     "sharpness": {"sharpness": LINE.sharpness(0.1)},
-    "lambda_max": {"lambda_max": float(torch.linalg.eigvalsh(LINE.hessian)[-1])},
+    "lambda_max": {"lambda_max": float(EIGENVALUES[0])},
     "distance": {"distance_from_start": float(LINE.x.norm()), "relative_distance": math.nan},
+    "ball": {"ball_sharpness": 0.5 * 0.1**2 * float(EIGENVALUES[0])},
+    "adaptive": {
+        "adaptive_sharpness_2": 0.5 * 0.1**2 * float(torch.linalg.eigvalsh(SCALED)[-1]),
+        "adaptive_sharpness_inf": 0.5 * 0.1**2 * float(((CORNERS @ SCALED) * CORNERS).sum(1).max()),
+    },
+    "fisher": {"empirical_fisher_trace": 0.0, "empirical_fisher_trace_error": 0.0},  # every residual is 0
 }
+CLOSED = sorted(ANSWERS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_each_measure_has_its_closed_form() -> None:
+    """Here, or in a test of its own below."""
+    assert set(NAMES) == set(CLOSED) | {"average", "spectrum", "rescaling"}
+
+
+@pytest.mark.parametrize("name", CLOSED)
 def test_a_measure_gives_what_is_known_in_closed_form(name: str) -> None:
     measure: Measure = build(node(name, **KNOWN[name]), f"measure.{name}", kind=Measure)
     rows = measure([LINE.minimiser()])
     values = {row["metric"]: row["value"] for row in rows}
-    assert values == pytest.approx(ANSWERS[name], rel=1e-6, nan_ok=True)
+    assert values == pytest.approx(ANSWERS[name], rel=1e-6, abs=1e-20, nan_ok=True)
     assert all(set(row) <= set(SCHEMA.names) for row in rows)
     assert all(row.get("converged", True) for row in rows)
 
@@ -85,9 +105,151 @@ def test_parts_of_a_measure_are_built_and_cover_it(name: str) -> None:
     made = [build(part, f"measure.{name}", kind=Measure) for part in parts]
     assert made and all("metric" in each.failed() for each in made)
     if name == "sharpness":
-        assert len(parts) == 8  # two boxes, spaces and solvers
-        values = [value for each in made for value in each._values()]
-        assert sorted(values) == sorted(measure._values())
+        assert len(parts) == 6  # the full space and five subspaces, each for both boxes and solvers
+        assert [(p["spaces"], p.get("draw")) for p in parts] == [
+            (["full"], None),
+            *((["subspace"], draw) for draw in range(5)),
+        ]
+        assert all(part["epsilons"] == [1e-3, 5e-4] and len(part["solvers"]) == 2 for part in parts)
+
+
+def rows_of(name: str, minimiser: Minimiser, **changes: Any) -> list[dict[str, Any]]:
+    measure: Measure = build(node(name, **changes), f"measure.{name}", kind=Measure)
+    return measure([minimiser])
+
+
+def test_average_sharpness_is_half_the_variance_times_the_trace() -> None:
+    for adaptive, trace in ((False, EIGENVALUES.sum()), (True, SCALED.trace())):
+        mean, error = rows_of("average", LINE.minimiser(), sigma=0.1, draws=3000, adaptive=adaptive)
+        assert mean["value"] == pytest.approx(0.5 * 0.1**2 * float(trace), abs=5 * error["value"])
+        assert 0 < error["value"] < 0.05 * mean["value"]
+
+
+def test_the_spectrum_is_that_of_the_dense_hessian() -> None:
+    found = rows_of("spectrum", LINE.minimiser(), **KNOWN["spectrum"], probes=200)
+    of = lambda metric: [row["value"] for row in found if row["metric"] == metric]  # noqa: E731
+    assert of("eigenvalue") == pytest.approx(EIGENVALUES[:3].tolist(), rel=1e-6)
+    assert max(of("residual")) < 1e-6 and of("lambda_max") == of("eigenvalue")[:1]
+    assert of("trace")[0] == pytest.approx(float(EIGENVALUES.sum()), abs=5 * of("trace_error")[0])
+    above = int((EIGENVALUES > 2).sum())
+    assert of("eigenvalues_above") == [above] and of("share_above") == [above / 4]
+    where = [row["position"] for row in found if row["metric"] == "density"]
+    density = of("density")
+    assert len(where) == 256 and min(density) >= 0
+    mass = sum(density) * (where[1] - where[0])
+    assert 0.75 < mass < 1.05  # some of the bumps, wide after four steps, lies beyond the ends
+
+
+def test_counts_beyond_the_largest_eigenvalues_are_estimates_and_say_so() -> None:
+    found = rows_of("spectrum", LINE.minimiser(), top=1, lanczos=4, thresholds=[0.0, 1e6], probes=50)
+    counts = {row["position"]: row for row in found if row["metric"] == "eigenvalues_above"}
+    assert counts[0.0]["value"] == pytest.approx(4) and not counts[0.0]["converged"]
+    assert counts[1e6]["value"] == 0 and counts[1e6]["converged"]
+
+
+class Classes:
+    """A linear classifier on random data, in float64, away from any minimum."""
+
+    def __init__(self, hidden: int = 0) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.inputs = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+        self.labels = torch.randint(0, 3, (50,), generator=generator)
+        torch.manual_seed(0)
+        layers = (
+            [nn.Linear(4, 8), nn.BatchNorm1d(8).eval(), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()]
+            if hidden
+            else []
+        )
+        self.network = nn.Sequential(*layers, nn.Linear(8 if hidden else 4, 3)).double()
+
+    def minimiser(self) -> Minimiser:
+        def objective(**options: Any) -> Objective:
+            return Objective(self.network, (self.inputs, self.labels), **options)
+
+        x = torch.cat([p.detach().reshape(-1) for p in self.network.parameters()])
+        return Minimiser(x, torch.zeros_like(x), objective)
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Each sample's gradient of log p(y) for each class y, (N, C, n), and p, (N, C)."""
+        logs = self.network(self.inputs).log_softmax(1)
+        found = [
+            torch.cat(
+                [
+                    g.reshape(-1)
+                    for g in torch.autograd.grad(one, list(self.network.parameters()), retain_graph=True)
+                ]
+            )
+            for one in logs.reshape(-1)
+        ]
+        return torch.stack(found).reshape(50, 3, -1), logs.exp().detach()
+
+
+def test_the_fisher_trace_is_the_mean_squared_gradient() -> None:
+    classes = Classes()
+    gradients, p = classes.gradients()
+    squares = gradients.square().sum(2)
+    labelled = float(squares[torch.arange(50), classes.labels].mean())
+    exact = rows_of("fisher", classes.minimiser(), empirical=True, group=1, probes=1)
+    assert exact[0]["value"] == pytest.approx(labelled, rel=1e-9) and exact[1]["value"] == 0
+    for empirical, known in ((True, labelled), (False, float((p * squares).sum(1).mean()))):
+        mean, error = rows_of("fisher", classes.minimiser(), empirical=empirical, group=10, probes=400)
+        assert mean["value"] == pytest.approx(known, abs=5 * error["value"])
+        assert error["value"] < 0.1 * known
+
+
+def test_m_sharpness_is_the_mean_over_parts() -> None:
+    """Of one sample a part: each sample's own quadratic, 2 (x.d)^2 / 2, rises by radius^2 |x|^2."""
+    (row,) = rows_of("ball", LINE.minimiser(), radius=0.1, m=1, steps=50, tolerance=1e-8)
+    assert row["value"] == pytest.approx(0.1**2 * float(LINE.inputs.square().sum(1).mean()), rel=1e-6)
+    (whole,) = rows_of("ball", LINE.minimiser(), radius=0.1, m=None, steps=2000, tolerance=1e-8)
+    assert whole["value"] <= row["value"]
+
+
+def test_normalised_logits_do_not_see_the_scale_of_the_last_layer() -> None:
+    values = []
+    for factor in (1.0, 7.0):
+        classes = Classes()
+        with torch.no_grad():
+            for p in classes.network.parameters():
+                p *= factor
+        values.append(
+            [
+                [
+                    row["value"]
+                    for row in rows_of(
+                        "adaptive", classes.minimiser(), normalise_logits=normalise, radius_2=0.05
+                    )
+                ]
+                for normalise in (True, False)
+            ]
+        )
+    assert values[0][0] == pytest.approx(values[1][0], rel=1e-6)
+    assert values[0][1] != pytest.approx(values[1][1], rel=0.1)
+
+
+def test_the_audit_tells_what_a_rescaling_moves() -> None:
+    inner = {
+        "sharpness": node("sharpness", epsilons=[1e-3], spaces=["full"], solvers=["converged"]),
+        "ball": node("ball"),
+        "adaptive": node("adaptive", radius_2=0.05),
+        "lambda_max": node("lambda_max"),
+    }
+    found = rows_of("rescaling", Classes(hidden=1).minimiser(), factors=[0.25, 1, 4], measures=inner)
+    assert {row["start"] for row in found} == {
+        "0, 1"
+    }  # the first layer and its batch norm, whose running mean is 0
+    moved = {}
+    for metric in {row["metric"] for row in found}:
+        values = [row["value"] for row in found if row["metric"] == metric]
+        moved[metric] = max(values) / min(values) - 1
+    assert moved["rescaled_adaptive_sharpness_2"] < 1e-3 and moved["rescaled_adaptive_sharpness_inf"] < 1e-5
+    for metric in ("sharpness", "ball_sharpness", "lambda_max"):
+        assert moved[f"rescaled_{metric}"] > 0.01
+
+
+def test_a_network_without_layers_to_rescale_is_refused() -> None:
+    with pytest.raises(InputError, match="rescaling: needs two layers"):
+        rows_of("rescaling", LINE.minimiser(), measures={"ball": node("ball")})
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 40])
@@ -126,6 +288,15 @@ def test_curvature_is_the_hessians_product() -> None:
         ("sharpness", {"batch_norm": "x"}, "measure.sharpness.batch_norm=x: must be running"),
         ("sharpness", {"draws": 0}, "measure.sharpness.draws=0: must be from 1 to 10,000"),
         ("lambda_max", {"tolerance": 2}, "measure.lambda_max.tolerance=2.0: must be between 0 and 1"),
+        ("ball", {"radius": 0}, "measure.ball.radius=0.0: must be above 0"),
+        ("ball", {"m": 0}, "measure.ball.m=0: must be null or at least 1"),
+        ("adaptive", {"norms": ["1"]}, "measure.adaptive.norms=['1']: must be among 2, inf"),
+        ("adaptive", {"radius_inf": -1}, "measure.adaptive.radius_inf=-1.0: must be above 0"),
+        ("average", {"sigma": 0}, "measure.average.sigma=0.0: must be above 0"),
+        ("average", {"draws": 1}, "measure.average.draws=1: must be from 2 to 10,000"),
+        ("fisher", {"batch_norm": "batch"}, "measure.fisher.batch_norm=batch: must be running or"),
+        ("spectrum", {"lanczos": 1}, "measure.spectrum.lanczos=1: must be from 2 to 10,000"),
+        ("rescaling", {"measures": {}}, "measure.rescaling.measures={}: must be one or more measures"),
         ("lambda_max", {"iterations": 0}, "measure.lambda_max.iterations=0: must be at least 1"),
     ],
 )

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbdist.errors import InputError
-from lbdist.sharpness import SharpnessResult, box_sharpness
+from lbdist.sharpness import SharpnessResult, box_sharpness, solvers
 from lbdist.sharpness import subspace as subspace_module
+from lbdist.sharpness.metric import Neighbourhood
 from lbdist.sharpness.solvers import SOLVERS
-from lbdist.sharpness.subspace import FullSpace, Subspace
+from lbdist.sharpness.subspace import CONVENTIONS, FullSpace, Subspace
 
 SOLVER = pytest.mark.parametrize("solver", SOLVERS)
 
@@ -115,7 +116,8 @@ def test_diagonal_quadratic_beside_its_minimiser() -> None:
     expected = 0.5 * float(h @ ((d.abs() + bound) ** 2 - d**2))
     result = box_sharpness(diagonal(h, c), c + d)
     assert result.fmax - result.f0 == pytest.approx(expected, rel=1e-6)
-    assert result.start == "gradient"
+    assert result.start == "paper"  # which moves here
+    assert box_sharpness(diagonal(h, c), c + d, from_paper=False).start == "gradient"
 
 
 def test_quadratic_in_a_subspace_at_its_minimiser() -> None:
@@ -202,26 +204,41 @@ def test_convex_quadratics_against_every_vertex(
     check_bounds(found, f, epsilon * (x.abs() + 1))
 
 
-@pytest.mark.parametrize(("starts", "exact", "mean"), [(2, 0.6, 0.92), (16, 0.9, 0.99)])
-def test_how_often_the_vertex_iteration_finds_the_global_maximum(
-    starts: int, exact: float, mean: float
-) -> None:
-    """A maximum over a box is NP-hard: the value is a lower bound, and this measures how good a one.
+@given(st.integers(2, 16), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_a_quadratic_in_a_small_space_is_maximised_over_all_its_vertices(p: int, seed: int) -> None:
+    """The model is exact but for rounding up to 12 dimensions, and good beyond: the maximum of all 2^p."""
+    factor, c = random(p, p, seed=seed), random(p, seed=seed + 1)
+    q = factor @ factor.T
+    f = quadratic(q, -q @ c, 1.0 + 0.5 * float(c @ q @ c))
+    found = box_sharpness(f, c, epsilon=0.1)
+    corners = vertices(0.1 * (c.abs() + 1))
+    best = float(0.5 * ((corners @ q) * corners).sum(1).max())
+    assert rise(found) == pytest.approx(best, rel=1e-6)
+    assert found.converged
 
-    At the minimiser of random quadratics in 2 to 8 dimensions, measured: the default of 2 starts finds the
-    maximum in 72 % of 100, 49 % of it at worst and 96 % on average; 16 starts in 97 %, 89 % of it at worst.
+
+def test_how_often_starts_in_a_large_space_find_the_global_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the model: a maximum over a box is NP-hard, and the value a lower bound. How good a one?
+
+    At the minimiser of 100 random quadratics in 2 to 8 dimensions, measured with 8 starts: the maximum in 97,
+    on average 99.4 % of it; 98 claims of convergence, three of them at another maximum (nine of 99 with the
+    default of 4 starts; none of 28 on trained networks).
     """
-    shares = []
+    monkeypatch.setattr(solvers, "SMALL", 0)
+    shares, claims = [], []
     for seed in range(100):
         n = 2 + seed % 7
         factor, c = random(n, n, seed=seed), random(n, seed=seed + 1000)
         q = factor @ factor.T
         f = quadratic(q, -q @ c, 1.0 + 0.5 * float(c @ q @ c))
-        found = box_sharpness(f, c, epsilon=0.1, keep_maximiser=True, starts=starts, seed=seed)
+        found = box_sharpness(f, c, epsilon=0.1, keep_maximiser=True, seed=seed, starts=8)
         shares.append(check_bounds(found, f, 0.1 * (c.abs() + 1)))
-    assert sum(share > 1 - 1e-6 for share in shares) >= exact * len(shares)
-    assert sum(shares) >= mean * len(shares)
-    assert min(shares) > 0
+        claims.append(found.converged)
+    wrong = sum(claim and share < 0.99 for claim, share in zip(claims, shares, strict=True))
+    assert sum(claims) > 90 and wrong <= 5
+    assert sum(share > 1 - 1e-6 for share in shares) >= 90
+    assert sum(shares) >= 98
 
 
 @SOLVER
@@ -282,14 +299,37 @@ def test_evaluations_are_counted_exactly(solver: str) -> None:
         assert found.evaluations == len(f.values) >= 2 and found.iterations >= 1
 
 
-def test_fewer_iterations_do_not_claim_convergence() -> None:
-    factor = random(30, 30, seed=4)
-    c = torch.zeros(30, dtype=torch.float64)
-    f = quadratic(factor @ factor.T, c, 1.0)
-    cut = box_sharpness(f, c, iterations=1, tolerance=0.0, starts=1)
-    assert not cut.converged
-    whole = box_sharpness(f, c, iterations=100, tolerance=0.0, starts=1)
-    assert whole.converged and whole.fmax > cut.fmax
+def test_convergence_is_claimed_only_where_starts_agree() -> None:
+    """Hills of all heights in sixty dimensions: hardly two starts end on one; a single ridge: all do."""
+    a, b = random(60, 60, seed=4), 30 * random(60, seed=5)
+
+    def hills(y: Tensor) -> tuple[float, Tensor]:
+        wave = 40 * (a @ y) + b
+        return 200 + float(wave.cos().sum()), -40 * (a.T @ wave.sin())
+
+    x = torch.zeros(60, dtype=torch.float64)
+    found = box_sharpness(hills, x, epsilon=0.3)
+    assert found.value > 0 and not found.converged and found.evaluations >= 60
+    v = random(60, seed=6)
+    ridge = box_sharpness(quadratic(torch.outer(v, v), 0 * v, 1.0), x)
+    assert ridge.converged and ridge.evaluations < 80
+
+
+def test_boxes_and_solvers_of_one_neighbourhood_share_what_they_evaluate() -> None:
+    factor, c = random(300, 40, seed=4), random(300, seed=5)
+    f = quadratic(
+        factor @ factor.T, -factor @ (factor.T @ c), 1.0 + 0.5 * float((factor.T @ c) @ (factor.T @ c))
+    )
+    near = Neighbourhood(f, c, Subspace(300, 20, like=c))
+    found = [near.sharpness(e, s) for e in (1e-3, 5e-4) for s in ("paper", "converged")]
+    assert sum(result.evaluations for result in found) == len(f.values)
+    alone = [
+        box_sharpness(f, c, epsilon=e, solver=s, subspace=20).evaluations
+        for e in (1e-3, 5e-4)
+        for s in ("paper", "converged")
+    ]
+    assert len(f.values) - sum(alone) < 0.7 * sum(alone)
+    assert found[3].value == pytest.approx(found[1].value / 4, rel=1e-9)  # a quadratic's box of half the size
 
 
 @SOLVER
@@ -312,7 +352,7 @@ def test_same_seed_same_result(solver: str, subspace: int | None) -> None:
     torch.rand(1)
     assert run(seed=3) == first
     if solver == "converged":
-        assert len({tuple(run(seed=seed)["maximiser"]) for seed in range(6)}) > 1
+        assert len({run(seed=seed)["evaluations"] for seed in range(6)}) > 1
 
 
 @pytest.mark.parametrize(
@@ -322,6 +362,10 @@ def test_same_seed_same_result(solver: str, subspace: int | None) -> None:
         ({"epsilon": -1e-3}, "epsilon=-0.001: must be from"),
         ({"epsilon": float("nan")}, "epsilon=nan: must be from"),
         ({"epsilon": float("inf")}, "epsilon=inf: must be from"),
+        ({"starts": 0}, "starts=0: must be at least 1"),
+        ({"budget": 0}, "budget=0: must be at least 1"),
+        ({"tolerance": 1.0}, "tolerance=1.0: must be between 0 and 1"),
+        ({"subspace": 2, "convention": "sparse"}, "convention=sparse: must be one of gaussian, unit_columns"),
         ({"solver": "lbfgs"}, "solver=lbfgs: must be one of paper, converged"),
         ({"subspace": 6}, "subspace=6: must be between 1 and the number of parameters, 5"),
         ({"subspace": 0}, "subspace=0: must be between 1 and the number of parameters, 5"),
@@ -432,6 +476,18 @@ def test_matrix_is_standard_normal() -> None:
     assert matrix.shape == (100_000, 4) and matrix.dtype == torch.float32
     assert matrix.mean(0).abs().max() < 0.02 and (matrix.std(0) - 1).abs().max() < 0.02
     assert (torch.corrcoef(matrix.T) - torch.eye(4)).abs().max() < 0.02
+
+
+def test_conventions(streamed: bool) -> None:
+    x = random(50)
+    made = {c: Subspace(50, 7, convention=c, like=x) for c in CONVENTIONS}
+    dense = {c: torch.cat(list(space._blocks())) for c, space in made.items()}
+    lengths = dense["gaussian"].norm(dim=0)
+    torch.testing.assert_close(dense["unit_columns"], dense["gaussian"] / lengths)
+    assert dense["uniform"].min() >= 0 and dense["uniform"].max() < 1 and dense["uniform"].mean() > 0.4
+    for convention, space in made.items():
+        torch.testing.assert_close(space.times(x[:7]), dense[convention] @ x[:7])
+        torch.testing.assert_close(space.pseudo_inverse(x), torch.linalg.pinv(dense[convention]) @ x)
 
 
 def test_full_space_is_the_identity() -> None:

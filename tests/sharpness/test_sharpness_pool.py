@@ -21,6 +21,7 @@ from lbdist.data.base import Dataset, Split
 from lbdist.objective import Objective
 from lbdist.plan import Cell, Measurement, Point
 from lbdist.sharpness import box_sharpness, pool
+from lbdist.sharpness.metric import Neighbourhood
 from lbdist.storage import Store
 from lbdist.training import checkpoint
 from lbdist.training.loop import on_device, run_cell
@@ -56,7 +57,7 @@ CELL = Cell(
 CELLS = [CELL, replace(CELL, method="LB", global_batch_size=200, seed=1)]
 MISSING = replace(CELL, seed=7)  # never trained
 NODE = {"_target_": "lbdist.sharpness.metric.BoxSharpness", "name": "sharpness", "epsilons": [1e-3],
-        "micro_batch_size": 150}  # fmt: skip
+        "micro_batch_size": 150, "starts": 2, "budget": 20}  # fmt: skip
 
 
 def measurements_of(cell: Cell, epoch: int | None = None) -> list[Measurement]:
@@ -69,7 +70,7 @@ def measurements_of(cell: Cell, epoch: int | None = None) -> list[Measurement]:
 
 JOBS = [job for cell in CELLS for job in measurements_of(cell)] + measurements_of(CELL, 1)[:2]
 # a second or two, so that its actor can be killed at work
-LONG = Measurement({**JOBS[1].measure, "micro_batch_size": 2}, JOBS[1].at)
+LONG = Measurement({**JOBS[1].measure, "micro_batch_size": 5}, JOBS[1].at)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,9 @@ def expected(trained: Path) -> dict[str, dict[str, Any]]:
             subspace=setting.get("subspace_dimension"),
             draw=draw,
             solver=solver,
+            starts=2,
+            budget=20,
+            from_paper=False,  # each job has one solver
         )
         named = {"space": space, "epsilon": setting["epsilons"][0], "solver": solver, "draw": draw}
         rows[job.id] = {
@@ -143,6 +147,37 @@ def agree(row: dict[str, Any], expected: dict[str, Any]) -> None:
     }
     assert row["value"] == pytest.approx(expected["value"], rel=1e-4, abs=1e-6)
     assert row.get("error") is None
+
+
+def test_all_boxes_and_solvers_of_a_space_are_one_measurement(
+    data: ray.ObjectRef, folder: Path, expected: dict[str, dict[str, Any]]
+) -> None:
+    """With one actor and with two, each row is what a neighbourhood gives in this process."""
+    node = {**NODE, "epsilons": [1e-3, 5e-4], "spaces": ["full"], "solvers": ["paper", "converged"]}
+    jobs = [Measurement(node, (Point(cell),)) for cell in CELLS]
+    for actors in (1, 2):
+        found: dict[str, list[dict[str, Any]]] = {}
+
+        def done(
+            job: Measurement,
+            rows: list[dict[str, Any]],
+            found: dict[str, list[dict[str, Any]]] = found,
+        ) -> None:
+            found[job.id] = rows
+
+        pool.measure_all(jobs, data, Store(folder), capacity=Capacity(actors, 0), done=done)
+        for job in jobs:
+            (point,) = job.at
+            network = networks.make(point.cell.network)
+            model = folder / "cells" / point.cell.id / "model.safetensors"
+            network.load_state_dict(safetensors.torch.load_file(model))
+            f = Objective(network, on_device(DATA.train, "cpu"), micro_batch_size=150)
+            near = Neighbourhood(f, f.x)
+            for row in found[job.id]:
+                result = near.sharpness(row["epsilon"], row["solver"], starts=2, budget=20)
+                assert row["value"] == pytest.approx(result.value, rel=1e-4)
+                assert row["evaluations"] == result.evaluations
+            assert [row["solver"] for row in found[job.id]] == ["paper"] * 2 + ["converged"] * 2
 
 
 def stored(folder: Path, job: Measurement) -> dict[str, Any]:
