@@ -235,6 +235,28 @@ class Objective:
 
     def _gradient(self, x: Tensor, samples: int) -> tuple[float, Tensor]:
         """The mean loss over the first samples and its gradient."""
+        total, gradient = self._sums(x, samples)
+        return float(total / samples), (gradient / samples).to(x.dtype)
+
+    def sums(self, x: Tensor, v: Tensor | None, part: int, parts: int) -> tuple[Tensor, Tensor]:
+        """One of several parts of f: what all of them sum to, over the number of samples, is f.
+
+        Args:
+            x: Parameters, shape (n,).
+            v: None for the loss and its gradient; or a vector, whose product with the Hessian is the second.
+            part: Which part.
+            parts: How many; each is a run of micro-batches, of which there may be fewer.
+
+        Returns:
+            Two sums over the part's samples in float64, of shapes () and (n,).
+        """
+        self._ready()
+        samples = len(self.labels)
+        if v is None:
+            return self._sums(x, samples, (part, parts))
+        return torch.zeros((), dtype=torch.float64), self._curvature_sums(x, v, samples, (part, parts))
+
+    def _sums(self, x: Tensor, samples: int, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
 
@@ -243,8 +265,8 @@ class Objective:
             gradient.add_(self.slope(loss))
             total.add_(loss.detach())
 
-        self._visit(x, visit, samples)
-        return float(total / samples), (gradient / samples).to(x.dtype)
+        self._visit(x, visit, samples, part=part)
+        return total, gradient
 
     def visit(self, x: Tensor, see: Callable[[Tensor, Tensor], None]) -> None:
         """Calls `see` with each micro-batch's outputs at x, of which `slope` takes gradients, and labels."""
@@ -269,6 +291,9 @@ class Objective:
         return self._curvature(x, v, len(self.labels))
 
     def _curvature(self, x: Tensor, v: Tensor, samples: int) -> Tensor:
+        return (self._curvature_sums(x, v, samples) / samples).to(x.dtype)
+
+    def _curvature_sums(self, x: Tensor, v: Tensor, samples: int, part: tuple[int, int] = (0, 1)) -> Tensor:
         total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
 
         def visit(outputs: Tensor, labels: Tensor) -> None:
@@ -279,8 +304,8 @@ class Objective:
                 total.add_(self._flat(torch.autograd.grad(slope, leaves, materialize_grads=True)))
 
         with sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second backward pass
-            self._visit(x, visit, samples, twice=True)
-        return (total / samples).to(x.dtype)
+            self._visit(x, visit, samples, twice=True, part=part)
+        return total
 
     def _all_buffers(self) -> dict[str, Tensor]:
         return {k: b.detach().clone() for k, b in self.network.named_buffers(remove_duplicate=False)}
@@ -315,9 +340,16 @@ class Objective:
         return float(total / samples), self.loss.value(sums[0], samples)
 
     def _visit(
-        self, x: Tensor, visit: Callable[[Tensor, Tensor], None], samples: int, twice: bool = False
+        self,
+        x: Tensor,
+        visit: Callable[[Tensor, Tensor], None],
+        samples: int,
+        twice: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Calls `visit` with outputs and labels of each micro-batch, at x; the network is as it was after."""
+        whole, (place, of) = bounds(0, samples, self.micro_batch_size), part
+        chosen = whole[place * len(whole) // of : (place + 1) * len(whole) // of]
         parts = views(self.network, x.detach())
         if x.dtype != self.dtype:
             raise ValueError(f"x is {x.dtype}; f is computed in {self.dtype}, the network's precision")
@@ -326,7 +358,7 @@ class Objective:
         def work() -> None:
             self._set_modes(self.network)
             _copy((parameter, parts[name]) for name, parameter in trainable(self.network))
-            for start, stop in bounds(0, samples, self.micro_batch_size):
+            for start, stop in chosen:
                 # batch statistics would otherwise leak into the running averages
                 held.put_back_buffers(self._buffers)
                 visit(self._outputs(start, stop), self.labels[start:stop].clone())

@@ -191,6 +191,11 @@ class Point:
         node, content = _defining(self.cell.network), Path(self.file).read_bytes()
         return [node, self.cell.seed, hashlib.sha256(content).hexdigest()]
 
+    @property
+    def id(self) -> str:
+        """What the rows of a measurement call the model's cell: of a file, a hash of what it holds."""
+        return self.cell.id if self.file is None else digest(self.key)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -214,9 +219,9 @@ class Measurement:
         first, *others = self.at
         options = {key: value for key, value in _defining(self.measure).items() if key != "_target_"}
         return {
-            "cell": first.cell.id,
+            "cell": first.id,
             "epoch": first.epoch,
-            "other_cell": others[0].cell.id if others else None,
+            "other_cell": others[0].id if others else None,
             "measure": title(self.measure),
             "measurement": self.id,
             "options": json.dumps(options, sort_keys=True),

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,13 @@ from lbdist.sharpness.measure import Measure
 from lbdist.sharpness.pool import measure_all
 from lbdist.storage import Store
 from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
-from lbdist.training import loop
+from lbdist.training import checkpoint, loop
 
 GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
 """Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
+
+PASS_WORK = {"CPU": 2e10, "GPU": 4e12}
+"""FLOPs of an evaluation under which to cut it does not pay: about 0.2 s, where the sum takes some 10 ms."""
 
 
 def prepare(config: DictConfig) -> Session:
@@ -94,6 +98,11 @@ def prepare(config: DictConfig) -> Session:
     study: Study = build(settings.study, "study", kind=Study)
     study.plan = plan
     study.check()
+    for name, (_, measure) in measures.items():
+        allowed = "a measure of one model" if study.points == (1,) else "a measure of one or two models"
+        require(measure.points in study.points, "measure", name, allowed)
+    for file in sorted({point.file for m in study.measurements([]) for point in m.at if point.file}):
+        checkpoint.load_file(network, file)
     session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops)
     alike = {(cell.remedy, cell.setting, cell.stage == "search"): cell for cell in session.cells.values()}
     for cell in alike.values():
@@ -201,6 +210,8 @@ class Session:
             print(head)
             book = tuning.Book(self.store)
             done = sum(book(cell) is not None for cell in cells_of(self.study, book).values())
+            if not self.cells:
+                return 0
             if done:
                 print(f"{done} of the cells are done, in {self.store}")
             self._dry_run()
@@ -344,13 +355,17 @@ class Session:
                 data,
                 self.store,
                 capacity=capacity,
+                shards=self._shards(len(missing), capacity),
                 retries=config.retries,
                 done=progress.measured,
             )
         again = "; run the command again to retry"
         return [f"failed: {line}{again}" for line in _by_kind(failed)] + [
             f"not measured: {line}{again}"
-            for line in _by_kind((m.at[0].cell, f"{title(m.measure)}: {why}") for m, why in lost)
+            for line in _by_kind(
+                (Path(m.at[0].file).name if m.at[0].file else m.at[0].cell, f"{title(m.measure)}: {why}")
+                for m, why in lost
+            )
         ]
 
     def _share(
@@ -370,6 +385,11 @@ class Session:
         share = cluster.sharing(need, memory, capacity.cpus / capacity.gpus)
         say(f"{share} processes a GPU: each takes up to {need / 2**30:.1f} of its {memory / 2**30:.0f} GiB")
         return replace(capacity, share=share)
+
+    def _shards(self, measurements: int, capacity: cluster.Capacity) -> int:
+        """Actors that compute an f together: more than one where they would stand idle and it pays."""
+        pays = self.flops * len(self.data.train) >= PASS_WORK["GPU" if capacity.gpus else "CPU"]
+        return max(1, capacity.slots // max(1, measurements)) if pays else 1
 
     def _unfinished(self, book: Done) -> list[Cell]:
         """The known cells that have not ended."""
@@ -393,10 +413,11 @@ class Session:
         """Writes what there is, and returns what must be said of it: values that could not be measured."""
         cells = cells_of(self.study, book)
         finished = {key: cell for key, cell in cells.items() if book(cell)}
-        if not finished:
+        models = self.study.models()
+        if not (finished or models):
             return ["no cell finished, so there is nothing to report"]
         measurements = [m.id for m in self.measurements(book)]
-        columns = {key: cell.columns() for key, cell in finished.items()}
+        columns = {key: cell.columns() for key, cell in finished.items()} | models
         rows = results.gather(self.store, columns, measurements, self.config.name, book.rows)
         runs = Runs(rows, self.score)
         sections = self.study.sections(runs)
@@ -416,9 +437,7 @@ class Session:
         return [
             f"not measured: {line}"
             for line in _by_kind(
-                (cells[row.cell], f"{row.measure}: {row.error}")
-                for row in wrong.itertuples()
-                if row.cell in cells
+                (cells.get(row.cell, row.method), f"{row.measure}: {row.error}") for row in wrong.itertuples()
             )
         ]
 
@@ -434,15 +453,18 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(inner)
 
 
-def _by_kind(failures: Iterable[tuple[Cell, str]]) -> list[str]:
+def _by_kind(failures: Iterable[tuple[Cell | str, str]]) -> list[str]:
     """Cells and why each of them failed, in a line for each kind: its seeds, and the first reason."""
     kinds: dict[str, tuple[list[str], str]] = {}
     for cell, why in failures:
+        if isinstance(cell, str):  # a file
+            kinds[f"{cell}: {why}"] = ([], "")
+            continue
         seeds, _ = kinds.setdefault(cell.label_without_seed, ([], why))
         if str(cell.seed) not in seeds:
             seeds.append(str(cell.seed))
     return [
-        f"{label} seed {', '.join(seeds)}" + (f": {why}" if why else "")
+        label + (f" seed {', '.join(seeds)}" if seeds else "") + (f": {why}" if why else "")
         for label, (seeds, why) in kinds.items()
     ]
 

@@ -392,3 +392,20 @@ def test_x_is_the_network_s() -> None:
     assert torch.equal(f.x, flatten(network))
     f.x.zero_()
     assert flatten(network).any()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+@pytest.mark.parametrize("mode", ["running", "batch"])
+def test_parts_sum_to_the_whole(parts: int, mode: str) -> None:
+    """Ragged parts, and more of them than micro-batches."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+    data = torch.randn(47, 5, dtype=torch.float64), torch.randint(0, 3, (47,))
+    f = Objective(network, data, batch_norm=mode, micro_batch_size=10)
+    x, v = f.x, torch.randn_like(f.x)
+    value, gradient = f(x)
+    found = [f.sums(x, None, part, parts) for part in range(parts)]
+    assert float(sum(total for total, _ in found)) / 47 == pytest.approx(value, rel=1e-12)
+    torch.testing.assert_close(sum(g for _, g in found) / 47, gradient, rtol=1e-10, atol=1e-14)
+    product = sum(f.sums(x, v, part, parts)[1] for part in range(parts)) / 47
+    torch.testing.assert_close(product, f.curvature(x, v), rtol=1e-10, atol=1e-13)

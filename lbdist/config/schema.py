@@ -52,6 +52,7 @@ class Config:
     remedy: dict[str, Any] = MISSING
     measure: dict[str, Any] = MISSING
     combinations: list[list[str]] = MISSING
+    checkpoint: str | None = MISSING
     small_batch: int = MISSING
     large_batch: float = MISSING
     epochs: int = MISSING

@@ -26,8 +26,8 @@ class Minimiser:
     Attributes:
         x: Its parameters, shape (n,).
         start: Those of its run's starting point, shape (n,).
-        objective: Gives f on the training set, as an `Objective` of these options (`batch_norm`,
-            `micro_batch_size`); the same options give the same one.
+        objective: Gives f, as an `Objective` of these options (`batch_norm`, `micro_batch_size`), on the
+            training set or, with `split="test"`, on the test set; the same options give the same one.
     """
 
     x: Tensor

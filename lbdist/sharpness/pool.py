@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,16 +23,74 @@ from lbdist.storage import FULL, Store
 from lbdist.training import checkpoint
 
 
-class Evaluator:
-    """Measures in one process; the data stay on its device, the last models and their f in memory."""
+class Sharded(Objective):
+    """f of which other actors compute parts at the same time: runs of micro-batches, summed in float64.
 
-    def __init__(self, data: Dataset, store: Store, device: str, driver: str) -> None:
+    Args:
+        ask: Begins a part on each of the other actors, given x, v and the number of parts.
+        others: How many there are.
+        arguments: As of `Objective`.
+        options: As of `Objective`.
+    """
+
+    def __init__(self, ask: Callable[..., list[ray.ObjectRef]], others: int, *arguments: Any, **options: Any):
+        self.ask, self.others = ask, others
+        super().__init__(*arguments, **options)
+
+    def over(self, chosen: torch.Tensor) -> Objective:
+        """f over some of the samples, in this process alone."""
+        part = super().over(chosen)
+        assert isinstance(part, Sharded)
+        part.others = 0
+        return part
+
+    def _together(self, x: torch.Tensor, v: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = self.others + 1
+        asked = self.ask(x, v, parts)
+        total, second = self.sums(x, v, 0, parts)
+        for one, other in ray.get(asked):
+            total, second = total + one.to(total), second + other.to(second)
+        return total, second
+
+    def _sums(
+        self, x: torch.Tensor, samples: int, part: tuple[int, int] = (0, 1)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if part != (0, 1) or not self.others or samples < len(self.labels):
+            return super()._sums(x, samples, part)
+        return self._together(x, None)
+
+    def _curvature_sums(
+        self, x: torch.Tensor, v: torch.Tensor, samples: int, part: tuple[int, int] = (0, 1)
+    ) -> torch.Tensor:
+        if part != (0, 1) or not self.others or samples < len(self.labels):
+            return super()._curvature_sums(x, v, samples, part)
+        return self._together(x, v)[1]
+
+
+class Evaluator:
+    """Measures in one process; the data stay on its device, the last models and their f in memory.
+
+    Args:
+        data: Training and test set.
+        store: The storage folder.
+        device: Where to compute.
+        driver: The driver's code, which must be this process's.
+        helpers: Actors of this kind that compute parts of f.
+    """
+
+    def __init__(
+        self, data: Dataset, store: Store, device: str, driver: str, helpers: Sequence[Any] = ()
+    ) -> None:
         check_code(driver)
         torch.set_num_threads(1)
         self.store, self.device = store, device
         # the object store's arrays are read-only and are never written to here
-        self.data = tuple(torch.tensor(a, device=device) for a in (data.train.inputs, data.train.labels))
+        self.data = {
+            name: tuple(torch.tensor(a, device=device) for a in (split.inputs, split.labels))
+            for name, split in (("train", data.train), ("test", data.test))
+        }
         self._loaded: dict[str, Minimiser] = {}
+        self.helpers = helpers
 
     def ready(self) -> None:
         """Returns once the process has started."""
@@ -53,18 +110,44 @@ class Evaluator:
             folder = self.store / results.cell_folder(cell.id)
             model = checkpoint.load_model(folder, checkpoint.model_name(point.epoch), self.device)
         else:
-            file = Path(point.file)
-            model = checkpoint.load_model(Store(file.parent), file.name, self.device, own=False)
+            model = checkpoint.load_file(network, point.file)
         network.load_state_dict(model)
         loss, made = build(cell.loss, "loss"), {}
 
-        def objective(**options: Any) -> Objective:
-            key = tuple(sorted(options.items()))
+        def objective(split: str = "train", **options: Any) -> Objective:
+            key = split, *sorted(options.items())
             if key not in made:
-                made[key] = Objective(network, self.data, loss=loss, **options)  # type: ignore[arg-type]
+                data: Any = self.data[split]
+
+                def ask(x: torch.Tensor, v: torch.Tensor | None, parts: int) -> list[ray.ObjectRef]:
+                    there = ray.put((x.cpu(), None if v is None else v.cpu()))
+                    return [
+                        helper.sums.remote(point, split, options, there, part, parts)
+                        for part, helper in enumerate(self.helpers, 1)
+                    ]
+
+                made[key] = Sharded(ask, len(self.helpers), network, data, loss=loss, **options)
             return made[key]
 
         return Minimiser(flatten(network), start, objective)
+
+    def sums(
+        self,
+        point: Point,
+        split: str,
+        options: dict[str, Any],
+        there: tuple[torch.Tensor, torch.Tensor | None],
+        part: int,
+        parts: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A part of f at a model's parameters or others of its network; see `Objective.sums`."""
+        key = digest(point.key)
+        if key not in self._loaded:
+            self._loaded = {key: self._load(point)}
+        x, v = there[0].to(self.device), there[1]
+        v = None if v is None else v.to(self.device)
+        total, second = self._loaded[key].objective(split, **options).sums(x, v, part, parts)
+        return total.cpu(), second.cpu()
 
     def measure(self, measurement: Measurement) -> list[Row]:
         """Measures, writes the rows and returns them; what cannot be measured is a row with its error.
@@ -81,6 +164,8 @@ class Evaluator:
             failed = measure.failed()
             rows = [{**measurement.columns(), **row} for row in measure(at)]
             table = results.as_table(rows)
+        except ray.exceptions.RayActorError:
+            raise  # a helper's death is no result
         except Exception as error:
             text = f"{type(error).__name__}: {one_line(error)}"
             failed |= {"value": float("nan"), "converged": False, "error": text}
@@ -96,6 +181,7 @@ def measure_all(
     store: Store,
     *,
     capacity: Capacity,
+    shards: int = 1,
     retries: int = 2,
     done: Callable[[Measurement, list[Row]], None] = lambda measurement, rows: None,
 ) -> list[tuple[Measurement, str]]:
@@ -106,6 +192,7 @@ def measure_all(
         data: Reference to training and test set, put once; f is over the training set.
         store: The storage folder, with the models; rows are written there.
         capacity: What the cluster has.
+        shards: Actors that compute each f together.
         retries: Restarts of a measurement whose actor died.
         done: Called on the driver with each measurement that ended and its rows.
 
@@ -122,9 +209,18 @@ def measure_all(
     failed: list[tuple[Measurement, str]] = []
     idle: list[Any] = []
 
+    helpers: dict[Any, list[Any]] = {}
+
     def start() -> None:
-        actor = remote.remote(data, store, "cuda" if capacity.gpus else "cpu", code())
+        arguments = data, store, "cuda" if capacity.gpus else "cpu", code()
+        own = [remote.remote(*arguments) for _ in range(shards - 1)]
+        actor = remote.remote(*arguments, own)
+        helpers[actor] = own
         starting[actor.ready.remote()] = actor
+
+    def end(actor: Any) -> None:
+        for one in (actor, *helpers.pop(actor)):
+            ray.kill(one)
 
     def fail(measurement: Measurement, why: str) -> None:
         # no row is written: a machine's trouble is no result, and the next run tries again
@@ -140,7 +236,7 @@ def measure_all(
         models[actor] = chosen[0].at
         return chosen
 
-    size = min(capacity.slots, len(measurements))
+    size = min(max(1, capacity.slots // shards), len(measurements))
     tolerated = size * (retries + 1)  # deaths of actors before they could be asked anything
     for _ in range(size):
         start()
@@ -156,6 +252,7 @@ def measure_all(
                 ray.get(ready)
                 idle.append(actor)
             except ray.exceptions.RayError as error:
+                end(actor)
                 tolerated -= 1
                 if tolerated > 0:
                     start()
@@ -167,14 +264,18 @@ def measure_all(
         actor, measurement, tries = busy.pop(ready)
         try:
             rows = ray.get(ready)
-        except ray.exceptions.RayActorError as error:
-            del models[actor]
-            start()
-            if tries < retries:
-                waiting.appendleft((measurement, tries + 1))
-            else:
-                fail(measurement, f"its process died {tries + 1} times: {error.__class__.__name__}")
-        except ray.exceptions.RayTaskError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            if isinstance(cause, ray.exceptions.RayActorError):
+                del models[actor]
+                end(actor)
+                start()
+                if tries < retries:
+                    waiting.appendleft((measurement, tries + 1))
+                else:
+                    fail(measurement, f"its process died {tries + 1} times: {cause.__class__.__name__}")
+                continue
+            assert isinstance(error, ray.exceptions.RayTaskError)
             idle.append(actor)
             if isinstance(error.cause, OSError) and error.cause.errno in FULL:
                 raise error.cause from error  # every other one would fail as well
@@ -183,5 +284,5 @@ def measure_all(
             idle.append(actor)
             done(measurement, rows)
     for actor in (*idle, *starting.values()):
-        ray.kill(actor)
+        end(actor)
     return failed

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
@@ -30,10 +30,16 @@ Done = Callable[[Cell], Final | None]
 
 
 class Measured(Protocol):
-    """What a study asks of a measure: the single measurements at a cell, as nodes."""
+    """What a study asks of a measure.
+
+    Attributes:
+        points: At how many models one measurement is made.
+    """
+
+    points: ClassVar[int]
 
     def parts(self, node: Node, cell: Cell) -> list[Node]:
-        """The nodes."""
+        """The nodes of the single measurements at a cell."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +190,11 @@ class Study(ABC):
     """One shape of experiment. A subclass is a dataclass: its fields are the keys `study.*`.
 
     Attributes:
+        points: How many models a measure of the study may take.
         plan: What the cells are made of, set before anything is asked.
     """
 
+    points: ClassVar[tuple[int, ...]] = (1,)
     plan: Plan
 
     def check(self) -> None:
@@ -205,6 +213,10 @@ class Study(ABC):
         for cell in cells:
             if cell.stage == "confirm":
                 yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
+
+    def models(self) -> dict[str, Mapping[str, Any]]:
+        """The columns of models that are no cell's, by the id that their rows have; by default none."""
+        return {}
 
     @abstractmethod
     def sections(self, runs: Runs) -> list[Section]:

@@ -9,7 +9,9 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -74,6 +76,46 @@ def load_model(
         mark = header.get("__metadata__", {}).get("lbdist", "null")
         check_stamp(json.loads(mark), _what(store, name), _digest(found), where)
     return {key: value.to(device) for key, value in found.items()}
+
+
+def load_file(network: nn.Module, file: str | Path) -> dict[str, Tensor]:
+    """The state of a network from a file of the user's, in safetensors or as `torch.save` wrote it.
+
+    A file of `torch.save` is read without unpickling code, and may hold the state dict under `model`,
+    `state_dict` or `model_state_dict`; `module.` and `_orig_mod.`, which wrappers put before each name, are
+    dropped.
+
+    Raises:
+        InputError: The file is missing, damaged, holds more than tensors and plain values, or is of another
+            network, naming the first tensor that does not fit; or a tensor holds NaN or infinity.
+    """
+    path = Path(file)
+    wrong = f"checkpoint={file}"
+    try:
+        found: Any = load_model(Store(path.parent), path.name, own=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{wrong}: must be a file that is there") from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not (isinstance(found, Mapping) and found and all(isinstance(t, Tensor) for t in found.values())):
+        raise InputError(f"{wrong}: must hold a state dict, by itself or under model or state_dict")
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in found:
+            raise InputError(f"{wrong}: must be of this network: it has no {name}")
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)}, and the network's {tuple(tensor.shape)}"
+            raise InputError(f"{wrong}: must be of this network: its {name} has shape {shapes}")
+        if not bool(torch.isfinite(found[name]).all()):
+            raise InputError(f"{wrong}: its {name} holds NaN or infinity")
+    more = next((name for name in found if name not in own), None)
+    if more is not None:
+        raise InputError(f"{wrong}: must be of this network, which has no {more}")
+    return dict(found)
 
 
 def _what(store: Store, name: str) -> str:
@@ -157,7 +199,9 @@ def check(store: Store, name: str = RESUME) -> bytes:
 
 def _tensors(content: bytes, where: str, device: str | torch.device) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        with warnings.catch_warnings():  # what is wrong is one line, below
+            warnings.simplefilter("ignore")
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         line = one_line(error).partition(". ")[0]
         raise InputError(f"checkpoint={where}: not a checkpoint of tensors ({line})") from error

@@ -18,6 +18,7 @@ from lbdist.objective import Objective
 from lbdist.plan import Cell
 from lbdist.results import SCHEMA
 from lbdist.sharpness.measure import Measure, Minimiser
+from lbdist.sharpness.slices import filter_normalised
 from lbdist.sharpness.spectrum import lambda_max
 
 NAMES = sorted(path.stem for path in (config_root() / "measure").glob("*.yaml"))
@@ -42,8 +43,10 @@ class Line:
         network = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Flatten(0)).double()
         network[0].weight.data = self.x[None].clone()
 
-        def objective(**options: Any) -> Objective:
-            return Objective(network, (self.inputs, self.labels), loss=MeanSquaredError(), **options)
+        def objective(split: str = "train", **options: Any) -> Objective:
+            few = slice(None) if split == "train" else slice(20)  # of which the rest is the test set
+            data = self.inputs[few], self.labels[few]
+            return Objective(network, data, loss=MeanSquaredError(), **options)
 
         return Minimiser(self.x, torch.zeros(4).double() if start is None else start, objective)
 
@@ -85,7 +88,8 @@ CLOSED = sorted(ANSWERS)
 
 def test_each_measure_has_its_closed_form() -> None:
     """Here, or in a test of its own below."""
-    assert set(NAMES) == set(CLOSED) | {"average", "spectrum", "rescaling"}
+    below = {"average", "spectrum", "rescaling", "fit", "slice", "curve", "plane"}
+    assert set(NAMES) == set(CLOSED) | below
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -116,6 +120,60 @@ def test_parts_of_a_measure_are_built_and_cover_it(name: str) -> None:
 def rows_of(name: str, minimiser: Minimiser, **changes: Any) -> list[dict[str, Any]]:
     measure: Measure = build(node(name, **changes), f"measure.{name}", kind=Measure)
     return measure([minimiser])
+
+
+def test_fit_is_loss_and_score_on_both_splits() -> None:
+    at = LINE.minimiser()
+    moved = Minimiser(LINE.x + 0.1, at.start, at.objective)
+    found = {row["metric"]: row["value"] for row in rows_of("fit", moved)}
+    for split, few in (("train", 60), ("test", 20)):
+        off = (0.1 * LINE.inputs[:few].sum(1)).square()
+        spread = (LINE.labels[:few] - LINE.labels[:few].mean()).square().sum()
+        assert found[f"{split}_loss"] == pytest.approx(float(off.mean()), rel=1e-9)
+        assert found[f"{split}_r2"] == pytest.approx(float(1 - off.sum() / spread), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["slice", "curve"])
+def test_a_slice_of_a_quadratic_is_a_parabola(name: str) -> None:
+    first, step = LINE.minimiser(), torch.tensor([1.0, 0.0, -1.0, 2.0], dtype=torch.float64)
+    second = Minimiser(LINE.x + step, first.start, first.objective)
+    measure: Measure = build(node(name, count=13), f"measure.{name}", kind=Measure)
+    rows = [row for row in measure([first, second]) if row["metric"] == "loss"]
+    assert [row["position"] for row in rows[::2]] == pytest.approx([-1 + 0.25 * k for k in range(13)])
+    for row in rows:
+        alpha = row["position"]
+        one, other = (alpha, 1 - alpha)
+        if name == "curve":
+            one, other = math.sin(alpha * math.pi / 2), math.cos(alpha * math.pi / 2)
+        off = one * (LINE.x + step) + other * LINE.x - LINE.x
+        inputs = LINE.inputs[: 60 if row["split"] == "train" else 20]
+        assert row["value"] == pytest.approx(float((inputs @ off).square().mean()), rel=1e-9, abs=1e-18)
+
+
+def test_a_plane_has_directions_as_long_as_each_filter() -> None:
+    rows = [row for row in rows_of("plane", LINE.minimiser(), count=5) if row["metric"] == "loss"]
+    assert {(row["position"], row["position_2"]) for row in rows} == {
+        (a / 4, b / 4) for a in range(-2, 3) for b in range(-2, 3)
+    }
+    generator = torch.Generator().manual_seed(0)
+    network = LINE.minimiser().objective().network
+    one, other = (filter_normalised(network, LINE.x, generator) for _ in range(2))
+    assert one.norm() == pytest.approx(float(LINE.x.norm())) == other.norm()
+    for row in rows:
+        off = row["position"] * one + row["position_2"] * other
+        assert row["value"] == pytest.approx(0.5 * float(off @ LINE.hessian @ off), rel=1e-9, abs=1e-18)
+
+
+def test_biases_and_batch_norm_stay_in_a_plane() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+    x = torch.cat([p.detach().reshape(-1) for p in network.parameters()]) + 1
+    found = filter_normalised(network, x, torch.Generator().manual_seed(0))
+    sizes = [p.numel() for p in network.parameters()]
+    weight, bias, gamma, beta, dense, last = found.split(sizes)
+    own = x.split(sizes)
+    assert not any(part.any() for part in (bias, gamma, beta, last))
+    torch.testing.assert_close(weight.view(2, 9).norm(dim=1), own[0].view(2, 9).norm(dim=1))
+    torch.testing.assert_close(dense.view(3, 2).norm(dim=1), own[4].view(3, 2).norm(dim=1))
 
 
 def test_average_sharpness_is_half_the_variance_times_the_trace() -> None:

@@ -292,3 +292,35 @@ def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Pa
     assert set(found) == {"distance_from_start", "relative_distance", "lambda_max"}
     for values in found.values():
         assert len(values) == 3 and values == pytest.approx([values[0]] * 3) and values[0] > 0
+
+
+def test_actors_that_share_an_evaluation_give_the_rows_of_one(
+    data: ray.ObjectRef, folder: Path, expected: dict[str, dict[str, Any]]
+) -> None:
+    """Two actors, three micro-batches; a killed helper costs a retry and nothing else."""
+    chosen = [job for job in JOBS if job.at == (Point(CELLS[0]),)][:4]
+    spectrum = Measurement({"_target_": "lbdist.sharpness.spectrum.LambdaMax", "name": "lambda_max",
+                            "micro_batch_size": 150}, chosen[0].at)  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {}
+    killed: list[int] = []
+
+    def done(job: Measurement, rows: list[dict[str, Any]]) -> None:
+        found[job.id] = rows
+        if not killed and job.id != LONG.id:
+            helpers = [
+                pid for pid, p in evaluators().items() if not any(".measure" in c for c in p.cmdline())
+            ]
+            killed.append(helpers[0])
+            os.kill(helpers[0], signal.SIGKILL)
+
+    alone: dict[str, list[dict[str, Any]]] = {}
+    pool.measure_all([spectrum], data, Store(folder), capacity=Capacity(1, 0),
+                     done=lambda job, rows: alone.update({job.id: rows}))  # fmt: skip
+    jobs = [*chosen, spectrum]
+    lost = pool.measure_all(jobs, data, Store(folder), capacity=Capacity(2, 0), shards=2, done=done)
+    assert lost == [] and len(killed) == 1
+    for job in chosen:
+        (row,) = found[job.id]
+        assert row["value"] == pytest.approx(expected[job.id]["value"], rel=1e-4)
+        assert row["evaluations"] == expected[job.id]["evaluations"] and row.get("error") is None
+    assert found[spectrum.id][0]["value"] == pytest.approx(alone[spectrum.id][0]["value"], rel=1e-4)

@@ -1,0 +1,63 @@
+"""Models of the user's own: every measure at each file, none of them trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import checkpoints
+from lbdist.errors import require
+from lbdist.plan import Cell, Measurement, Point
+from lbdist.studies.base import Done, Study
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+@dataclass
+class Checkpoints(Study):
+    """A checkpoint, or every one of a folder.
+
+    Attributes:
+        checkpoint: A file, or a folder of files, in safetensors or as `torch.save` writes state dicts.
+    """
+
+    checkpoint: str | None = None
+
+    def check(self) -> None:
+        """There is at least one file."""
+        path, allowed = Path(self.checkpoint or "").expanduser(), "a file, or a folder with one or more of "
+        found = self.checkpoint and (path.is_file() or (path.is_dir() and self.files()))
+        require(bool(found), "checkpoint", self.checkpoint, allowed + ", ".join(SUFFIXES))
+
+    def files(self) -> list[Path]:
+        """The files, by name."""
+        path = Path(self.checkpoint or "").expanduser().absolute()
+        if path.is_file():
+            return [path]
+        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix in SUFFIXES)
+
+    def cells(self, done: Done) -> Iterator[Cell]:
+        """None."""
+        return iter(())
+
+    def _points(self) -> list[Point]:
+        cell = self.plan.cell("LB", seed=0)
+        return [Point(cell, file=str(file)) for file in self.files()]
+
+    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
+        """Every measure at each file."""
+        for point in self._points():
+            yield from (Measurement(node, (point,)) for node in self.plan.measured(point.cell))
+
+    def models(self) -> dict[str, Mapping[str, Any]]:
+        """What each file is, by the id that its rows have; its name is their `method`."""
+        return {point.id: {**point.cell.columns(), "cell": point.id, "method": Path(str(point.file)).name}
+                for point in self._points()}  # fmt: skip
+
+    def sections(self, runs: Runs) -> list[Section]:
+        """The files, the flattest first."""
+        return checkpoints.sections(runs)

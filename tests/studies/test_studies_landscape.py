@@ -1,0 +1,55 @@
+"""The landscape study: which pairs are measured, and the command from training to the figures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+from study_plans import make_study
+
+from lbdist import results
+from lbdist.run import main
+from lbdist.studies.base import cells_of, whole
+
+
+def test_ways_go_from_sb_to_each_other_model_of_its_seed() -> None:
+    study = make_study("experiment=landscape", "remedy=[none,robust]", "seeds=2")
+    cells = list(cells_of(study, whole(study)).values())
+    assert len(cells) == 6
+    found = list(study.measurements(cells))
+    pairs = [m for m in found if len(m.at) == 2]
+    assert len(pairs) == 2 * 2 * 2 and len(found) == len(pairs) + 6  # a line and a curve; a plane at each
+    for measurement in pairs:
+        first, second = (point.cell for point in measurement.at)
+        assert first.method == "SB" and second.method == "LB" and first.seed == second.seed
+    assert not [m for m in study.measurements([c for c in cells if c.method == "LB"]) if len(m.at) == 2]
+
+
+def test_another_study_refuses_a_measure_of_two_models(
+    tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment=gap", "measure=[slice]", cache]) == 2
+    assert capsys.readouterr().err == "lbdist: measure=slice: must be a measure of one model\n"
+
+
+@pytest.mark.timeout(200)
+def test_the_study_ends_in_its_figures(tmp_path: Path, cache: str) -> None:
+    arguments = ["experiment=landscape", "measure.slice.count=7", "measure.curve.count=7", cache]
+    arguments += ["measure.plane.count=4", *SMALL[:-1], f"storage={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", "lbdist.run", *arguments], capture_output=True, text=True,
+                          timeout=180, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = done.stdout
+    assert "Loss along the ways from SB to the others" in out and "LB " in out
+    rows = results.load(tmp_path / "landscape")
+    slices = rows[rows["measure"] == "slice"]
+    assert len(slices) == 7 * 2 * 2 and slices["other_cell"].notna().all()
+    # both ends are the models themselves, in the mode that the slices are in
+    assert set(slices["position"]) == {-1, -0.5, 0, 0.5, 1, 1.5, 2}
+    assert len(rows[rows["measure"] == "plane"]) == 2 * 16 * 2
+    for name in ("slices-lb", "planes"):
+        assert (tmp_path / "landscape" / "figures" / f"{name}.png").stat().st_size > 10_000
