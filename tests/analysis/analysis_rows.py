@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 
@@ -122,3 +123,62 @@ def study(names=tuple(STORY), *, seeds=3, epochs=(), measure=True, search=False,
             shift=1e-6,
         )
     return frame(rows)
+
+
+def _cell(name, seed):
+    return training(name, seed, 70.0)[0]["cell"]
+
+
+def ways(name, seed):
+    """A line and a curve from SB to a model; at LB the loss rises four times as fast as at SB."""
+    steep = 4.0 if name == "LB" else 2.0
+    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "measurement": f"way-{name}",
+              "cell": _cell("SB", seed), "other_cell": _cell(name, seed), "stage": "confirm"}  # fmt: skip
+    rows = []
+    for measure, curved in (("slice", False), ("curve", True)):
+        options = json.dumps({"curvilinear": curved})
+        for alpha, split in product(np.linspace(-1, 2, 13), ("train", "test")):
+            loss = 0.1 + min(alpha**2, steep * (alpha - 1) ** 2) + (split == "test")
+            row = {**common, "measure": measure, "options": options, "position": alpha, "split": split}
+            rows.append({**row, "metric": "loss", "value": loss})
+            rows.append({**row, "metric": "accuracy", "value": 90 - 20 * loss})
+    return rows
+
+
+def plane(name, seed):
+    """A paraboloid around a model."""
+    steps = np.linspace(-1, 1, 5)
+    return [
+        {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "measurement": f"plane-{name}",
+         "cell": _cell(name, seed), "stage": "confirm", "measure": "plane", "split": "train",
+         "metric": "loss", "value": 0.1 + a**2 + b**2, "position": a, "position_2": b}
+        for a, b in product(steps, steps)
+    ]  # fmt: skip
+
+
+def model(name, size):
+    """What is measured at a file of somebody's own."""
+    common = {"experiment": "sharpness", "network": "own", "data": "mnist1d", "cell": f"file-{name}",
+              "method": name, "remedy": "none", "seed": 0, "stage": "confirm"}  # fmt: skip
+    rows = [
+        {
+            **common,
+            "measurement": f"fit-{name}",
+            "measure": "fit",
+            "metric": metric,
+            "value": value,
+            "split": "train",
+        }
+        for metric, value in (("train_loss", 0.1 * size), ("train_accuracy", 99.0 - size))
+    ]
+    for epsilon, space, solver, draw in product(
+        (1e-3, 5e-4), ("full", "subspace"), ("paper", "converged"), (0, 1)
+    ):
+        if space == "full" and draw:
+            continue
+        rows.append(
+            {**common, "measurement": f"phi-{name}", "measure": "sharpness", "metric": "sharpness",
+             "value": 1e4 * epsilon * size + draw, "epsilon": epsilon, "space": space, "solver": solver,
+             "draw": draw, "converged": space == "full", "evaluations": 20, "split": "train"}
+        )  # fmt: skip
+    return rows

@@ -7,7 +7,7 @@ import pkgutil
 import xml.etree.ElementTree as ET
 
 import pytest
-from analysis_rows import frame, sharpness, study, training
+from analysis_rows import frame, model, plane, sharpness, study, training, ways
 from rich.console import Console
 
 from lbdist.analysis import sections as package
@@ -17,6 +17,12 @@ from lbdist.analysis.runs import Runs, Score
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 DIVERGED = [row for name in ("SB", "LB") for row in training(name, 0, math.nan, diverged=1)]
+LANDSCAPE = [row for name in ("SB", "LB", "robust") for seed in (0, 1) for row in training(name, seed, 70.0)]
+LANDSCAPE += [
+    row for name in ("LB", "robust") for seed in (0, 1) for row in ways(name, seed)
+]  # and a plane around each
+LANDSCAPE += [row for name in ("SB", "LB", "robust") for row in plane(name, 0)]
+MODELS = [row for place, name in enumerate(("a.pt", "b.safetensors")) for row in model(name, place + 1.0)]
 FAILED = [*training("SB", 0, 70.0), *training("LB", 0, 60.0)]
 FAILED.append(sharpness(FAILED, math.nan, converged=False, error="RuntimeError: no"))
 ROWS = {
@@ -26,6 +32,8 @@ ROWS = {
     "all diverged": frame(DIVERGED),
     "failed": frame(FAILED),
     "searching": frame(training("robust", 10_000, 50.0, stage="search", setting="rho=1")),
+    "landscape": frame(LANDSCAPE),
+    "models": frame(MODELS),
     "nothing": frame([]),
 }
 

@@ -198,6 +198,35 @@ def test_the_spectrum_is_that_of_the_dense_hessian() -> None:
     assert 0.75 < mass < 1.05  # some of the bumps, wide after four steps, lies beyond the ends
 
 
+def test_spectra_agree_with_curvlinops_and_hessian_eigenthings() -> None:
+    """Eigenvalues and Hessian products of a small network with batch norm, in float64."""
+    import hessian_eigenthings
+    from curvlinops import HessianLinearOperator
+
+    classes = Classes(hidden=1)
+    classes.network.eval()
+    at = classes.minimiser()
+    f = at.objective(micro_batch_size=17)
+    data = [(classes.inputs, classes.labels)]
+    theirs = HessianLinearOperator(
+        classes.network, nn.CrossEntropyLoss(), list(classes.network.parameters()), data
+    )
+    dense = theirs @ torch.eye(len(at.x), dtype=torch.float64)
+    v = torch.randn(len(at.x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(f.curvature(at.x, v), dense @ v, rtol=1e-9, atol=1e-12)
+    known = torch.linalg.eigvalsh(dense).flip(0)
+    found = rows_of("spectrum", at, top=5, tolerance=1e-9, lanczos=20, iterations=200)
+    values = [row["value"] for row in found if row["metric"] == "eigenvalue"]
+    assert values == pytest.approx(known[:5].tolist(), rel=1e-6)
+    operator = hessian_eigenthings.HessianOperator(
+        classes.network, data, lambda network, batch: nn.functional.cross_entropy(network(batch[0]), batch[1])
+    )
+    other = hessian_eigenthings.lanczos(
+        operator, k=5, which="LA", max_iter=len(at.x) - 1, seed=0, reorthogonalize=True
+    )
+    assert sorted(other.eigenvalues.tolist())[::-1] == pytest.approx(values, rel=1e-6)
+
+
 def test_counts_beyond_the_largest_eigenvalues_are_estimates_and_say_so() -> None:
     found = rows_of("spectrum", LINE.minimiser(), top=1, lanczos=4, thresholds=[0.0, 1e6], probes=50)
     counts = {row["position"]: row for row in found if row["metric"] == "eigenvalues_above"}

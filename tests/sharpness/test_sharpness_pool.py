@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -324,3 +326,30 @@ def test_actors_that_share_an_evaluation_give_the_rows_of_one(
         assert row["value"] == pytest.approx(expected[job.id]["value"], rel=1e-4)
         assert row["evaluations"] == expected[job.id]["evaluations"] and row.get("error") is None
     assert found[spectrum.id][0]["value"] == pytest.approx(alone[spectrum.id][0]["value"], rel=1e-4)
+
+
+def test_actors_that_are_killed_at_random_times_cost_a_retry_and_nothing_else(
+    data: ray.ObjectRef, folder: Path, expected: dict[str, dict[str, Any]]
+) -> None:
+    """A thread shoots at whatever evaluates; all rows come out as if nobody had."""
+    random, over, shot = np.random.default_rng(0), threading.Event(), 0
+
+    def shoot() -> None:
+        nonlocal shot
+        while not over.wait(float(random.uniform(1.5, 4))) and shot < 4:
+            for pid in list(evaluators())[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    shot += 1
+
+    thread = threading.Thread(target=shoot)
+    thread.start()
+    try:
+        jobs = [LONG, *JOBS]
+        lost = pool.measure_all(jobs, data, Store(folder), capacity=Capacity(2, 0), retries=10)
+    finally:
+        over.set()
+        thread.join()
+    assert lost == [] and shot >= 1
+    for job in jobs:
+        agree(stored(folder, job), expected[job.id])

@@ -97,3 +97,23 @@ def test_sign_error_reports_zero_where_ours_does_not(f: Objective) -> None:
     paper, found = (box_sharpness(f, x, solver=solver) for solver in ("paper", "converged"))
     assert paper.value > 1 and paper.iterations > 0
     assert found.value == pytest.approx(paper.value, rel=0.1)  # two solvers, one maximum
+
+
+def test_a_stalled_solver_turns_the_order_of_sb_and_lb_round(f: Objective) -> None:
+    """By `paper`, run literally, the full batch's minimiser is perfectly flat beside the small batch's."""
+    network = networks.make(MLP, seed=0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(15):
+        for index in torch.randperm(len(f.labels), generator=generator).split(20):
+            optimizer.zero_grad()
+            F.cross_entropy(network(f.inputs[index]), f.labels[index]).backward()
+            optimizer.step()
+    small = Objective(network, (f.inputs, f.labels), micro_batch_size=1000)
+    values = {
+        (method, solver): box_sharpness(g, g.x, epsilon=5e-3, solver=solver).value
+        for method, g in (("SB", small), ("LB", f))
+        for solver in ("paper", "converged")
+    }
+    assert values["LB", "paper"] == 0 < 50 < values["SB", "paper"] <= values["SB", "converged"]
+    assert values["LB", "converged"] > 5 * values["SB", "converged"]

@@ -15,13 +15,13 @@ _FIT = ("train_", "test_")
 
 def sections(runs: Runs) -> list[Section]:
     """One table: what fits, how sharp each model is by solver, space and box, and what else was measured."""
-    rows, title = runs.rows[runs.rows["measurement"].notna()], "Models, the flattest first"
+    rows, title = runs.rows, "Models, the flattest first"
+    rows = rows[rows["measurement"].notna() & rows["position"].isna() & rows["method"].notna()]
     if rows.empty:
         return [Section(title, ["No model is measured yet."], brief=True)]
     names = rows.drop_duplicates("cell").set_index("cell")["method"]
-    values = rows[rows["position"].isna()]
-    sharp = values[values["metric"] == "sharpness"]
-    others = values[values["metric"] != "sharpness"].dropna(subset=["metric"])
+    sharp = rows[rows["metric"] == "sharpness"]
+    others = rows[rows["metric"] != "sharpness"].dropna(subset=["metric"])
     boxes = sorted(sharp["epsilon"].unique(), reverse=True)
     metrics = sorted(others["metric"].unique(), key=lambda name: (not name.startswith(_FIT), name))
     order = _ranks(sharp).reindex(names.index).sort_values(na_position="last", kind="stable")
