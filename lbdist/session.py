@@ -211,6 +211,8 @@ class Session:
             book = tuning.Book(self.store)
             done = sum(book(cell) is not None for cell in cells_of(self.study, book).values())
             if not self.cells:
+                for model in self.study.models().values():
+                    print(f"  {model['method']}")
                 return 0
             if done:
                 print(f"{done} of the cells are done, in {self.store}")

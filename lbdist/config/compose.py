@@ -54,6 +54,9 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
     overrides = [_quoted(text) for text in overrides]
     for text in overrides:
         _check_override(text, folders)
+    own = _own_network(overrides)
+    if own:  # its arguments are nobody else's, and none of them has to be there before
+        overrides = [f"++{text.lstrip('+')}" if text.lstrip("+") in own else text for text in overrides]
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     try:
@@ -61,6 +64,10 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
             paths = ",".join(f"file://{folder.resolve()}" for folder in folders)
             search = [f"hydra.searchpath=[{paths}]"] if folders else []
             config = hydra.compose("config", overrides=[*search, *overrides])
+        if own:
+            given = {text.partition("=")[0].split(".")[1] for text in own}
+            node = {key: value for key, value in config.network.items() if key in given}
+            config.network = {"name": str(node.get("_target_")).rpartition(".")[2], **node}
         OmegaConf.resolve(
             config.copy()
         )  # `derived` is filled once the data is read; the rest must resolve now
@@ -78,6 +85,15 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
 
 def _fields(schema: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)]
+
+
+def _own_network(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what the network is, where they name a class instead of choosing a network."""
+    plain = [text.lstrip("+") for text in overrides]
+    if any(text.startswith("network=") for text in plain):
+        return []
+    found = [text for text in plain if text.startswith("network.")]
+    return found if any(text.startswith("network._target_=") for text in found) else []
 
 
 def _quoted(text: str) -> str:

@@ -3,11 +3,14 @@
     python tests/benchmarks/sharpness.py table mnist1d plain       # generated on the spot
     python tests/benchmarks/sharpness.py table f1 --data MNIST     # a folder as data=parquet reads it
     python tests/benchmarks/sharpness.py speed f1 --data MNIST
+    python tests/benchmarks/sharpness.py spectrum mnist1d          # needs hessian-eigenthings, PyHessian
+    python tests/benchmarks/sharpness.py pool mnist1d
 
 `table` trains small-batch and large-batch minimisers, and holds every solver against a long search over many
 starts; `share` is the rise that a solver found over the largest that anything found. `speed` compares one
 (f, gradient) with a bare PyTorch pass, a whole value with its evaluations, and with what a user would
-otherwise write (scipy on host vectors around a DataLoader). All of it runs on a GPU where there is one.
+otherwise write (scipy on host vectors around a DataLoader). `spectrum` finds the five largest eigenvalues of
+the Hessian to 1e-3, and so do two libraries. `pool` makes twenty measurements on one actor and on two. All of it runs on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -283,10 +287,101 @@ def speed(name: str, data: tuple[Tensor, Tensor]) -> None:
     )
 
 
+def spectrum(name: str, data: tuple[Tensor, Tensor]) -> None:
+    """Seconds of the five largest eigenvalues, ours and of the libraries that are installed, thrice each."""
+    from lbdist.sharpness.spectrum import eigenpairs
+
+    network = minimiser(name, "SB", data)
+    inputs, labels = as_float(data[0]), data[1]
+    f = Objective(network, data, micro_batch_size=1000)
+    x = f.x
+    f.curvature(x, x)
+
+    def ours() -> list[float]:
+        return eigenpairs(lambda v: f.curvature(x, v), x, 5, tolerance=1e-3)[0].tolist()
+
+    def eigenthings() -> list[float]:
+        import hessian_eigenthings
+
+        batches = list(zip(inputs.split(1000), labels.split(1000), strict=True))
+        operator = hessian_eigenthings.HessianOperator(
+            network, batches, lambda network, batch: F.cross_entropy(network(batch[0]), batch[1])
+        )
+        found = hessian_eigenthings.lanczos(operator, k=5, which="LA", max_iter=40, tol=1e-3, seed=0)
+        return sorted(found.eigenvalues.tolist())[::-1]
+
+    def pyhessian() -> list[float]:
+        import pyhessian
+
+        batches = list(zip(inputs.split(1000), labels.split(1000), strict=True))
+        hessian = pyhessian.hessian(network, F.cross_entropy, dataloader=batches, cuda=DEVICE == "cuda")
+        return hessian.eigenvalues(maxIter=100, tol=1e-3, top_n=5)[0]
+
+    times: dict[str, list[float]] = {}
+    for _ in range(3):
+        for solver in (ours, eigenthings, pyhessian):
+            began = time.perf_counter()
+            try:
+                values = solver()
+            except ImportError:
+                continue
+            times.setdefault(solver.__name__, []).append(time.perf_counter() - began)
+            shown = ", ".join(f"{value:.4g}" for value in values)
+            print(f"{name}: {solver.__name__:<12} {times[solver.__name__][-1]:.2f} s: {shown}", flush=True)
+    for rival in [key for key in times if key != "ours"]:
+        ratio = statistics.median(a / b for a, b in zip(times[rival], times["ours"], strict=True))
+        print(f"{name}: {rival} takes {ratio:.2f} times as long (median of 3)")
+
+
+def pool(name: str) -> None:
+    """Twenty measurements at five models, on one actor and on two, in turns."""
+    import ray
+
+    from lbdist.cluster import Capacity
+    from lbdist.plan import Cell, Measurement, Point
+    from lbdist.sharpness.pool import measure_all
+    from lbdist.storage import Store
+    from lbdist.training.loop import run_cell
+
+    node = TASKS[name][0]
+    dataset = MNIST1D().load()
+    common = {"data": {"_target_": "", "name": "d"}, "loss": {"_target_": "lbdist.losses.CrossEntropy"}}
+    cells = [
+        Cell(network=node, optimizer={"_target_": "torch.optim.Adam", "lr": 1e-3}, remedies=(), epochs=5,
+             global_batch_size=100, seed=seed, num_workers=1, evaluations=1, **common)
+        for seed in range(5)
+    ]  # fmt: skip
+    base = {"_target_": "lbdist.sharpness.metric.BoxSharpness", "solvers": ["converged"]}
+    places = [
+        {"spaces": ["full"]},
+        *({"spaces": ["subspace"], "draw": draw, "budget": 20} for draw in range(3)),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in cells:
+            run_cell(cell, dataset, Store(folder))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        data = ray.put(dataset)
+        jobs = [Measurement({**base, **place}, (Point(cell),)) for cell in cells for place in places]
+        ratios = []
+        for _ in range(3):
+            took = []
+            for actors in (1, 2):
+                ends: list[float] = []
+                measure_all(jobs, data, Store(folder), capacity=Capacity(actors, 0),
+                            done=lambda job, rows, ends=ends: ends.append(time.perf_counter()))  # fmt: skip
+                took.append(ends[-1] - ends[0])  # from the first that is done: without the actors' start
+            ratios.append(took[0] / took[1])
+            print(
+                f"{name}: {took[0]:.1f} s on one actor, {took[1]:.1f} s on two: {ratios[-1]:.2f} times",
+                flush=True,
+            )
+        ray.shutdown()
+
+
 def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("table", "speed"))
+    parser.add_argument("what", choices=("table", "speed", "spectrum", "pool"))
     parser.add_argument("networks", nargs="+", choices=TASKS)
     parser.add_argument("--data", help="folder of images as data=parquet reads it")
     parser.add_argument("--samples", type=int, help="training samples")
@@ -297,8 +392,12 @@ def main() -> None:
         data = data_of(name, given.data, given.samples)
         if given.what == "table":
             table(name, data, given.long)
-        else:
+        elif given.what == "speed":
             speed(name, data)
+        elif given.what == "spectrum":
+            spectrum(name, data)
+        else:
+            pool(name)
 
 
 if __name__ == "__main__":
