@@ -66,8 +66,8 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
             config = hydra.compose("config", overrides=[*search, *overrides])
         if own:
             given = {text.partition("=")[0].split(".")[1] for text in own}
-            node = {key: value for key, value in config.network.items() if key in given}
-            config.network = {"name": str(node.get("_target_")).rpartition(".")[2], **node}
+            node = {str(key): value for key, value in config.network.items() if key in given}
+            config.network = {"name": str(node["_target_"]).rpartition(".")[2], **node}
         OmegaConf.resolve(
             config.copy()
         )  # `derived` is filled once the data is read; the rest must resolve now

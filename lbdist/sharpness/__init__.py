@@ -5,6 +5,6 @@ result = box_sharpness(f, f.x, epsilon=1e-3)
 print(result.value, result.converged)
 """
 
-from lbdist.sharpness.metric import SharpnessResult, box_sharpness
+from lbdist.sharpness.metric import Neighbourhood, SharpnessResult, box_sharpness
 
-__all__ = ["SharpnessResult", "box_sharpness"]
+__all__ = ["Neighbourhood", "SharpnessResult", "box_sharpness"]

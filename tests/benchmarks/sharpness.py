@@ -10,7 +10,8 @@
 starts; `share` is the rise that a solver found over the largest that anything found. `speed` compares one
 (f, gradient) with a bare PyTorch pass, a whole value with its evaluations, and with what a user would
 otherwise write (scipy on host vectors around a DataLoader). `spectrum` finds the five largest eigenvalues of
-the Hessian to 1e-3, and so do two libraries. `pool` makes twenty measurements on one actor and on two. All of it runs on a GPU where there is one.
+the Hessian to 1e-3, and so do two libraries. `pool` makes twenty measurements on one actor and on two. All of
+it runs on a GPU where there is one.
 """
 
 from __future__ import annotations
