@@ -66,8 +66,9 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
             config = hydra.compose("config", overrides=[*search, *overrides])
         if own:
             given = {text.partition("=")[0].split(".")[1] for text in own}
-            node = {str(key): value for key, value in config.network.items() if key in given}
-            config.network = {"name": str(node["_target_"]).rpartition(".")[2], **node}
+            kept = {str(key): value for key, value in config.network.items() if key in given}
+            named = {"name": str(kept["_target_"]).rpartition(".")[2], **kept}
+            OmegaConf.update(config, "network", named, merge=False)
         OmegaConf.resolve(
             config.copy()
         )  # `derived` is filled once the data is read; the rest must resolve now

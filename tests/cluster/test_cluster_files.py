@@ -19,7 +19,7 @@ import psutil
 import pytest
 import tomllib
 import yaml
-from conftest import SMALL
+from conftest import UNMEASURED
 from machines import alive
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -233,7 +233,7 @@ def test_slurm_runs_a_study_on_two_nodes(
     storage = tmp_path / "scratch"
     study = ["experiment=gap", "measure=[distance]", cache, f"storage={storage}"]
     process = subprocess.Popen(
-        ["bash", str(ROOT / "cluster" / "slurm.sh"), *study, *SMALL[:-1]],
+        ["bash", str(ROOT / "cluster" / "slurm.sh"), *study, *UNMEASURED],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
     )  # fmt: skip
     out, _ = process.communicate(timeout=200)

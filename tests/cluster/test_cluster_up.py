@@ -13,11 +13,11 @@ from pathlib import Path
 import machines
 import pytest
 import yaml
-from conftest import SMALL
+from conftest import UNMEASURED
 from test_run import values
 
 ROOT = Path(__file__).parents[2]
-STUDY = ["experiment=gap", "study.check_workers=2", "measure=[distance]", *SMALL[:-1]]
+STUDY = ["experiment=gap", "study.check_workers=2", "measure=[distance]", *UNMEASURED]
 
 
 class Cluster:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from conftest import UNMEASURED
 from study_plans import make_study
 
 from lbdist import results
@@ -39,7 +39,7 @@ def test_another_study_refuses_a_measure_of_two_models(
 @pytest.mark.timeout(200)
 def test_the_study_ends_in_its_figures(tmp_path: Path, cache: str) -> None:
     arguments = ["experiment=landscape", "measure.slice.count=7", "measure.curve.count=7", cache]
-    arguments += ["measure.plane.count=4", *SMALL[:-1], f"storage={tmp_path}"]
+    arguments += ["measure.plane.count=4", *UNMEASURED, f"storage={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "lbdist.run", *arguments], capture_output=True, text=True,
                           timeout=180, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
