@@ -62,9 +62,13 @@ class Plain(nn.Sequential):
 
 def data_of(name: str, folder: str | None, samples: int | None) -> tuple[Tensor, Tensor]:
     """A task's training set on the device."""
-    source = MNIST1D(train_samples=samples) if folder is None else Parquet(root=folder, train_samples=samples)
-    inputs, labels = on_device(source.load().train, DEVICE)
-    return inputs[:, :1].contiguous() if name == "f1" else inputs, labels
+    channels = 1 if name == "f1" else 3
+    source = (
+        MNIST1D(train_samples=samples)
+        if folder is None
+        else Parquet(root=folder, channels=channels, train_samples=samples)
+    )
+    return on_device(source.load().train, DEVICE)
 
 
 def minimiser(name: str, method: str, data: tuple[Tensor, Tensor]) -> nn.Module:

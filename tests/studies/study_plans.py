@@ -15,7 +15,8 @@ from lbdist.plan import Cell
 from lbdist.studies.base import Candidates, Plan, Study
 from lbdist.tuning import settings
 
-SHIPPED = sorted(path.stem for path in (config_root() / "experiment").glob("*.yaml"))
+# `sharpness` trains nothing: see test_studies_checkpoints.py
+SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"sharpness"})
 
 
 def make_study(*overrides: str, train_size: int = 4000) -> Study:

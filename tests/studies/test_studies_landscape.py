@@ -37,19 +37,22 @@ def test_another_study_refuses_a_measure_of_two_models(
 
 
 @pytest.mark.timeout(200)
-def test_the_study_ends_in_its_figures(tmp_path: Path, cache: str) -> None:
+def test_the_study_ends_in_its_figures(remedies: tuple[Path, str], tmp_path: Path, cache: str) -> None:
+    """At the models of a finished study, so that nothing is trained."""
+    storage, _ = remedies
     arguments = ["experiment=landscape", "measure.slice.count=7", "measure.curve.count=7", cache]
-    arguments += ["measure.plane.count=4", *UNMEASURED, f"storage={tmp_path}"]
+    arguments += ["measure.plane.count=4", *UNMEASURED, f"storage={storage}"]
     done = subprocess.run([sys.executable, "-m", "lbdist.run", *arguments], capture_output=True, text=True,
                           timeout=180, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     out = done.stdout
+    assert "epoch" not in out
     assert "Loss along the ways from SB to the others" in out and "LB " in out
-    rows = results.load(tmp_path / "landscape")
+    rows = results.load(storage / "landscape")
     slices = rows[rows["measure"] == "slice"]
     assert len(slices) == 7 * 2 * 2 and slices["other_cell"].notna().all()
     # both ends are the models themselves, in the mode that the slices are in
     assert set(slices["position"]) == {-1, -0.5, 0, 0.5, 1, 1.5, 2}
     assert len(rows[rows["measure"] == "plane"]) == 2 * 16 * 2
     for name in ("slices-lb", "planes"):
-        assert (tmp_path / "landscape" / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert (storage / "landscape" / "figures" / f"{name}.png").stat().st_size > 10_000
