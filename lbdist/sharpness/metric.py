@@ -128,7 +128,7 @@ class Neighbourhood:
         solver: str = "converged",
         *,
         starts: int = 4,
-        budget: int = 60,
+        budget: int = 40,
         tolerance: float = 5e-3,
         from_paper: bool = True,
         keep_maximiser: bool = False,
@@ -228,7 +228,7 @@ def box_sharpness(
     seed: int = 0,
     draw: int = 0,
     starts: int = 4,
-    budget: int = 60,
+    budget: int = 40,
     tolerance: float = 5e-3,
     from_paper: bool = True,
     keep_maximiser: bool = False,
@@ -331,7 +331,7 @@ class BoxSharpness(Measure):
     remedy_spaces: list[str] | None = None
     remedy_solvers: list[str] | None = None
     starts: int = 4
-    budget: int = 60
+    budget: int = 40
     tolerance: float = 5e-3
     batch_norm: str = "running"
     micro_batch_size: int = 1000
