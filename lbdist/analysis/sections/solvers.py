@@ -61,10 +61,10 @@ def _table(table: pd.DataFrame) -> Table:
     heads = ["method", "ε", *[f"{space},\n{solver}" for space, solver in columns]]
     note = (
         "“Paper” is stock L-BFGS-B with 10 iterations, as published; it can stop where it starts and report "
-        "a sharp minimiser as flat. “Converged” makes starts until independent ones agree on the "
-        "maximum, or its budget is spent; a star marks a φ of which some run's did not agree, or failed. The "
-        "small line: how many values met their solver's rule, and the mean evaluations of one. Subspace values are averaged over the draws of A "
-        "within a run."
+        "a sharp minimiser as flat. “Converged” makes starts until independent ones agree on the maximum, or "
+        "its budget is spent; a star marks a φ of which some run's did not agree, or failed. The small line: "
+        "how many values met their solver's rule, and the mean evaluations of one. Subspace values are "
+        "averaged over the draws of A within a run."
     )
     title = "Sharpness φ by solver: the paper's, run literally, and run to convergence"
     return Table("sharpness", title, heads, rows, note, groups=frozenset(groups))
