@@ -32,7 +32,8 @@ It is a fixed-point iteration, and maximising over a box is NP-hard, so where it
 `converged` is True only when starts that know nothing of each other agree on the best value: in a large
 space to `tolerance`; in a small one, where different maxima come close to each other, to rounding,
 so that it is one maximum. Otherwise starts are added until `budget` evaluations
-are spent, and it is False. The value stays a lower bound on the maximum either way.
+are spent, and it is False. It is evidence, no proof: two starts may agree on a maximum that few others would
+miss. The value stays a lower bound either way.
 """
 
 from __future__ import annotations
