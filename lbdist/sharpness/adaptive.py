@@ -56,8 +56,8 @@ class AdaptiveSharpness(Measure):
 
     def _rise(self, f: Objective, x: Tensor, norm: str) -> Rise:
         if norm == "2":
-            settings = {"steps": self.steps, "tolerance": self.tolerance}
-            return worst_case(f, x, self.radius_2, scale=x.abs(), **settings)  # type: ignore[arg-type]
+            steps, tolerance = self.steps, self.tolerance
+            return worst_case(f, x, self.radius_2, scale=x.abs(), steps=steps, tolerance=tolerance)
         near = Neighbourhood(f, x, scale=x.abs())  # a box, as Metric 2.1 has one
         found = near.sharpness(self.radius_inf, tolerance=self.tolerance, from_paper=False)
         return Rise(found.fmax - found.f0, found.converged, found.evaluations)

@@ -124,9 +124,9 @@ class BallSharpness(Measure):
         """One row."""
         (minimiser,) = at
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.micro_batch_size)
-        settings = {"steps": self.steps, "tolerance": self.tolerance}
+        x, steps, tolerance = minimiser.x, self.steps, self.tolerance
         rises = [
-            (worst_case(part, minimiser.x, self.radius, **settings), share)  # type: ignore[arg-type]
+            (worst_case(part, x, self.radius, steps=steps, tolerance=tolerance), share)
             for part, share in in_parts(f, self.m)
         ]
         return [{"metric": "ball_sharpness", "batch_norm": self.batch_norm, **mean_rise(rises)}]

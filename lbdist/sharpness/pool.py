@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,10 @@ class Sharded(Objective):
         part.others = 0
         return part
 
+    def _alone(self, samples: int, part: tuple[int, int]) -> bool:
+        """Whether this process computes it: a part, or a few samples, or f where there is no other actor."""
+        return part != (0, 1) or not self.others or samples < len(self.labels)
+
     def _together(self, x: torch.Tensor, v: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         parts = self.others + 1
         asked = self.ask(x, v, parts)
@@ -55,14 +60,14 @@ class Sharded(Objective):
     def _sums(
         self, x: torch.Tensor, samples: int, part: tuple[int, int] = (0, 1)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if part != (0, 1) or not self.others or samples < len(self.labels):
+        if self._alone(samples, part):
             return super()._sums(x, samples, part)
         return self._together(x, None)
 
     def _curvature_sums(
         self, x: torch.Tensor, v: torch.Tensor, samples: int, part: tuple[int, int] = (0, 1)
     ) -> torch.Tensor:
-        if part != (0, 1) or not self.others or samples < len(self.labels):
+        if self._alone(samples, part):
             return super()._curvature_sums(x, v, samples, part)
         return self._together(x, v)[1]
 
@@ -84,13 +89,17 @@ class Evaluator:
         check_code(driver)
         torch.set_num_threads(1)
         self.store, self.device = store, device
-        # the object store's arrays are read-only and are never written to here
-        self.data = {
-            name: tuple(torch.tensor(a, device=device) for a in (split.inputs, split.labels))
-            for name, split in (("train", data.train), ("test", data.test))
-        }
+        self._splits = {"train": data.train, "test": data.test}
         self._loaded: dict[str, Minimiser] = {}
         self.helpers = helpers
+
+    @functools.cache  # noqa: B019
+    def _data(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A split on the device, put there when it is first asked for: few measures need the test set."""
+        found = self._splits[split]
+        # the object store's arrays are read-only and are never written to here
+        inputs, labels = (torch.tensor(a, device=self.device) for a in (found.inputs, found.labels))
+        return inputs, labels
 
     def ready(self) -> None:
         """Returns once the process has started."""
@@ -117,7 +126,6 @@ class Evaluator:
         def objective(split: str = "train", **options: Any) -> Objective:
             key = split, *sorted(options.items())
             if key not in made:
-                data: Any = self.data[split]
 
                 def ask(x: torch.Tensor, v: torch.Tensor | None, parts: int) -> list[ray.ObjectRef]:
                     there = ray.put((x.cpu(), None if v is None else v.cpu()))
@@ -126,7 +134,7 @@ class Evaluator:
                         for part, helper in enumerate(self.helpers, 1)
                     ]
 
-                made[key] = Sharded(ask, len(self.helpers), network, data, loss=loss, **options)
+                made[key] = Sharded(ask, len(self.helpers), network, self._data(split), loss=loss, **options)
             return made[key]
 
         return Minimiser(flatten(network), start, objective)

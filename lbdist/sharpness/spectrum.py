@@ -36,26 +36,48 @@ def lambda_max(
         >>> round(value, 6), converged
         (3.0, True)
     """
-    products, largest, n = 0, -np.inf, len(x)
+    matrix = _Matrix(product, x)
+    values, _ = matrix.largest(1, tolerance, iterations)
+    if not len(values):
+        return matrix.highest, False, matrix.products
+    return float(values[0]), True, matrix.products
 
-    def times(v: np.ndarray) -> np.ndarray:
-        nonlocal products, largest
-        products += 1
-        found = product(torch.from_numpy(v.reshape(-1)).to(x)).double().cpu().numpy()
-        largest = max(largest, float(v.reshape(-1) @ found / (v.reshape(-1) @ v.reshape(-1))))
+
+class _Matrix:
+    """A symmetric matrix that is given by its products, as scipy takes one.
+
+    Attributes:
+        products: Products taken.
+        highest: The largest Rayleigh quotient seen.
+    """
+
+    def __init__(self, product: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.product, self.x = product, x
+        self.products, self.highest = 0, -np.inf
+
+    def times(self, v: np.ndarray) -> np.ndarray:
+        """The product with v, of shape (n,) or (n, 1)."""
+        self.products += 1
+        v = v.reshape(-1)
+        found = self.product(torch.from_numpy(v).to(self.x)).double().cpu().numpy()
+        self.highest = max(self.highest, float(v @ found / (v @ v)))
         return found
 
-    if n < 3:  # smaller than ARPACK takes
-        matrix = np.stack([times(row) for row in np.eye(n)])
-        return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1]), True, products
-    start = np.random.default_rng(0).standard_normal(n)
-    operator = LinearOperator((n, n), matvec=times, dtype=np.float64)
-    try:
-        (value,) = eigsh(operator, 1, which="LA", v0=start, tol=tolerance, maxiter=iterations,
-                         return_eigenvectors=False)  # fmt: skip
-    except ArpackNoConvergence:
-        return largest, False, products
-    return float(value), True, products
+    def largest(self, k: int, tolerance: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the k largest eigenvalues that were reached, the largest first, and their vectors."""
+        n = len(self.x)
+        if k > n - 2:  # more than ARPACK takes
+            matrix = np.stack([self.times(row) for row in np.eye(n)])
+            values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+        else:
+            start = np.random.default_rng(0).standard_normal(n)
+            operator = LinearOperator((n, n), matvec=self.times, dtype=np.float64)
+            try:
+                values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance, maxiter=iterations)
+            except ArpackNoConvergence as error:
+                values, vectors = error.eigenvalues, error.eigenvectors
+        order = np.argsort(values)[::-1][:k]
+        return values[order], vectors[:, order]
 
 
 @dataclass
@@ -115,27 +137,11 @@ def eigenpairs(
         >>> values.round(6).tolist(), bool(residuals.max() < 1e-6)
         ([3.0, 2.0], True)
     """
-    n, products = len(x), 0
-
-    def times(v: np.ndarray) -> np.ndarray:
-        nonlocal products
-        products += 1
-        return product(torch.from_numpy(v.reshape(-1)).to(x)).double().cpu().numpy()
-
-    if k > n - 2:  # more than ARPACK takes
-        matrix = np.stack([times(row) for row in np.eye(n)])
-        values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    else:
-        start = np.random.default_rng(0).standard_normal(n)
-        operator = LinearOperator((n, n), matvec=times, dtype=np.float64)
-        try:
-            values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance, maxiter=iterations)
-        except ArpackNoConvergence as error:
-            values, vectors = error.eigenvalues, error.eigenvectors
-    order = np.argsort(values)[::-1][:k]
-    values, vectors = values[order], vectors[:, order]
-    residuals = [np.linalg.norm(times(v) - value * v) for value, v in zip(values, vectors.T, strict=True)]
-    return values, np.array(residuals), products
+    matrix = _Matrix(product, x)
+    values, vectors = matrix.largest(k, tolerance, iterations)
+    pairs = zip(values, vectors.T, strict=True)
+    residuals = [np.linalg.norm(matrix.times(v) - value * v) for value, v in pairs]
+    return values, np.array(residuals), matrix.products
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,19 +45,21 @@ class Checkpoints(Study):
         """None."""
         return iter(())
 
+    @functools.cached_property
     def _points(self) -> list[Point]:
+        """The models; kept, since a point reads its file once, for what it holds is its id."""
         cell = self.plan.cell("LB", seed=0)
         return [Point(cell, file=str(file)) for file in self.files()]
 
     def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
         """Every measure at each file."""
-        for point in self._points():
+        for point in self._points:
             yield from (Measurement(node, (point,)) for node in self.plan.measured(point.cell))
 
     def models(self) -> dict[str, Mapping[str, Any]]:
         """What each file is, by the id that its rows have; its name is their `method`."""
         return {point.id: {**point.cell.columns(), "cell": point.id, "method": Path(str(point.file)).name}
-                for point in self._points()}  # fmt: skip
+                for point in self._points}  # fmt: skip
 
     def sections(self, runs: Runs) -> list[Section]:
         """The files, the flattest first."""
