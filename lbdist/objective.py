@@ -207,6 +207,12 @@ class Objective:
         part.evaluations = 0
         return part
 
+    def alike(self, label: int) -> Objective:
+        """f if every sample had this label."""
+        other = copy.copy(self)
+        other.labels, other.evaluations = torch.full_like(self.labels, label), 0
+        return other
+
     def under(self, loss: Loss) -> Objective:
         """The same network and samples under another loss."""
         other = copy.copy(self)

@@ -409,3 +409,15 @@ def test_parts_sum_to_the_whole(parts: int, mode: str) -> None:
     torch.testing.assert_close(sum(g for _, g in found) / 47, gradient, rtol=1e-10, atol=1e-14)
     product = sum(f.sums(x, v, part, parts)[1] for part in range(parts)) / 47
     torch.testing.assert_close(product, f.curvature(x, v), rtol=1e-10, atol=1e-13)
+
+
+def test_alike_is_the_loss_towards_one_label() -> None:
+    torch.manual_seed(0)
+    network, inputs = nn.Linear(5, 3).double(), torch.randn(7, 5, dtype=torch.float64)
+    f = Objective(network, (inputs, torch.arange(7) % 3))
+    expected = nn.functional.cross_entropy(network(inputs), torch.full((7,), 2))
+    expected.backward()
+    value, gradient = f.alike(2)(f.x)
+    assert value == pytest.approx(float(expected), rel=1e-12)
+    torch.testing.assert_close(gradient, torch.cat([network.weight.grad.flatten(), network.bias.grad]))
+    assert f.labels.unique().tolist() == [0, 1, 2]

@@ -21,6 +21,9 @@ from lbdist.sharpness.subspace import CONVENTIONS, FullSpace, Subspace
 
 _PART = 500
 """Samples that a random start is iterated on first, at the least."""
+_LABELS = 100
+"""Labels that a start is made towards, the most frequent ones; and how many of the starts are followed."""
+_FOLLOWED = 3
 
 
 @dataclass(frozen=True)
@@ -101,26 +104,45 @@ class Neighbourhood:
         self._papers: dict[float, solvers.Maximum] = {}
         self._ends: dict[float, list[solvers.Start]] = {}
         self._model: solvers.Model | None = None
+        self._towards: dict[int, Tensor] = {}
 
     def _at(self, z: Tensor) -> tuple[float, Tensor]:
         self.spent += 1
         value, gradient = self.f(self.x + self.space.times(z))
         return value, self.space.transpose(gradient)
 
+    def _on(self, f: Objective, share: float) -> Function:
+        """f on a share of the samples, as a function of z."""
+
+        def at(z: Tensor) -> tuple[float, Tensor]:
+            self.spent += share
+            value, gradient = f(self.x + self.space.times(z))
+            return value, self.space.transpose(gradient)
+
+        return at
+
     def _part(self, objective: Objective, samples: int) -> Callable[[int], Function]:
         """f on random parts of the samples."""
+        share = samples / len(objective.labels)
+        return lambda number: self._on(objective.part(samples, seed=number), share)
 
-        def part(number: int) -> Function:
-            f = objective.part(samples, seed=number)
-
-            def at(z: Tensor) -> tuple[float, Tensor]:
-                self.spent += samples / len(objective.labels)
-                value, gradient = f(self.x + self.space.times(z))
-                return value, self.space.transpose(gradient)
-
-            return at
-
-        return part
+    def _classes(self, objective: Objective, bound: Tensor) -> list[solvers.Start]:
+        """The vertices that turn every sample to one class, where f is highest on a part of the samples."""
+        if objective.labels.is_floating_point():
+            return []
+        samples = min(_PART, len(objective.labels))
+        share = samples / len(objective.labels)
+        part, origin = objective.part(samples, seed=0), torch.zeros_like(bound)
+        f, found = self._on(part, share), []
+        labels, counts = objective.labels.unique(return_counts=True)
+        for label in labels[counts.argsort(descending=True, stable=True)][:_LABELS].tolist():
+            u = self._towards.get(label)
+            if u is None:
+                u = -self._on(part.alike(label), share)(origin)[1].sign()
+                if len(u) <= solvers.SMALL:  # the same in every box; many long ones would not fit
+                    self._towards[label] = u
+            found = sorted([*found, (f(bound * u)[0], label, u)], key=lambda found: -found[0])[:_FOLLOWED]
+        return [solvers.Start(f"class {label}", u) for value, label, u in found if value > self.f0]
 
     def sharpness(
         self,
@@ -186,10 +208,13 @@ class Neighbourhood:
                 return value, gradient
 
             self._model = solvers.Model.of(at, self.scale, epsilon, self.seed)
-        if self._ends:
+        large = self.space.dimension > solvers.SMALL
+        if isinstance(self.f, Objective):
+            known += self._classes(self.f, bound)
+        if self._ends and not (large and len(known) > 1):
             near = min(self._ends, key=lambda other: abs(math.log(other / epsilon)))
-            most = None if self._model else 2  # in a large space each costs what a new start does
-            known += [end for end in self._ends[near][:most] if end.name != "paper" or not known]
+            # each costs what a new start does
+            known += [end._replace(name=solvers.OTHER_BOX) for end in self._ends[near][:_FOLLOWED]]
         part, share = None, 1.0
         if isinstance(self.f, Objective) and self.space.dimension > solvers.SMALL:
             samples = len(self.f.labels)
@@ -246,8 +271,8 @@ def box_sharpness(
         solver: `paper` or `converged` (see `lbdist.sharpness.solvers`).
         seed: Seed of A and of the random starts.
         draw: Which A of that seed.
-        starts: Starts of `converged` that are made before an agreement of two counts, beside those that
-            something else found.
+        starts: Starts of `converged` that are made before their agreement counts, beside those towards
+            classes.
         budget: Evaluations after which `converged` makes no further start.
         tolerance: Share of the rise to which its starts have to agree.
         from_paper: Whether `converged` starts from the end of `paper` as well, so that it is never below it.

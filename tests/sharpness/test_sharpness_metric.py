@@ -221,9 +221,9 @@ def test_a_quadratic_in_a_small_space_is_maximised_over_all_its_vertices(p: int,
 def test_how_often_starts_in_a_large_space_find_the_global_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the model: a maximum over a box is NP-hard, and the value a lower bound. How good a one?
 
-    At the minimiser of 100 random quadratics in 2 to 8 dimensions, measured with 8 starts: the maximum in 97,
-    on average 99.4 % of it; 98 claims of convergence, three of them at another maximum (nine of 99 with the
-    default of 4 starts; none of 28 on trained networks).
+    At the minimiser of 100 random quadratics in 2 to 8 dimensions, measured with 8 starts: the maximum in 98,
+    on average 99.4 % of it; 65 claims of convergence, one of them at another maximum (6 of 76 with the default
+    of 4 starts; none of 28 on trained networks).
     """
     monkeypatch.setattr(solvers, "SMALL", 0)
     shares, claims = [], []
@@ -236,7 +236,7 @@ def test_how_often_starts_in_a_large_space_find_the_global_maximum(monkeypatch: 
         shares.append(check_bounds(found, f, 0.1 * (c.abs() + 1)))
         claims.append(found.converged)
     wrong = sum(claim and share < 0.99 for claim, share in zip(claims, shares, strict=True))
-    assert sum(claims) > 90 and wrong <= 5
+    assert sum(claims) > 60 and wrong <= 2
     assert sum(share > 1 - 1e-6 for share in shares) >= 90
     assert sum(shares) >= 98
 

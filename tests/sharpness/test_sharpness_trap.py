@@ -73,6 +73,21 @@ def test_an_unlucky_start_does_not_stall_either(f: Objective, true: SharpnessRes
     assert min(values) > 0.1 * true.value  # they differ: each is a lower bound
 
 
+def test_at_a_sharp_maximum_the_network_takes_nearly_all_samples_for_one_class(f: Objective) -> None:
+    """So the search starts towards the classes; random starts divide over as many maxima as there are."""
+    found = box_sharpness(f, f.x, epsilon=5e-3, keep_maximiser=True)
+    assert found.maximiser is not None
+    votes: list[Tensor] = []
+    f.visit(f.x + found.maximiser, lambda outputs, _: votes.append(outputs.argmax(1)))
+    assert torch.cat(votes).bincount().max() > 0.9 * len(f.labels)
+
+    def blind(x: Tensor) -> tuple[float, Tensor]:  # no objective: nothing is known of classes
+        return f(x)
+
+    random = [box_sharpness(blind, f.x, epsilon=5e-3, seed=seed).value for seed in range(4)]
+    assert min(random) < 0.95 * found.value and found.value > 0.995 * max(random)
+
+
 def sign_error(f: Objective, x: Tensor, epsilon: float) -> float:
     """A public implementation's sharpness: it hands scipy -f with the gradient of +f."""
     f0 = f(x)[0]
