@@ -418,6 +418,6 @@ def test_alike_is_the_loss_towards_one_label() -> None:
     expected = nn.functional.cross_entropy(network(inputs), torch.full((7,), 2))
     expected.backward()
     value, gradient = f.alike(2)(f.x)
-    assert value == pytest.approx(float(expected), rel=1e-12)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient, torch.cat([network.weight.grad.flatten(), network.bias.grad]))
     assert f.labels.unique().tolist() == [0, 1, 2]

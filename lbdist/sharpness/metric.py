@@ -133,7 +133,8 @@ class Neighbourhood:
         samples = min(_PART, len(objective.labels))
         share = samples / len(objective.labels)
         part, origin = objective.part(samples, seed=0), torch.zeros_like(bound)
-        f, found = self._on(part, share), []
+        f = self._on(part, share)
+        found: list[tuple[float, int, Tensor]] = []
         labels, counts = objective.labels.unique(return_counts=True)
         for label in labels[counts.argsort(descending=True, stable=True)][:_LABELS].tolist():
             u = self._towards.get(label)

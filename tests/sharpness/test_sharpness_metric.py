@@ -222,8 +222,8 @@ def test_how_often_starts_in_a_large_space_find_the_global_maximum(monkeypatch: 
     """Without the model: a maximum over a box is NP-hard, and the value a lower bound. How good a one?
 
     At the minimiser of 100 random quadratics in 2 to 8 dimensions, measured with 8 starts: the maximum in 98,
-    on average 99.4 % of it; 65 claims of convergence, one of them at another maximum (6 of 76 with the default
-    of 4 starts; none of 28 on trained networks).
+    on average 99.4 % of it; 65 claims of convergence, one of them at another maximum (6 of 76 with the
+    default of 4 starts; none of 28 on trained networks).
     """
     monkeypatch.setattr(solvers, "SMALL", 0)
     shares, claims = [], []
