@@ -202,22 +202,26 @@ class Objective:
             chosen: Their places, int64 of shape (k,).
         """
         self._ready()
-        part = copy.copy(self)
+        part = self._another()
         part.inputs, part.labels = (every[chosen.to(every.device)] for every in (self.inputs, self.labels))
-        part.evaluations = 0
         return part
 
     def alike(self, label: int) -> Objective:
         """f if every sample had this label."""
-        other = copy.copy(self)
-        other.labels, other.evaluations = torch.full_like(self.labels, label), 0
+        other = self._another()
+        other.labels = torch.full_like(self.labels, label)
         return other
 
     def under(self, loss: Loss) -> Objective:
         """The same network and samples under another loss."""
+        other = self._another()
+        other.loss, other._proven, other._twice_proven = loss, False, False
+        return other
+
+    def _another(self) -> Objective:
+        """The same f, about to be given other samples or another loss."""
         other = copy.copy(self)
-        other.loss, other.evaluations = loss, 0
-        other._proven = other._twice_proven = False
+        other.evaluations = 0
         return other
 
     @property

@@ -38,12 +38,12 @@ class Sharded(Objective):
         self.ask, self.others = ask, others
         super().__init__(*arguments, **options)
 
-    def over(self, chosen: torch.Tensor) -> Objective:
-        """f over some of the samples, in this process alone."""
-        part = super().over(chosen)
-        assert isinstance(part, Sharded)
-        part.others = 0
-        return part
+    def _another(self) -> Objective:
+        """In this process alone: the other actors know of no other samples, labels or loss."""
+        other = super()._another()
+        assert isinstance(other, Sharded)
+        other.others = 0
+        return other
 
     def _alone(self, samples: int, part: tuple[int, int]) -> bool:
         """Whether this process computes it: a part, or a few samples, or f where there is no other actor."""
