@@ -21,6 +21,8 @@ from lbdist.sharpness.subspace import CONVENTIONS, FullSpace, Subspace
 
 _PART = 500
 """Samples that a random start is iterated on first, at the least."""
+_RANKED = 200
+"""Samples on which starts towards classes are put in order."""
 _LABELS = 100
 """Labels that a start is made towards, the most frequent ones; and how many of the starts are followed."""
 _FOLLOWED = 3
@@ -121,29 +123,45 @@ class Neighbourhood:
 
         return at
 
-    def _part(self, objective: Objective, samples: int) -> Callable[[int], Function]:
-        """f on random parts of the samples."""
+    def _part(self, objective: Objective, samples: int, towards: Sequence[int]) -> Callable[[int], Function]:
+        """f on random parts of the samples; every second one rises towards one of these labels instead."""
         share = samples / len(objective.labels)
-        return lambda number: self._on(objective.part(samples, seed=number), share)
 
-    def _classes(self, objective: Objective, bound: Tensor) -> list[solvers.Start]:
-        """The vertices that turn every sample to one class, where f is highest on a part of the samples."""
+        def part(number: int) -> Function:
+            f = objective.part(samples, seed=number)
+            if not (towards and number % 2):
+                return self._on(f, share)
+            loss = self._on(f.alike(towards[number // 2 % len(towards)]), share)
+
+            def likeness(z: Tensor) -> tuple[float, Tensor]:
+                value, gradient = loss(z)
+                return -value, -gradient
+
+            return likeness
+
+        return part
+
+    def _classes(self, objective: Objective, bound: Tensor) -> dict[int, Tensor]:
+        """By label, the starts that turn every sample to it, where f is highest on a part of the samples."""
         if objective.labels.is_floating_point():
-            return []
-        samples = min(_PART, len(objective.labels))
+            return {}
+        samples = min(_RANKED, len(objective.labels))
         share = samples / len(objective.labels)
         part, origin = objective.part(samples, seed=0), torch.zeros_like(bound)
         f = self._on(part, share)
         found: list[tuple[float, int, Tensor]] = []
         labels, counts = objective.labels.unique(return_counts=True)
         for label in labels[counts.argsort(descending=True, stable=True)][:_LABELS].tolist():
-            u = self._towards.get(label)
-            if u is None:
-                u = -self._on(part.alike(label), share)(origin)[1].sign()
-                if len(u) <= solvers.SMALL:  # the same in every box; many long ones would not fit
-                    self._towards[label] = u
+            first = self._towards.get(label)
+            if first is None:
+                first = -self._on(part.alike(label), share)(origin)[1].sign()
+                if len(first) <= solvers.SMALL:  # the same in every box; many long ones would not fit
+                    self._towards[label] = first
+            # one iteration more tells which of them will rise highest
+            gradient = f(bound * first)[1]
+            u = torch.where(gradient == 0, first, gradient.sign())
             found = sorted([*found, (f(bound * u)[0], label, u)], key=lambda found: -found[0])[:_FOLLOWED]
-        return [solvers.Start(f"class {label}", u) for value, label, u in found if value > self.f0]
+        return {label: u for value, label, u in found if value > self.f0}
 
     def sharpness(
         self,
@@ -210,18 +228,18 @@ class Neighbourhood:
 
             self._model = solvers.Model.of(at, self.scale, epsilon, self.seed)
         large = self.space.dimension > solvers.SMALL
-        if isinstance(self.f, Objective):
-            known += self._classes(self.f, bound)
-        if self._ends and not (large and len(known) > 1):
+        classes = self._classes(self.f, bound) if isinstance(self.f, Objective) else {}
+        known += [solvers.Start(f"class {label}", u) for label, u in classes.items()]
+        if self._ends and not (large and classes):
             near = min(self._ends, key=lambda other: abs(math.log(other / epsilon)))
             # each costs what a new start does
             known += [end._replace(name=solvers.OTHER_BOX) for end in self._ends[near][:_FOLLOWED]]
         part, share = None, 1.0
-        if isinstance(self.f, Objective) and self.space.dimension > solvers.SMALL:
+        if isinstance(self.f, Objective) and large:
             samples = len(self.f.labels)
             some = max(_PART, samples // 16)
             if 2 * some <= samples:
-                part, share = self._part(self.f, some), some / samples
+                part, share = self._part(self.f, some, list(classes)), some / samples
         found = solvers.converged(
             self._at,
             bound,

@@ -23,13 +23,14 @@ It is a fixed-point iteration, and maximising over a box is NP-hard, so where it
 - Towards each class. Over a sharp box the loss is highest where the network takes all samples for one class:
   the maxima of a classifier are as many as its classes, and the share of random starts that come to the
   highest can be small. So there is a start -sign(grad_u f_k) for each label k, with f_k the loss if every
-  sample had that label; on 500 samples f at these vertices is put in order, and the first three are followed
-  (as targeted attacks do for one sample: Gowal et al. 2019, "An alternative surrogate loss for PGD-based
-  adversarial testing").
+  sample had that label. They are iterated once and put in order by f on 200 samples, and the first three are
+  followed (targeted attacks do the like for one sample: Gowal et al. 2019, "An alternative surrogate loss
+  for PGD-based adversarial testing").
 - In a small space, and for an f without classes, at what another box of the same model ended at.
 - In a large space, at vertices that are random, iterated first on a random part of the samples, another
   part for each start. That takes a start to where a whole pass or two finishes it, and into the better
-  maxima more often than whole passes from a random vertex do.
+  maxima more often than whole passes from a random vertex do. Every second one is iterated on -f_k instead,
+  k in turn one of those three classes.
 - In a small one almost every start has a maximum of its own. Twelve Lanczos steps give a quadratic model of
   f over the box (its curvature does not depend on epsilon: one model serves every box); the vertices at
   which the model is highest, found from a thousand random ones by sign iteration and flips, are the starts,
@@ -468,7 +469,7 @@ def _ascend(
 ) -> tuple[Tensor, float, Tensor, int]:
     """The vertex iteration from u: its last point, f and its gradient there, iterations.
 
-    It ends early where ten more such steps would not come to `beat`.
+    It ends early where three more such steps would not come to `beat`.
     """
     value, gradient = f(u)
     if not np.isfinite(value):  # nothing to go by
@@ -488,8 +489,7 @@ def _ascend(
         rise = new - value
         ahead = 2 * new_gradient - gradient
         u, value, gradient = target, new, new_gradient
-        slow = max(gain, 0.02 if value + 10 * rise < beat else 0)
-        if rise <= slow * (value - f0):
+        if rise <= gain * (value - f0) or value + 3 * rise < beat:
             break
     return u, value, gradient, iteration
 
