@@ -15,7 +15,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,12 +69,18 @@ class _Held:
         self.modes = [(module, module.training) for module in network.modules()]
         recurrent = [module for module in network.modules() if isinstance(module, nn.RNNBase)]
         self.dropouts = [(module, module.dropout) for module in recurrent]
-        self.parameters = [(p, p.detach().clone()) for p in network.parameters()]
-        self.buffers = [
-            (module, name, buffer, buffer.detach().clone(), f"{path}.{name}".lstrip("."))
+        parameters = list(network.parameters())
+        buffers = [
+            (module, name, buffer, f"{path}.{name}".lstrip("."))
             for path, module in network.named_modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
+        ]
+        copies = _copies([*parameters, *(buffer for _, _, buffer, _ in buffers)])
+        self.parameters = list(zip(parameters, copies, strict=False))
+        self.buffers = [
+            (module, name, buffer, copy, path)
+            for (module, name, buffer, path), copy in zip(buffers, copies[len(parameters) :], strict=True)
         ]
         self.cudnn = not (twice and recurrent) and all(type(module) in _RECURRENT for module in recurrent)
         self.flags = _flags()
@@ -109,8 +115,25 @@ class _Held:
         _copy((buffer, (instead or {}).get(path, value)) for *_, buffer, value, path in self.buffers)
 
 
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A copy of each, all of a kind at once: one by one, a GPU would wait."""
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.dtype, tensor.device, tensor.layout), []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in kinds.values():
+        if tensors[places[0]].layout != torch.strided:
+            found |= {place: tensors[place].detach().clone() for place in places}
+            continue
+        alike = [tensors[place].detach() for place in places]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        parts = flat.split([tensor.numel() for tensor in alike])
+        found |= {place: part.view(t.shape) for place, part, t in zip(places, parts, alike, strict=True)}
+    return [found[place] for place in range(len(tensors))]
+
+
 def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copies the second of each pair into the first, all of a kind at once: one by one, a GPU would wait."""
+    """Copies the second of each pair into the first, all of a kind at once."""
     kinds: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
     for to, value in pairs:
         kinds.setdefault((to.dtype, to.device, value.dtype), []).append((to.data, value))
@@ -269,10 +292,11 @@ class Objective:
     def _sums(self, x: Tensor, samples: int, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+        leaves = self._leaves()
 
         def visit(outputs: Tensor, labels: Tensor) -> None:
             loss = self.loss.total(outputs, labels)
-            gradient.add_(self.slope(loss))
+            gradient.add_(self._flat(torch.autograd.grad(loss, leaves, materialize_grads=True)))
             total.add_(loss.detach())
 
         self._visit(x, visit, samples, part=part)
@@ -305,9 +329,10 @@ class Objective:
 
     def _curvature_sums(self, x: Tensor, v: Tensor, samples: int, part: tuple[int, int] = (0, 1)) -> Tensor:
         total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+        leaves = self._leaves()
 
         def visit(outputs: Tensor, labels: Tensor) -> None:
-            leaves, loss = self._leaves(), self.loss.total(outputs, labels)
+            loss = self.loss.total(outputs, labels)
             gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
             slope = self._flat(gradient) @ v
             if slope.requires_grad:  # else the loss is linear in all that is trained

@@ -67,6 +67,8 @@ _MIXED = "recombined"
 _CLASS = "class"
 _GAIN = 3e-4
 """An iteration that gains less than this share of the rise ends an ascent."""
+_AHEAD = 10
+"""So many steps like its last have to bring an ascent to the best known maximum, or it ends."""
 _ITERATIONS = 40
 _LANCZOS = 12
 _CANDIDATES = 100_000
@@ -469,7 +471,7 @@ def _ascend(
 ) -> tuple[Tensor, float, Tensor, int]:
     """The vertex iteration from u: its last point, f and its gradient there, iterations.
 
-    It ends early where three more such steps would not come to `beat`.
+    It ends early where ten more such steps would not come to `beat`.
     """
     value, gradient = f(u)
     if not np.isfinite(value):  # nothing to go by
@@ -489,7 +491,7 @@ def _ascend(
         rise = new - value
         ahead = 2 * new_gradient - gradient
         u, value, gradient = target, new, new_gradient
-        if rise <= gain * (value - f0) or value + 3 * rise < beat:
+        if rise <= gain * (value - f0) or value + _AHEAD * rise < beat:
             break
     return u, value, gradient, iteration
 
