@@ -109,6 +109,11 @@ class Runs:
         return cells
 
     @functools.cached_property
+    def measurements(self) -> pd.DataFrame:
+        """The rows of measurements at trained models."""
+        return self.rows[self.rows["measurement"].notna()]
+
+    @functools.cached_property
     def counted(self) -> pd.DataFrame:
         """The confirmed cells, which means are over."""
         return self.cells[self.cells["stage"] == "confirm"]
@@ -177,8 +182,8 @@ class Runs:
     @functools.cached_property
     def others(self) -> dict[str, dict[str, Summary]]:
         """The metrics measured beside sharpness at the ends of confirmed runs, each by label."""
-        rows = self.rows[self.rows["measurement"].notna() & self.rows["epoch"].isna()]
-        rows = rows[rows["position"].isna()]  # a curve has no place in a table
+        rows = self.measurements
+        rows = rows[rows["epoch"].isna() & rows["position"].isna()]  # a curve has no place in a table
         found = rows[(rows["metric"] != "sharpness") & rows["cell"].isin(self.counted.index)]
         labels = found["cell"].map(self.counted["label"])
         table: dict[str, dict[str, Summary]] = {}

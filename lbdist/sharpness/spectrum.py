@@ -213,8 +213,11 @@ class Spectrum(Measure):
         products += self.probes * (1 + self.lanczos)
         row = {"split": "train", "batch_norm": self.batch_norm, "evaluations": products}
         reached = len(values) == self.top
+        low = min(float(nodes.min()) for nodes, _ in runs)
+        high = max(float(nodes.max()) for nodes, _ in runs)  # a lower bound, as every Ritz value is
+        largest = float(values[0]) if len(values) else high
         rows = [
-            {**row, "metric": "lambda_max", "value": float(values[0]), "converged": reached},
+            {**row, "metric": "lambda_max", "value": largest, "converged": reached},
             {**row, "metric": "trace", "value": float(traces.mean())},
             {**row, "metric": "trace_error", "value": float(traces.std()) / self.probes**0.5},
         ]
@@ -230,12 +233,10 @@ class Spectrum(Measure):
             at_threshold = {**row, "position": threshold, "converged": exact}
             rows.append({**at_threshold, "metric": "eigenvalues_above", "value": count})
             rows.append({**at_threshold, "metric": "share_above", "value": count / n})
-        low = min(float(nodes.min()) for nodes, _ in runs)
-        high = max(float(values[0]), *(float(nodes.max()) for nodes, _ in runs))
         densities = []
         for run in runs:
             grid, density = lanczos_approximate_spectrum_from_iter(
-                run, (low, high), self.resolution, 3.0, 0.05
+                run, (low, max(high, largest)), self.resolution, 3.0, 0.05
             )
             densities.append(density.double())
         for where, value in zip(grid.tolist(), torch.stack(densities).mean(0).tolist(), strict=True):

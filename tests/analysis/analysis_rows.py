@@ -182,3 +182,30 @@ def model(name, size):
              "draw": draw, "converged": space == "full", "evaluations": 20, "split": "train"}
         )  # fmt: skip
     return rows
+
+
+def spectrum(name, seed, width):
+    """A triangle of eigenvalues up to a width, of which three are above 1, counted or (LB) estimated."""
+    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "stage": "confirm",
+              "cell": _cell(name, seed), "measurement": "spectrum", "measure": "spectrum"}  # fmt: skip
+    rows = [{**common, "metric": metric, "value": value * width}
+            for metric, value in (("lambda_max", 1.0), ("trace", 5.0), ("trace_error", 0.1))]  # fmt: skip
+    rows.append({**common, "metric": "eigenvalues_above", "position": 1.0, "value": 3.0 + seed,
+                 "converged": name == "SB"})  # fmt: skip
+    return rows + [
+        {**common, "metric": "density", "position": where, "value": max(1e-12, (1 - where / width) / width)}
+        for where in np.linspace(0, width, 20)
+    ]
+
+
+def rescaled(name, seed):
+    """A sharpness that a factor of 4 makes twice as large (unsure of it), and one that stays."""
+    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "stage": "confirm",
+              "cell": _cell(name, seed), "measurement": "rescaling", "measure": "rescaling"}  # fmt: skip
+    rows = []
+    for factor in (1.0, 4.0):
+        row = {**common, "position": factor, "converged": factor == 1.0}
+        rows.append({**row, "metric": "rescaled_sharpness", "epsilon": 1e-3, "space": "full",
+                     "value": 10 * factor**0.5})  # fmt: skip
+        rows.append({**row, "metric": "rescaled_adaptive_sharpness_2", "value": 0.3, "converged": True})
+    return rows

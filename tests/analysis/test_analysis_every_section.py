@@ -7,7 +7,7 @@ import pkgutil
 import xml.etree.ElementTree as ET
 
 import pytest
-from analysis_rows import frame, model, plane, sharpness, study, training, ways
+from analysis_rows import frame, model, plane, rescaled, sharpness, spectrum, study, training, ways
 from rich.console import Console
 
 from lbdist.analysis import sections as package
@@ -25,6 +25,10 @@ LANDSCAPE += [row for name in ("SB", "LB", "robust") for row in plane(name, 0)]
 MODELS = [row for place, name in enumerate(("a.pt", "b.safetensors")) for row in model(name, place + 1.0)]
 FAILED = [*training("SB", 0, 70.0), *training("LB", 0, 60.0)]
 FAILED.append(sharpness(FAILED, math.nan, converged=False, error="RuntimeError: no"))
+CURVATURE = [*training("SB", 0, 70.0), *training("LB", 0, 60.0)]
+CURVATURE += [row for name in ("SB", "LB") for row in [*spectrum(name, 0, 2.0), *rescaled(name, 0)]]
+ASKED_FOR = {"spectrum", "rescaling"}
+"""Sections that are there only where something was measured for them."""
 ROWS = {
     "much": study(epochs=(1, 20, 40), search=True, check=True),
     "one seed": study(seeds=1, epochs=(5,)),
@@ -34,6 +38,7 @@ ROWS = {
     "searching": frame(training("robust", 10_000, 50.0, stage="search", setting="rho=1")),
     "landscape": frame(LANDSCAPE),
     "models": frame(MODELS),
+    "curvature": frame(CURVATURE),
     "nothing": frame([]),
 }
 
@@ -49,7 +54,8 @@ def test_a_section_is_written_whatever_there_is(name, rows, tmp_path):
             found = module.sections(runs)
         else:
             found = [module.section()] if name == "reading" else [module.section(runs)]
-        assert found and all(section.title for section in found)
+        assert bool(found) is (rows == "curvature" or name not in ASKED_FOR)
+        assert all(section.title for section in found)
         console = Console(file=io.StringIO(), width=100)
         terminal.show(found, console)
         write_report(tmp_path, name, found, {})

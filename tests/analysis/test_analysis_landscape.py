@@ -65,8 +65,8 @@ def test_models_are_ranked_by_the_full_space() -> None:
         "1e-3",
         "10.0",
         "10.0",
-        "10.5 ± 0.707*",
-        "10.5 ± 0.707",
+        "10.5 ± 0.7*",
+        "10.5 ± 0.7",
     ]
     said = "The flattest of 3 is a.pt: φ(1e-3) 10.0; the sharpest is c.pt, φ(1e-3) 30.0, 3.0 times as sharp."
     assert section.sentences == [said]

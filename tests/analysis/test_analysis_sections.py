@@ -1,9 +1,10 @@
 import io
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
-from analysis_rows import STORY, frame, sharpness, spread, study, training
+from analysis_rows import STORY, frame, rescaled, sharpness, spectrum, spread, study, training
 from rich.console import Console
 
 from lbdist.analysis import numbers, terminal
@@ -308,3 +309,42 @@ def test_terminal(rows):
 
 def test_names_are_not_console_markup():
     assert "LB + [red]x[/nonsense]" in printed(study(("SB", "LB", "[red]x[/nonsense]")))
+
+
+def test_the_spectrum_has_what_is_large_and_a_density() -> None:
+    rows = [row for name in ("SB", "LB") for row in training(name, 0, 70.0)]
+    found = frame([*rows, *spectrum("SB", 0, 2.0), *spectrum("LB", 0, 8.0)])
+    (section,) = [s for s in comparison.sections(Runs(found)) if s.title == "The Hessian's spectrum"]
+    (table,), (figure,) = section.tables, section.figures
+    assert table.lines == ["model", "λmax", "trace", "its error", "above 1"]
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["SB", "2.00", "10.0", "0.200", "3.00"],
+        ["LB", "8.00", "40.0", "0.800", "3.00*"],
+    ]
+    (axes,) = figure.draw().axes
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    assert set(drawn) == {"SB", "LB"} and axes.get_yscale() == "log"
+    x, y = drawn["LB"].get_data()
+    assert x[-1] == 8 and np.nansum(y) * (x[1] - x[0]) == pytest.approx(0.5, rel=0.01)
+    assert np.isnan(drawn["SB"].get_ydata()[x > 2.1]).all()  # nothing beyond its own
+
+
+def test_a_rescaling_audit_says_what_moves() -> None:
+    rows = [row for name in ("SB", "LB") for row in training(name, 0, 70.0)]
+    found = frame([*rows, *rescaled("SB", 0), *rescaled("LB", 0)])
+    (section,) = [s for s in comparison.sections(Runs(found)) if "rescaling" in s.title]
+    (table,) = section.tables
+    assert [[entry.text for entry in row] for row in table.rows[:2]] == [
+        ["SB", "sharpness φ(1e-3), full", "10.0", "20.0*", "2.0 times"],
+        ["SB", "adaptive sharpness 2", "0.300", "0.300", "–"],
+    ]
+    assert table.lines == ["model", "measure", "× 1", "× 4", "moves"] and table.groups == {2}
+    assert section.sentences == [
+        "The same function, rescaled, moves: sharpness φ(1e-3), full.",
+        "The same function, rescaled, does not move: adaptive sharpness 2.",
+    ]
+
+
+def test_what_was_not_measured_has_no_section() -> None:
+    titles = [section.title for section in comparison.sections(Runs(study()))]
+    assert not any("spectrum" in title or "rescaling" in title for title in titles)

@@ -183,6 +183,21 @@ def test_average_sharpness_is_half_the_variance_times_the_trace() -> None:
         assert 0 < error["value"] < 0.05 * mean["value"]
 
 
+def test_a_spectrum_of_which_no_eigenvalue_is_reached_has_bounds() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    data = torch.randn(40, 30, dtype=torch.float64), torch.arange(40) % 3
+    f = Objective(network, data)
+    minimiser = Minimiser(f.x, f.x, lambda split="train", **options: f)
+    rows = rows_of("spectrum", minimiser, tolerance=1e-15, iterations=1, thresholds=[0.01])
+    assert not [row for row in rows if row["metric"] == "eigenvalue"]
+    (bound,) = [row for row in rows if row["metric"] == "lambda_max"]
+    highest = torch.linalg.eigvalsh(torch.stack([f.curvature(f.x, v) for v in torch.eye(len(f.x)).double()]))
+    assert not bound["converged"] and 0.9 < bound["value"] / float(highest[-1]) < 1 + 1e-9
+    (above,) = [row for row in rows if row["metric"] == "eigenvalues_above"]
+    assert above["value"] > 0 and not above["converged"]
+
+
 def test_the_spectrum_is_that_of_the_dense_hessian() -> None:
     found = rows_of("spectrum", LINE.minimiser(), **KNOWN["spectrum"], probes=200)
     of = lambda metric: [row["value"] for row in found if row["metric"] == metric]  # noqa: E731

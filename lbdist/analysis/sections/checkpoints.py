@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pandas as pd
 
-from lbdist.analysis.numbers import epsilon_text, number, three_digits
+from lbdist.analysis.numbers import epsilon_text, number, phi, three_digits
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Section, Table
-from lbdist.analysis.sections import reading
+from lbdist.analysis.sections import reading, rescaling, spectrum
 from lbdist.analysis.statistics import summarise
 
 _FIT = ("train_", "test_")
@@ -15,8 +17,8 @@ _FIT = ("train_", "test_")
 
 def sections(runs: Runs) -> list[Section]:
     """One table: what fits, how sharp each model is by solver, space and box, and what else was measured."""
-    rows, title = runs.rows, "Models, the flattest first"
-    rows = rows[rows["measurement"].notna() & rows["position"].isna() & rows["method"].notna()]
+    rows, title = runs.measurements, "Models, the flattest first"
+    rows = rows[rows["position"].isna() & rows["method"].notna()]
     if rows.empty:
         return [Section(title, ["No model is measured yet."], brief=True)]
     names = rows.drop_duplicates("cell").set_index("cell")["method"]
@@ -53,7 +55,9 @@ def sections(runs: Runs) -> list[Section]:
             "sharpness", "Sharpness φ by space and solver", heads, rows, _NOTE, groups=frozenset(groups)
         )
         found.append(whole)
-    return [Section(title, _sentences(names, order, sharp), found, brief=True), reading.section()]
+    models = Section(title, _sentences(names, order, sharp), found, brief=True)
+    others = [part.sections(runs, names) for part in (spectrum, rescaling)]
+    return [models, *itertools.chain(*others), reading.section()]
 
 
 _NOTE = (
@@ -89,10 +93,9 @@ def _sharpness(sharp: pd.DataFrame, epsilon: float, space: str, solver: str) -> 
     item = summarise(found)
     reached = int((own["converged"] == True).sum())  # noqa: E712
     star = "*" if solver == "converged" and reached < len(own) else ""
-    spread = f" ± {three_digits(item.std)}" if item.n > 1 else ""
     values = {"": item.mean, "std": item.std, "n": item.n, "converged": reached}
     small = f"{reached} of {len(own)}, {number(own['evaluations'].mean())} evaluations"
-    return Entry(three_digits(item.mean) + spread + star, small, values)
+    return Entry(phi(item) + star, small, values)
 
 
 def _sentences(names: pd.Series, ranks: pd.Series, sharp: pd.DataFrame) -> list[str]:

@@ -28,7 +28,7 @@ def sections(runs: Runs) -> list[Section]:
 
 def slices(runs: Runs) -> pd.DataFrame:
     """One row a point: `label` (of the other model), `curved, split, metric, alpha, mean, std, n`."""
-    rows = runs.rows[runs.rows["measurement"].notna() & runs.rows["other_cell"].notna()]
+    rows = runs.measurements
     rows = rows[
         rows["position"].notna() & rows["value"].notna() & rows["other_cell"].isin(runs.counted.index)
     ]
