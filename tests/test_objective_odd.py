@@ -409,3 +409,25 @@ def test_an_x_of_another_precision_is_refused() -> None:
     f = Objective(nn.Linear(INPUTS, CLASSES), (inputs.float(), labels))
     with pytest.raises(ValueError, match=r"x is torch\.float64; f is computed in torch\.float32"):
         f(f.x.double())
+
+
+def test_a_sparse_buffer_is_kept() -> None:
+    """Such as a graph's adjacency matrix; buffers are copied together, which sparse ones cannot be."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.register_buffer("adjacency", (2 * torch.eye(4)).to_sparse())
+            self.register_buffer("empty", torch.zeros(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer((self.adjacency @ x.T).T)
+
+    torch.manual_seed(0)
+    network, x = Graph(), torch.randn(9, 4)
+    labels = torch.arange(9) % 3
+    expected = nn.functional.cross_entropy(network.layer(2 * x), labels)
+    f = Objective(network, (x, labels))
+    assert f(f.x)[0] == pytest.approx(expected.item(), rel=1e-6)
+    assert network.adjacency.is_sparse and torch.equal(network.adjacency.to_dense(), 2 * torch.eye(4))

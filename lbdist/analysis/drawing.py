@@ -70,6 +70,11 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
     return found
 
 
+def baselines_first(labels: Iterable[str]) -> list[str]:
+    """Different labels, SB and LB before the others."""
+    return sorted(dict.fromkeys(labels), key=lambda label: (label != "SB", label != "LB"))
+
+
 def seeds_text(counts: Iterable[int]) -> str:
     """How many seeds a figure's means are over: `3 seeds`, `1 seed`, `2 to 3 seeds`."""
     found = sorted(set(counts))

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
+Others = Mapping[str, Mapping[str, Summary]]
+"""Metrics that were measured beside sharpness, each by label."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """What stands in one place of a table.
@@ -53,14 +57,19 @@ def of_difference(item: Difference) -> Entry:
     return Entry(number(item.mean, 2), interval(item), {"": item.mean, "low": item.low, "high": item.high})
 
 
-def heads_of_others(others: Mapping[str, Mapping[str, Summary]]) -> list[str]:
-    """The heads of what was measured beside sharpness."""
-    return [metric.replace("_", " ") for metric in others]
+_BESIDE = 2
+"""So many metrics have a place in the main table; more get one of their own."""
 
 
-def of_others(others: Mapping[str, Mapping[str, Summary]], label: str) -> list[Entry]:
-    """What was measured beside sharpness at a method's runs, an entry a metric."""
-    return [of_summary(found.get(label), "phi") for found in others.values()]
+def heads_of_others(others: Others) -> list[str]:
+    """The heads of what was measured beside sharpness, where they are few."""
+    return [metric.replace("_", " ") for metric in others] if len(others) <= _BESIDE else []
+
+
+def of_others(others: Others, label: str) -> list[Entry]:
+    """What was measured beside sharpness at a method's runs, an entry a metric, where they are few."""
+    found = others.values() if len(others) <= _BESIDE else []
+    return [of_summary(each.get(label), "phi") for each in found]
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,23 @@ class Table:
             }
             for row in self.rows
         ]
+
+
+def tables_of_others(others: Others, heads: Mapping[str, str]) -> list[Table]:
+    """A table of what was measured beside sharpness, a row a metric, where they are many.
+
+    Args:
+        others: The metrics, each by label.
+        heads: The columns' heads by label.
+    """
+    if len(others) <= _BESIDE:
+        return []
+    rows = [
+        [Entry(metric.replace("_", " ")), *[of_summary(found.get(label), "phi") for label in heads]]
+        for metric, found in others.items()
+    ]
+    title = "Beside sharpness, mean ± standard deviation over n seeds"
+    return [Table("beside", title, ["measure", *heads.values()], rows)]
 
 
 @dataclass(frozen=True)

@@ -348,3 +348,22 @@ def test_a_rescaling_audit_says_what_moves() -> None:
 def test_what_was_not_measured_has_no_section() -> None:
     titles = [section.title for section in comparison.sections(Runs(study()))]
     assert not any("spectrum" in title or "rescaling" in title for title in titles)
+
+
+def test_many_measures_have_a_table_of_their_own_and_the_terminal_shows_all():
+    """Three beside sharpness; the main table keeps its heads and its n."""
+    rows = [row for name in ("SB", "LB") for row in training(name, 0, 70.0)]
+    found = frame([*rows, *spectrum("SB", 0, 2.0), *spectrum("LB", 0, 8.0)])
+    board, beside, _ = leaderboard.section(Runs(found)).tables
+    assert "trace" not in board.lines and board.lines[-1] == "n"
+    assert beside.lines == ["measure", "SB", "LB"]
+    texts = [[entry.text for entry in row] for row in beside.rows]
+    assert texts == [
+        ["lambda max", "2.00", "8.00"],
+        ["trace", "10.0", "40.0"],
+        ["trace error", "0.200", "0.800"],
+    ]
+    assert "…" not in printed(found)
+    few = frame([*rows, *[row for row in spectrum("SB", 0, 2.0) if row["metric"] == "lambda_max"]])
+    board, _ = leaderboard.section(Runs(few)).tables
+    assert "lambda max" in board.lines

@@ -9,7 +9,16 @@ import pandas as pd
 from lbdist.analysis import drawing
 from lbdist.analysis.numbers import number, phi
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Figure, Section, Table, heads_of_others, of_number, of_others, of_summary
+from lbdist.analysis.section import (
+    Figure,
+    Section,
+    Table,
+    heads_of_others,
+    of_number,
+    of_others,
+    of_summary,
+    tables_of_others,
+)
 from lbdist.analysis.sections import reading, solvers
 from lbdist.analysis.statistics import Summary, difference, summarise
 
@@ -49,7 +58,9 @@ def section(runs: Runs) -> Section:
     caption += f"; below, {runs.box} in the full space, converged." if sharp else "."
     picture = Figure("batch_size", "Against the global batch", caption, lambda: _draw(runs, data))
     figures = [picture] if any(row.n for row in data["score"]) else []
-    return Section(title, _sentences(runs, data), [table], figures, brief=True)
+    heads = {row["label"]: f"batch {row['batch']:,}" for _, row in data.iterrows()}
+    tables = [table, *tables_of_others(runs.others, heads)]
+    return Section(title, _sentences(runs, data), tables, figures, brief=True)
 
 
 def sweep(runs: Runs) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from lbdist.analysis.section import (
     of_number,
     of_others,
     of_summary,
+    tables_of_others,
 )
 from lbdist.analysis.statistics import Difference, difference, summarise
 
@@ -43,7 +44,10 @@ def section(runs: Runs) -> Section:
         title = f"{runs.score.name.capitalize()} and flatness by method"
         draw = lambda: draw_leaderboard(data, runs.epsilon, runs.score.axis)  # noqa: E731
         figures.append(Figure("leaderboard", title, caption, draw))
-    tables = [_table(runs, board), _costs(board)] if len(board) else []
+    tables = []
+    if len(board):
+        heads = {label: label.replace(" + ", " +\n") for label in board["method"]}
+        tables = [_table(runs, board), *tables_of_others(runs.others, heads), _costs(board)]
     return Section("Leaderboard", conclusion(runs, board), tables, figures, brief=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from lbdist.analysis import drawing
 from lbdist.analysis.numbers import epsilon_text, number, three_digits
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Section, Table
@@ -33,8 +34,9 @@ def sections(runs: Runs, names: pd.Series | None = None) -> list[Section]:
     table: list[list[Entry]] = []
     moved: dict[str, bool] = {}
     groups = set()
-    for label, model in found.groupby("label", sort=False):
+    for label in drawing.baselines_first(found["label"]):
         groups.add(len(table))
+        model = found[found["label"] == label]
         for measure, own in model.groupby("measure", sort=False):
             at = own.groupby("position")["value"].mean().reindex(factors)
             sure = own.groupby("position")["converged"].apply(lambda told: not (told == False).any())  # noqa: E712
@@ -45,7 +47,7 @@ def sections(runs: Runs, names: pd.Series | None = None) -> list[Section]:
                 for factor, value in at.items()
             ]
             moves = Entry("–" if ratio < _STILL else f"{number(ratio, 1)} times", values={"": ratio})
-            table.append([Entry(str(label)), Entry(measure), *entries, moves])
+            table.append([Entry(label), Entry(measure), *entries, moves])
     groups.discard(0)
     heads = ["model", "measure", *[f"× {factor:g}" for factor in factors], "moves"]
     note = (

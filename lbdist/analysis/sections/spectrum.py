@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lbdist.analysis import drawing
+from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_summary
 from lbdist.analysis.statistics import Summary, summarise
@@ -34,12 +35,12 @@ def sections(runs: Runs, names: pd.Series | None = None) -> list[Section]:
     above, density = (rows[rows["metric"] == metric] for metric in ("eigenvalues_above", "density"))
     if above.empty and density.empty:
         return []
-    labels = list(dict.fromkeys(rows["label"]))
+    labels = drawing.baselines_first(rows["label"])
     thresholds = sorted(above["position"].unique())
     table = []
     for label in labels:
         own = rows[rows["label"] == label]
-        row = [Entry(str(label))]
+        row = [Entry(label)]
         row += [of_summary(_mean(own, metric), "phi") for metric in ("lambda_max", "trace", "trace_error")]
         for threshold in thresholds:
             counts = above[(above["label"] == label) & (above["position"] == threshold)]
@@ -60,7 +61,7 @@ def sections(runs: Runs, names: pd.Series | None = None) -> list[Section]:
             "Density of the Hessian's eigenvalues (stochastic Lanczos quadrature), the mean over "
             f"{drawing.seeds_text(counts)}. Each curve integrates to 1, nearly all of it at zero."
         )
-        draw = functools.partial(_draw, density)
+        draw = functools.partial(_draw, density, labels)
         figures = [Figure("spectrum", "Spectral density", caption, draw)]
     return [Section("The Hessian's spectrum", [], tables, figures)]
 
@@ -71,25 +72,30 @@ def _mean(rows: pd.DataFrame, metric: str) -> Summary | None:
     return None if found.empty else summarise(found.groupby("cell")["value"].mean())
 
 
-def _draw(density: pd.DataFrame) -> Drawing:
+def _draw(density: pd.DataFrame, labels: list[str]) -> Drawing:
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import FuncFormatter
 
     figure = Canvas(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    style = drawing.marks(density["label"])
+    style = drawing.marks(labels)
     grid = np.linspace(density["position"].min(), density["position"].max(), 1000)
-    for label, own in density.groupby("label", sort=False):
+    for label in labels:
+        own = density[density["label"] == label]
+        if own.empty:
+            continue
         curves = [
             np.interp(grid, cell["position"], cell["value"], left=0, right=0)
             for _, cell in own.sort_values("position").groupby("cell")
         ]
-        mark, mean = style[str(label)], np.mean(curves, 0)
+        mark, mean = style[label], np.mean(curves, 0)
         axes.plot(
             grid, np.where(mean > 0, mean, np.nan), color=mark.color, linestyle=mark.line,
-            linewidth=1.4, marker=mark.marker, markevery=100, markersize=4, label=str(label),
+            linewidth=1.4, marker=mark.marker, markevery=100, markersize=4, label=label,
         )  # fmt: skip
     peak = float(density["value"].max())
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: epsilon_text(value)))
     axes.set_ylim(peak * 10.0**-_DECADES, 3 * peak)
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")

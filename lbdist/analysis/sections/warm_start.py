@@ -19,6 +19,7 @@ from lbdist.analysis.section import (
     of_number,
     of_others,
     of_summary,
+    tables_of_others,
 )
 from lbdist.analysis.sections import reading, solvers
 from lbdist.analysis.statistics import difference, summarise
@@ -60,7 +61,8 @@ def section(runs: Runs) -> Section:
     caption += f"; below, {runs.box}, full space, converged." if sharp else "."
     picture = Figure("warm_start", "LB begun at SB's models", caption, lambda: _draw(runs, data))
     figures = [picture] if any(row.n for row in data["score"]) else []
-    return Section("Warm starts", _sentences(runs, data), [table], figures, brief=True)
+    tables = [table, *tables_of_others(runs.others, dict(zip(data["name"], data["label"], strict=True)))]
+    return Section("Warm starts", _sentences(runs, data), tables, figures, brief=True)
 
 
 def warm_starts(runs: Runs) -> pd.DataFrame:
