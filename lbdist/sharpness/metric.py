@@ -22,10 +22,13 @@ from lbdist.sharpness.subspace import CONVENTIONS, FullSpace, Subspace
 _PART = 500
 """Samples that a random start is iterated on first, at the least."""
 _RANKED = 200
-"""Samples on which starts towards classes are put in order."""
+"""Samples on which starts towards classes are put in order, or an eighth of all if that is less."""
 _LABELS = 100
-"""Labels that a start is made towards, the most frequent ones; and how many of the starts are followed."""
+"""Labels that a start is made towards, the most frequent ones, at the most: what that costs is bounded."""
+_RANKING = 6
+"""Evaluations that it may cost, of three a label on those samples."""
 _FOLLOWED = 3
+"""How many of these starts are followed."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,14 @@ class Neighbourhood:
         """By label, the starts that turn every sample to it, where f is highest on a part of the samples."""
         if objective.labels.is_floating_point():
             return {}
-        samples = min(_RANKED, len(objective.labels))
+        samples = min(_RANKED, math.ceil(len(objective.labels) / 8))
         share = samples / len(objective.labels)
         part, origin = objective.part(samples, seed=0), torch.zeros_like(bound)
         f = self._on(part, share)
         found: list[tuple[float, int, Tensor]] = []
         labels, counts = objective.labels.unique(return_counts=True)
-        for label in labels[counts.argsort(descending=True, stable=True)][:_LABELS].tolist():
+        most = min(_LABELS, int(_RANKING / (3 * share)))
+        for label in labels[counts.argsort(descending=True, stable=True)][:most].tolist():
             first = self._towards.get(label)
             if first is None:
                 first = -self._on(part.alike(label), share)(origin)[1].sign()
@@ -160,8 +164,10 @@ class Neighbourhood:
             # one iteration more tells which of them will rise highest
             gradient = f(bound * first)[1]
             u = torch.where(gradient == 0, first, gradient.sign())
-            found = sorted([*found, (f(bound * u)[0], label, u)], key=lambda found: -found[0])[:_FOLLOWED]
-        return {label: u for value, label, u in found if value > self.f0}
+            value = f(bound * u)[0]
+            if value > self.f0:  # and is not NaN
+                found = sorted([*found, (value, label, u)], key=lambda found: -found[0])[:_FOLLOWED]
+        return {label: u for _, label, u in found}
 
     def sharpness(
         self,

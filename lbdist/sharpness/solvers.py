@@ -23,7 +23,7 @@ It is a fixed-point iteration, and maximising over a box is NP-hard, so where it
 - Towards each class. Over a sharp box the loss is highest where the network takes all samples for one class:
   the maxima of a classifier are as many as its classes, and the share of random starts that come to the
   highest can be small. So there is a start -sign(grad_u f_k) for each label k, with f_k the loss if every
-  sample had that label. They are iterated once and put in order by f on 200 samples, and the first three are
+  sample had that label. They are iterated once and put in order by f on few samples, and the first three are
   followed (targeted attacks do the like for one sample: Gowal et al. 2019, "An alternative surrogate loss
   for PGD-based adversarial testing").
 - In a small space, and for an f without classes, at what another box of the same model ended at.
@@ -37,12 +37,12 @@ It is a fixed-point iteration, and maximising over a box is NP-hard, so where it
   each with its opposite, since f's odd part is what the model does not have. What is left of the budget goes
   to recombinations of the best ends.
 
-`converged` is True only when starts that know nothing of each other came to the best value: one towards a
-class and one that is not, or at least half of all (where a few maxima share the random starts, two of those
-often meet below the highest). They agree to `tolerance` in a large space; in a small one, where different
-maxima come close to each other, to rounding, so that it is one maximum. Otherwise starts are added until
-`budget` evaluations are spent, and it is False. It is evidence, no proof: the value stays a lower bound
-either way.
+`converged` is True only when starts that know nothing of each other came to the best value: one from x
+towards a class and one from elsewhere (a random vertex, `paper`, the gradient), or at least half of all
+(where a few maxima share the random starts, two of those often meet below the highest). They agree to
+`tolerance` in a large space; in a small one, where different maxima come close to each other, to rounding, so
+that it is one maximum. Otherwise starts are added until `budget` evaluations are spent, and it is False. It
+is evidence, no proof: the value stays a lower bound either way.
 """
 
 from __future__ import annotations

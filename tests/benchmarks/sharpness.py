@@ -349,7 +349,7 @@ def pool(name: str) -> None:
     from lbdist.training.loop import run_cell
 
     node = TASKS[name][0]
-    dataset = MNIST1D().load()
+    dataset = MNIST1D(train_samples=1000, test_samples=100).load()
     common = {"data": {"_target_": "", "name": "d"}, "loss": {"_target_": "lbdist.losses.CrossEntropy"}}
     cells = [
         Cell(network=node, optimizer={"_target_": "torch.optim.Adam", "lr": 1e-3}, remedies=(), epochs=5,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbdist.errors import InputError
+from lbdist.objective import Objective
 from lbdist.sharpness import SharpnessResult, box_sharpness, solvers
 from lbdist.sharpness import subspace as subspace_module
 from lbdist.sharpness.metric import Neighbourhood
@@ -313,6 +314,19 @@ def test_convergence_is_claimed_only_where_starts_agree() -> None:
     v = random(60, seed=6)
     ridge = box_sharpness(quadratic(torch.outer(v, v), 0 * v, 1.0), x)
     assert ridge.converged and ridge.evaluations < 80
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(5, 2), (40, 40), (300, 10), (3000, 150)])
+def test_few_samples_or_many_classes_cost_no_more(samples: int, classes: int) -> None:
+    """Starts towards the classes are put in order for a few evaluations, whatever the data."""
+    torch.manual_seed(0)
+    data = torch.randn(samples, 6), torch.arange(samples) % classes
+    f = Objective(torch.nn.Linear(6, classes), data)
+    near = Neighbourhood(f, f.x)
+    near.spent = 0.0
+    found = near._classes(f, near.scale)
+    assert 1 <= len(found) <= 3 and 0 < near.spent <= 6
+    assert all(set(u.unique().tolist()) <= {-1.0, 0.0, 1.0} for u in found.values())
 
 
 def test_boxes_and_solvers_of_one_neighbourhood_share_what_they_evaluate() -> None:
