@@ -340,7 +340,7 @@ def test_actors_that_are_killed_at_random_times_cost_a_retry_and_nothing_else(
 
     def shoot() -> None:
         nonlocal shot
-        while not over.wait(float(random.uniform(1.5, 4))) and shot < 4:
+        while not over.wait(float(random.uniform(0.3, 1.5))) and shot < 4:
             for pid in list(evaluators())[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
