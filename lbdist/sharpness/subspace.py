@@ -108,7 +108,10 @@ class Subspace:
 
     def times(self, y: Tensor) -> Tensor:
         """A y, of shape (n,)."""
-        return torch.cat([block @ y for block in self._blocks()])
+        found = y.new_empty(self.n)  # small tensors kept between the blocks would split the heap
+        for block, part in zip(self._blocks(), found.split(_ROWS), strict=True):
+            torch.mv(block, y, out=part)
+        return found
 
     def transpose(self, g: Tensor) -> Tensor:
         """A^T g, of shape (p,)."""
