@@ -213,7 +213,7 @@ def connect(
     try:
         ray.init(
             address=joined or "local",
-            include_dashboard=None if joined else False,
+            include_dashboard=None if joined else False,  # of which nobody is told the address
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             runtime_env=environment or None,

@@ -296,7 +296,7 @@ class Objective:
 
         def visit(outputs: Tensor, labels: Tensor) -> None:
             loss = self.loss.total(outputs, labels)
-            gradient.add_(self._flat(torch.autograd.grad(loss, leaves, materialize_grads=True)))
+            gradient.add_(self._slope(loss, leaves))
             total.add_(loss.detach())
 
         self._visit(x, visit, samples, part=part)
@@ -309,7 +309,10 @@ class Objective:
 
     def slope(self, value: Tensor) -> Tensor:
         """The gradient of a value that `visit` computed, of shape ()."""
-        return self._flat(torch.autograd.grad(value, self._leaves(), materialize_grads=True))
+        return self._slope(value, self._leaves())
+
+    def _slope(self, value: Tensor, leaves: list[nn.Parameter]) -> Tensor:
+        return self._flat(torch.autograd.grad(value, leaves, materialize_grads=True))
 
     def curvature(self, x: Tensor, v: Tensor) -> Tensor:
         """The product of f's Hessian at x with v, both of shape (n,), by two backward passes.
@@ -336,7 +339,7 @@ class Objective:
             gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
             slope = self._flat(gradient) @ v
             if slope.requires_grad:  # else the loss is linear in all that is trained
-                total.add_(self._flat(torch.autograd.grad(slope, leaves, materialize_grads=True)))
+                total.add_(self._slope(slope, leaves))
 
         with sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second backward pass
             self._visit(x, visit, samples, twice=True, part=part)

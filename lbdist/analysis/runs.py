@@ -118,6 +118,17 @@ class Runs:
         """The confirmed cells, which means are over."""
         return self.cells[self.cells["stage"] == "confirm"]
 
+    def at_ends(self, names: pd.Series | None = None) -> pd.DataFrame:
+        """The rows of measurements at the ends of runs, with the `label` of each.
+
+        Args:
+            names: Labels by cell, of which no other is taken; None for the confirmed ones' methods.
+        """
+        names = self.counted["label"] if names is None else names
+        rows = self.measurements
+        rows = rows[rows["epoch"].isna() & rows["cell"].isin(names.index)]
+        return rows.assign(label=rows["cell"].map(names))
+
     @functools.cached_property
     def curves(self) -> pd.DataFrame:
         """Test score during training: columns `label, epoch, mean, std, n`, one row a method and epoch."""
@@ -182,12 +193,10 @@ class Runs:
     @functools.cached_property
     def others(self) -> dict[str, dict[str, Summary]]:
         """The metrics measured beside sharpness at the ends of confirmed runs, each by label."""
-        rows = self.measurements
-        rows = rows[rows["epoch"].isna() & rows["position"].isna()]  # a curve has no place in a table
-        found = rows[(rows["metric"] != "sharpness") & rows["cell"].isin(self.counted.index)]
-        labels = found["cell"].map(self.counted["label"])
+        rows = self.at_ends()
+        found = rows[rows["position"].isna() & (rows["metric"] != "sharpness")]  # a curve has no place
         table: dict[str, dict[str, Summary]] = {}
-        for (metric, label), group in found["value"].groupby([found["metric"], labels]):
+        for (metric, label), group in found.groupby(["metric", "label"])["value"]:
             table.setdefault(metric, {})[label] = summarise(group)
         return table
 

@@ -112,12 +112,10 @@ class Neighbourhood:
         self._towards: dict[int, Tensor] = {}
 
     def _at(self, z: Tensor) -> tuple[float, Tensor]:
-        self.spent += 1
-        value, gradient = self.f(self.x + self.space.times(z))
-        return value, self.space.transpose(gradient)
+        return self._on(self.f, 1.0)(z)
 
-    def _on(self, f: Objective, share: float) -> Function:
-        """f on a share of the samples, as a function of z."""
+    def _on(self, f: Function, share: float) -> Function:
+        """f, or f on a share of the samples, as a function of z."""
 
         def at(z: Tensor) -> tuple[float, Tensor]:
             self.spent += share

@@ -170,7 +170,7 @@ def _draw_slices(data: pd.DataFrame, label: str, runs: Runs) -> Drawing:
 def _draw_planes(data: pd.DataFrame) -> Drawing:
     from matplotlib.figure import Figure as Canvas
 
-    labels = sorted(data["label"].unique(), key=lambda label: (label != "SB", label != "LB", label))
+    labels = drawing.baselines_first(sorted(data["label"]))
     columns = min(3, len(labels))
     lines = math.ceil(len(labels) / columns)
     figure = Canvas(figsize=(7.2, 0.5 + 2.5 * lines), layout="constrained")

@@ -20,14 +20,12 @@ def sections(runs: Runs, names: pd.Series | None = None) -> list[Section]:
         runs: The runs of a study.
         names: What their cells are called; None for the confirmed ones' methods.
     """
-    names = runs.counted["label"] if names is None else names
-    rows = runs.measurements
-    found = rows[rows["metric"].fillna("").str.startswith("rescaled_") & rows["cell"].isin(names.index)]
+    rows = runs.at_ends(names)
+    found = rows[rows["metric"].fillna("").str.startswith("rescaled_")]
     found = found[found["value"].notna() & found["position"].notna()]
     if found.empty:
         return []
     found = found.assign(
-        label=found["cell"].map(names),
         measure=[_name(*of) for of in zip(found["metric"], found["epsilon"], found["space"], strict=True)],
     )
     factors = sorted(found["position"].unique())

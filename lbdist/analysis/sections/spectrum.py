@@ -28,10 +28,8 @@ def sections(runs: Runs, names: pd.Series | None = None) -> list[Section]:
         runs: The runs of a study.
         names: What their cells are called; None for the confirmed ones' methods.
     """
-    names = runs.counted["label"] if names is None else names
-    rows = runs.measurements
-    rows = rows[rows["cell"].isin(names.index) & rows["value"].notna() & rows["epoch"].isna()]
-    rows = rows.assign(label=rows["cell"].map(names))
+    rows = runs.at_ends(names)
+    rows = rows[rows["value"].notna()]
     above, density = (rows[rows["metric"] == metric] for metric in ("eigenvalues_above", "density"))
     if above.empty and density.empty:
         return []
