@@ -66,6 +66,9 @@ class Cell:
         micro_batch_size: Samples a worker takes through the network at once; None for all of its share.
         evaluations: Points of the test curve.
         validation_fraction: Part of the training set that is held out, and tested on instead of the test set.
+        precision: Of its products, or `auto`; what `auto` comes to is no part of the id.
+        schedule: Of the learning rate; None for a constant one.
+        patience: Epochs after which it ends if its loss does not improve; None runs all epochs.
         origin: Where the run begins; None for the seed's x0.
         method: `SB` or `LB`. This and what follows is no part of the id.
         remedy: What people call the remedies: `none`, `robust`, `augmentation+robust`.
@@ -87,6 +90,9 @@ class Cell:
     micro_batch_size: int | None = None
     evaluations: int = 10
     validation_fraction: float | None = None
+    precision: str = AUTO
+    schedule: Mapping[str, Any] | None = None
+    patience: int | None = None
     origin: Origin | None = None
     method: str = "LB"
     remedy: str = "none"
@@ -101,10 +107,20 @@ class Cell:
             **{key: _defining(getattr(self, key)) for key in ("network", "data", "loss", "optimizer")},
             "remedies": [_defining(node) for node in self.remedies],
             "num_workers": None if self.num_workers == AUTO else self.num_workers,
+            "precision": None if self.precision == AUTO else self.precision,
             "origin": dataclasses.asdict(self.origin) if self.origin else None,
         }
-        names = ("global_batch_size", "epochs", "seed", "ghost_batch_size", "micro_batch_size", "evaluations")
-        defining |= {name: getattr(self, name) for name in (*names, "validation_fraction")}
+        names: tuple[str, ...] = (
+            "global_batch_size",
+            "epochs",
+            "seed",
+            "ghost_batch_size",
+            "micro_batch_size",
+            "evaluations",
+        )
+        defining |= {
+            name: getattr(self, name) for name in (*names, "validation_fraction", "schedule", "patience")
+        }
         return digest({key: value for key, value in defining.items() if value is not None})
 
     @property
@@ -122,8 +138,11 @@ class Cell:
         """The label that the seeds of a setting share."""
         name = self.method if self.remedy == "none" else f"{self.method} + {self.remedy}"
         begun = f"from epoch {self.origin.epoch}" if self.origin else ""
-        checks = f"on {self.num_workers} workers" if self.stage == "check" else ""
-        return " ".join(part for part in (name, self.setting, begun, checks) if part)
+        parts = [name, self.setting, begun]
+        if self.stage == "check":
+            parts.append("" if self.num_workers == AUTO else f"on {self.num_workers} workers")
+            parts.append("" if self.precision == AUTO else f"in {self.precision}")
+        return " ".join(part for part in parts if part)
 
     def columns(self) -> dict[str, Any]:
         """The columns that every row of the cell repeats."""

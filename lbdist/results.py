@@ -63,6 +63,8 @@ SCHEMA = pa.schema(
         ("origin_cell", pa.string()),
         ("origin_epoch", pa.int64()),
         ("options", pa.string()),
+        ("precision", pa.string()),
+        ("memory_format", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
         ("start", pa.string()),
@@ -73,6 +75,9 @@ SCHEMA = pa.schema(
     ]
 )
 """One row a measured value; columns that do not apply are null."""
+
+RAN = ("num_workers", "precision", "memory_format")
+"""Columns that say how a cell was run, which its id may leave open."""
 
 CELLS, MEASUREMENTS = "cells", "measurements"
 """Folders of the storage folder, which no study may be called."""
@@ -156,10 +161,13 @@ def _read(store: Store, name: str) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"{where} cannot be read as Parquet") from error
     table = table.replace_schema_metadata(None)
-    if not table.schema.equals(SCHEMA):
+    if any(field not in SCHEMA for field in table.schema):
         raise Damaged(f"{where} has other columns")
     check_stamp(mark, name, _digest(table), where)
-    return table
+    missing = [field for field in SCHEMA if field.name not in table.column_names]
+    for field in missing:  # which an earlier version did not write
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(SCHEMA.names) if missing else table
 
 
 def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
@@ -228,14 +236,14 @@ def gather(
     """
     store, rows = Store.of(place), []
     read = read or functools.partial(read_rows, store)
-    workers: dict[str, Any] = {}
+    ran: dict[str, Row] = {}
     for cell, columns in cells.items():
         for row in read(cell_file(cell)):
-            workers[cell] = row["num_workers"]
+            ran[cell] = {name: row[name] for name in RAN}
             rows.append({**row, **columns, "experiment": study})
     for measurement in measurements:
         for row in read(measurement_file(measurement)):
-            columns = {"num_workers": workers.get(row["cell"]), **cells.get(row["cell"], {})}
+            columns = {**ran.get(row["cell"], {}), **cells.get(row["cell"], {})}
             rows.append({**row, **columns, "experiment": study})
     table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
     if study is not None and rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -34,7 +35,8 @@ from lbdist.sharpness.measure import Measure
 from lbdist.sharpness.pool import measure_all
 from lbdist.storage import Store
 from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
-from lbdist.training import checkpoint, loop
+from lbdist.training import checkpoint, loop, rehearsal
+from lbdist.training.precision import Arithmetic, choose
 
 GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
 """Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
@@ -104,12 +106,17 @@ def prepare(config: DictConfig) -> Session:
     for file in sorted({point.file for m in study.measurements([]) for point in m.at if point.file}):
         checkpoint.load_file(network, file)
     session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops)
-    alike = {(cell.remedy, cell.setting, cell.stage == "search"): cell for cell in session.cells.values()}
+    alike = {
+        (cell.remedy, cell.setting, cell.stage == "search", cell.precision): cell
+        for cell in session.cells.values()
+    }
     for cell in alike.values():
         _check_run(cell, len(data.train))
-    learners = {(repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size): c for c in alike.values()}
+    learners = {
+        (repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c for c in alike.values()
+    }
     for cell in learners.values():
-        loop.rehearse(cell, data)
+        rehearsal.rehearse(cell, data)
     if measures:
         few = loop.on_device(data.train.take(np.arange(min(16, len(data.train)))), "cpu")
         f = Objective(networks.make(settings.network), few, loss=loss)
@@ -234,6 +241,8 @@ class Session:
             key = "study.check_workers" if cell.stage == "check" else "num_workers"
             most = f"at most {capacity.slots}, what the cluster has ({capacity})"
             require(cell.asked_workers <= capacity.slots, key, cell.num_workers, most)
+            possible = capacity.gpus > 0 or cell.precision != "tf32"
+            require(possible, "precision", cell.precision, "float32, bfloat16 or auto, since there is no GPU")
 
     def _remarks(self) -> list[str]:
         asked, share = self.config.num_workers, self.config.search.epochs
@@ -309,7 +318,7 @@ class Session:
 
         def cost(cell: Cell) -> tuple[float, float]:
             if cell.id not in gradients:
-                gradients[cell.id] = loop.gradients(cell, len(self.data.train))
+                gradients[cell.id] = rehearsal.gradients(cell, len(self.data.train))
             return gradients[cell.id]
 
         def weight(cell: Cell) -> float:
@@ -328,6 +337,7 @@ class Session:
             data = ray.put(self.data)
             capacity = self._share(capacity, book, data, progress.note)
             self._check_workers(capacity)
+            arithmetic = self._arithmetic(capacity, book, data, progress.note)
             device = "GPU" if capacity.gpus else "CPU"
             for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
                 if not self._unfinished(book):
@@ -346,6 +356,7 @@ class Session:
                     data,
                     self.folder,
                     retries=config.retries,
+                    arithmetic=arithmetic,
                 )
                 failed += schedule.failed
                 self._check_files(book)  # of cells that were found finished only now
@@ -378,7 +389,7 @@ class Session:
         if not capacity.gpus or waiting <= capacity.gpus:
             return capacity
         alike = {(cell.global_batch_size, cell.remedy): cell for cell in self.cells.values()}
-        measure = ray.remote(num_cpus=0, num_gpus=1)(loop.memory)
+        measure = ray.remote(num_cpus=0, num_gpus=1)(rehearsal.memory)
         try:
             need, memory = ray.get(measure.remote(list(alike.values()), data))
         except ray.exceptions.RayError as error:  # where a cell does not fit, its own run will say so
@@ -387,6 +398,46 @@ class Session:
         share = cluster.sharing(need, memory, capacity.cpus / capacity.gpus)
         say(f"{share} processes a GPU: each takes up to {need / 2**30:.1f} of its {memory / 2**30:.0f} GiB")
         return replace(capacity, share=share)
+
+    def _arithmetic(
+        self, capacity: cluster.Capacity, book: tuning.Book, data: ray.ObjectRef, say: Callable[[str], None]
+    ) -> dict[str, Arithmetic]:
+        """What each precision that cells ask for comes to; `auto` is one for all of a study's cells.
+
+        Cells that are finished have decided it; else it is measured, where the cells will run.
+        """
+        asked = {cell.precision for cell in self.cells.values()}
+        if not self._unfinished(book):
+            return {}
+        cells = list(self.cells.values())
+        if capacity.gpus or capacity.nodes > 1:
+            gpu = capacity.gpus > 0
+            there: Any = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(rehearsal.speeds)
+            try:
+                seconds = ray.get(there.remote(cells, data, "cuda" if gpu else "cpu", None if gpu else 1))
+            except ray.exceptions.RayError as error:
+                say(f"precision: could not be measured ({one_line(error)[:100]})")
+                seconds = {}
+        else:
+            seconds = rehearsal.speeds(cells, self.data, "cpu", threads=1)
+        files = (results.cell_file(cell.id) for cell in cells if cell.precision == AUTO and book(cell))
+        before = Counter(row["precision"] for file in files for row in book.rows(file)[:1])
+        found = {precision: choose(seconds, precision) for precision in asked}
+        if AUTO in asked:
+            known = next((str(precision) for precision, _ in before.most_common(1) if precision), AUTO)
+            found[AUTO] = choose(seconds, known)
+            why = "as in the cells that are finished"
+            if known == AUTO and found[AUTO] in seconds:
+                plain = seconds[Arithmetic()] / seconds[found[AUTO]] if Arithmetic() in seconds else math.nan
+                why = (
+                    f"{plain:.2g} times as fast as float32 in a measured step of {title(self.config.network)}"
+                )
+                if found[AUTO] == Arithmetic():
+                    others = [time for other, time in seconds.items() if other != Arithmetic()]
+                    best = min(others, default=math.nan) / seconds[Arithmetic()]
+                    why = f"the fastest other takes {best:.2g} of its time"
+            say(f"precision=auto: {found[AUTO]}, {why}")
+        return found
 
     def _shards(self, measurements: int, capacity: cluster.Capacity) -> int:
         """Actors that compute an f together: more than one where they would stand idle and it pays."""

@@ -28,6 +28,7 @@ from lbdist.plan import AUTO, Cell
 from lbdist.storage import Damaged, Store
 from lbdist.studies.base import Final, Study, cells_of
 from lbdist.training import checkpoint, loop
+from lbdist.training.precision import Arithmetic, in_which
 
 REPORT_SECONDS = 2.0
 """A report costs the driver time: between the points of the test curve there is one this often."""
@@ -368,6 +369,7 @@ def trial(
     capacity: Capacity,
     retries: int,
     driver: str,
+    arithmetic: Mapping[str, Arithmetic],
 ) -> None:
     """What a trial runs: a cell in this process, or several in a worker group of their own.
 
@@ -400,13 +402,15 @@ def trial(
                     capacity=capacity,
                     retries=retries,
                     callbacks=[TuneReportCallback()],
+                    arithmetic=arithmetic,
                 )
             final = _mean_metrics([loop.final_metrics(loop.finished_rows(store, cell)) for cell in cells])
         else:
             if not use_gpu:
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
-            final = loop.run_cell(cells[0], dataset, store, "cuda" if use_gpu else "cpu", report)
+            device = "cuda" if use_gpu else "cpu"
+            final = loop.run_cell(cells[0], dataset, store, device, report, in_which(arithmetic, cells[0]))
     except ray.exceptions.RayActorError:
         raise  # a death in the group's own machinery, which a new group gets over
     except Exception as error:
@@ -437,7 +441,14 @@ def write_cell(store: Store, cell: Cell) -> None:
     results.write_cell(store, cell.id, content)
 
 
-def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, retries: int) -> None:
+def run(
+    schedule: Schedule,
+    data: ray.ObjectRef,
+    folder: Store,
+    *,
+    retries: int,
+    arithmetic: Mapping[str, Arithmetic],
+) -> None:
     """Runs every cell of a study that is not done; the others only report theirs.
 
     Args:
@@ -445,6 +456,7 @@ def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, retries: int)
         data: Reference to the `Dataset`.
         folder: The study's folder; Tune's own is `tune` in it.
         retries: Restarts of a trial that failed.
+        arithmetic: What each precision that cells ask for comes to.
     """
     capacity = schedule.capacity
 
@@ -462,6 +474,7 @@ def run(schedule: Schedule, data: ray.ObjectRef, folder: Store, *, retries: int)
         capacity=capacity,
         retries=retries,
         driver=code(),
+        arithmetic=arithmetic,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),

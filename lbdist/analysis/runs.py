@@ -85,7 +85,7 @@ class Runs:
         `gradient_evaluations`, `seconds`, `diverged`; then the score is NaN.
         """
         identity = ["cell", "method", "remedy", "setting", "global_batch_size", "num_workers", "seed"]
-        identity += ["stage", "origin_epoch"]
+        identity += ["stage", "origin_epoch", "precision", "memory_format"]
         trained = self.rows[self.rows["measurement"].isna()]
         cells = trained[identity].drop_duplicates("cell").set_index("cell")
         cells["setting"] = cells["setting"].fillna("")
@@ -185,10 +185,16 @@ class Runs:
 
     @functools.cached_property
     def headline(self) -> pd.Series:
-        """φ of each cell in the headline's box, full space, converged; indexed by the cell."""
-        found = self.sharpness
-        chosen = (found["epsilon"] == self.epsilon) & (found["space"] == "full")
-        return found[chosen & (found["solver"] == "converged")].set_index("cell")["phi"]
+        """φ of each confirmed cell in the headline's box, full space, converged; indexed by the cell."""
+        return self.sharpness_of(self.counted.index[~self.counted["diverged"]])
+
+    def sharpness_of(self, cells: pd.Index) -> pd.Series:
+        """φ of cells in the headline's box, full space, converged; indexed by the cell."""
+        found = self.measurements
+        chosen = (found["metric"] == "sharpness") & found["epoch"].isna() & found["value"].notna()
+        chosen &= (found["epsilon"] == self.epsilon) & (found["space"] == "full")
+        found = found[chosen & (found["solver"] == "converged") & found["cell"].isin(cells)]
+        return found.groupby("cell")["value"].mean()
 
     @functools.cached_property
     def others(self) -> dict[str, dict[str, Summary]]:

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lbdist.errors import require
+from lbdist.rules import RULES
 
 RESERVED = ("cells", "measurements")
 """Folders that a storage folder has for all studies."""
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+DECAYS = ("constant", "cosine", "step")
+
+
+def one_of(words: Sequence[str]) -> str:
+    """What is allowed, in words: `a, b or c`."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 @dataclass
@@ -26,6 +36,16 @@ class Search:
     samples: int = MISSING
     validation_fraction: float = MISSING
     epochs: float = MISSING
+
+
+@dataclass
+class Schedule:
+    """The learning rate during training (`lbdist.training.schedule.Schedule`)."""
+
+    warmup: float = MISSING
+    decay: str = MISSING
+    milestones: list[float] = MISSING
+    gamma: float = MISSING
 
 
 @dataclass
@@ -61,6 +81,10 @@ class Config:
     ghost_batch_size: int | None = MISSING
     micro_batch_size: int | None = MISSING
     evaluations: int = MISSING
+    precision: str = MISSING
+    lr_rule: str = MISSING
+    schedule: Schedule = field(default_factory=Schedule)
+    patience: int | None = MISSING
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
     storage: str = MISSING
@@ -108,7 +132,7 @@ def check(config: DictConfig) -> None:
         workers,
         "auto or a whole number from 1 to 100,000",
     )
-    for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent"):
+    for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
     if config.micro_batch_size and config.ghost_batch_size:
         require(
@@ -117,6 +141,16 @@ def check(config: DictConfig) -> None:
             config.micro_batch_size,
             f"a multiple of ghost_batch_size={config.ghost_batch_size}",
         )
+    for field_name, words in (("precision", ("auto", *PRECISIONS)), ("lr_rule", RULES)):
+        require(config[field_name] in words, field_name, config[field_name], one_of(words))
+    schedule = config.schedule
+    require(schedule.decay in DECAYS, "schedule.decay", schedule.decay, one_of(DECAYS))
+    allowed = f"from 0 to less than the {config.epochs} epochs"
+    require(0 <= schedule.warmup < config.epochs, "schedule.warmup", schedule.warmup, allowed)
+    parts = list(schedule.milestones)
+    good = bool(parts) and all(0 < part < 1 for part in parts)
+    require(good, "schedule.milestones", parts, "one or more parts of the run, between 0 and 1")
+    require(0 <= schedule.gamma <= 1, "schedule.gamma", schedule.gamma, "from 0 to 1")
     require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")
     require(len(config.remedy) > 0, "remedy", "[]", "one or more remedies")
     search = config.search

@@ -18,6 +18,7 @@ from lbdist.analysis.section import Section
 from lbdist.config.schema import Config
 from lbdist.errors import require
 from lbdist.plan import Cell, Measurement, Node, Origin, Point, name_setting
+from lbdist.rules import scaled
 
 SEARCH_SEED = 10_000
 """Search runs start from seeds of their own, so that confirmation is on fresh ones."""
@@ -86,11 +87,16 @@ class Plan:
     ) -> None:
         self.config, self.train_size, self.score = config, train_size, score
         self.remedies, self.measures = remedies, measures
+        schedule = config.schedule
+        self._schedule: dict[str, Any] | None = {"warmup": schedule.warmup, "decay": schedule.decay}
+        if schedule.decay == "step":
+            self._schedule |= {"milestones": schedule.milestones, "gamma": schedule.gamma}
+        if schedule.decay == "constant" and not schedule.warmup:
+            self._schedule = None
         self._nodes = {
             "network": config.network,
             "data": data,
             "loss": config.loss,
-            "optimizer": config.optimizer,
         }
         self.large_batch = self.batch(config.large_batch)
         self.small_batch = self.batch(config.small_batch)
@@ -132,6 +138,7 @@ class Plan:
         stage: str = "confirm",
         batch: int | None = None,
         num_workers: int | None = None,
+        precision: str | None = None,
         origin: Origin | None = None,
         keep: frozenset[int] = frozenset(),
     ) -> Cell:
@@ -144,33 +151,40 @@ class Plan:
             stage: `search` holds out a validation split and takes `search.epochs` of the epochs.
             batch: The global batch; None for that of SB or LB.
             num_workers: Instead of the configuration's.
+            precision: Instead of the configuration's.
             origin: Where it begins.
             keep: Epochs whose model is kept.
         """
         config, searching, remedies = self.config, stage == "search", remedies or {}
         nodes: list[Node] = []
         fields: dict[str, Any] = dict(self._nodes)
+        fields["global_batch_size"] = batch or (self.small_batch if method == "SB" else self.large_batch)
+        optimizer: dict[str, Any] = {}
         for name, setting in remedies.items():
             node = self.remedies[name].node
             nodes.append({key: v for key, v in node.items() if key not in ("search", "cell")} | dict(setting))
             own = dict(node.get("cell") or {})
-            fields["optimizer"] = {**fields["optimizer"], **own.pop("optimizer", {})}
+            optimizer |= own.pop("optimizer", {})
             fields |= own
+        base = scaled(config.optimizer, config.lr_rule, fields["global_batch_size"], self.small_batch)
         settings = [name_setting(setting) for setting in remedies.values() if setting]
         epochs = fields.pop("epochs", config.epochs)
         made = {
-            "global_batch_size": batch or (self.small_batch if method == "SB" else self.large_batch),
             "ghost_batch_size": config.ghost_batch_size,
             "micro_batch_size": config.micro_batch_size,
             **fields,
         }
         return Cell(
             **made,
+            optimizer={**base, **optimizer},
             remedies=tuple(nodes),
             epochs=math.ceil(epochs * (config.search.epochs if searching else 1)),
             seed=seed,
             num_workers=num_workers or config.num_workers,
             evaluations=config.evaluations,
+            precision=precision or config.precision,
+            schedule=self._schedule,
+            patience=config.patience,
             validation_fraction=config.search.validation_fraction if searching else None,
             origin=origin,
             method=method,

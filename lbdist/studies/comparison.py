@@ -12,8 +12,9 @@ import numpy as np
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import comparison
+from lbdist.config.schema import PRECISIONS, one_of
 from lbdist.errors import require
-from lbdist.plan import Cell
+from lbdist.plan import Cell, Measurement, Point
 from lbdist.studies.base import SEARCH_SEED, Done, Study
 
 Key = TypeVar("Key", bound=Hashable)
@@ -29,12 +30,17 @@ class Comparison(Study):
     Attributes:
         check_workers: LB's first seed runs once more on this many workers, to show that their number does not
             move the numbers; None does without.
+        check_precision: LB's first seed runs, and is measured, once more in this precision, to show the same
+            of that; the check of workers is then in this precision too. None does without.
     """
 
     check_workers: int | None = None
+    check_precision: str | None = None
 
     def check(self) -> None:
-        """The check needs a whole number of workers."""
+        """The checks need a whole number of workers, and a precision."""
+        precision, known = self.check_precision, one_of(["null", *PRECISIONS])
+        require(precision is None or precision in PRECISIONS, "study.check_precision", precision, known)
         workers = self.check_workers
         require(workers is None or workers >= 1, "study.check_workers", workers, "null or at least 1")
 
@@ -43,8 +49,11 @@ class Comparison(Study):
         plan = self.plan
         for method in ("SB", "LB"):
             yield from (plan.cell(method, seed=seed) for seed in plan.seeds)
+        checked: dict[str, Any] = {"seed": 0, "stage": "check", "precision": self.check_precision}
+        if self.check_precision:
+            yield plan.cell("LB", **checked)
         if self.check_workers:
-            yield plan.cell("LB", seed=0, stage="check", num_workers=self.check_workers)
+            yield plan.cell("LB", **checked, num_workers=self.check_workers)
         chosen: dict[str, Mapping[str, Any]] = {}
         for name, candidates in plan.remedies.items():
             key: int | None = 0
@@ -67,8 +76,16 @@ class Comparison(Study):
                 together = {name: chosen[name] for name in names}
                 yield from (plan.cell("LB", together, seed=seed) for seed in plan.seeds)
 
+    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
+        """Every measure at every confirmed end, and the sharpness of what ran in another precision."""
+        yield from super().measurements(cells)
+        for cell in cells:
+            if cell.stage == "check" and cell.num_workers == self.plan.config.num_workers:
+                nodes = (node for node in self.plan.measured(cell) if node["name"] == "sharpness")
+                yield from (Measurement(node, (Point(cell),)) for node in nodes)
+
     def sections(self, runs: Runs) -> list[Section]:
-        """Leaderboard, what it means, curves, sharpness by solver, the search, the check of workers."""
+        """Leaderboard, what it means, curves, sharpness by solver, the search, what was checked."""
         return comparison.sections(runs)
 
 

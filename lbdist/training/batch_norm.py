@@ -25,12 +25,12 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, number: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        # PyTorch's own kernels, which take each part in one pass
-        count = x.new_tensor([x.numel() // x.shape[1]])
-        local = x.new_zeros(2, x.shape[1])
+        # PyTorch's own kernels, which take each part in one pass; statistics are never in half precision
+        count = weight.new_tensor([x.numel() // x.shape[1]])
+        local = weight.new_zeros(2, x.shape[1])
         if x.numel():
-            local = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
-        given = torch.cat([count, x.new_tensor([number]), local[0], local[1] * count])
+            local = torch.stack(torch.batch_norm_update_stats(x.to(weight.dtype), None, None, 0.0))
+        given = torch.cat([count, weight.new_tensor([number]), local[0], local[1] * count])
         parts = [torch.empty_like(given) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, given)
         gathered = torch.stack(parts)
@@ -105,8 +105,9 @@ class GroupedBatchNorm(_BatchNorm):
             return x
         if not self.training:
             return _BatchNorm.forward(self, x)
-        weight = x.new_ones(x.shape[1]) if self.weight is None else self.weight
-        bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
+        like = {"dtype": torch.promote_types(x.dtype, torch.float32), "device": x.device}
+        weight = torch.ones(x.shape[1], **like) if self.weight is None else self.weight
+        bias = torch.zeros(x.shape[1], **like) if self.bias is None else self.bias
         if self.ghost is None:
             return self._whole(x, weight, bias)
         return self._ghosts(x, weight, bias, self.ghost)
@@ -149,13 +150,13 @@ class GroupedBatchNorm(_BatchNorm):
             parts.append(out)
             variance = (inverse.detach() ** -2 - self.eps) * (count / max(1, count - 1))
             if self.moves:
-                self._pending(x).add_(torch.stack([mean.detach(), variance, torch.ones_like(variance)]))
+                self._pending(weight).add_(torch.stack([mean.detach(), variance, torch.ones_like(variance)]))
         # a worker without samples still has to give a differentiable output
         return torch.cat(parts) if parts else x * weight.view([1, -1] + [1] * (x.ndim - 2))
 
-    def _pending(self, x: Tensor) -> Tensor:
+    def _pending(self, like: Tensor) -> Tensor:
         if self.pending is None:
-            self.pending = x.new_zeros((3, x.shape[1]))
+            self.pending = like.new_zeros((3, len(like)))
         return self.pending
 
     def finish(self) -> None:
@@ -166,7 +167,7 @@ class GroupedBatchNorm(_BatchNorm):
         if self.ghost is None or not self.moves:
             return
         assert self.running_mean is not None
-        mean, variance, total = self.workers.sum(self._pending(self.running_mean[None]))
+        mean, variance, total = self.workers.sum(self._pending(self.running_mean))
         self.pending = None
         if total[0] > 0:  # else the batch did not pass through here
             self._move(mean / total, variance / total)

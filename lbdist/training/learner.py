@@ -19,6 +19,7 @@ from lbdist.remedies.base import Batch
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers
 from lbdist.training.dropout import Dropouts
+from lbdist.training.precision import EXACT, Arithmetic
 
 
 def _generator_states() -> list[Any]:
@@ -51,6 +52,7 @@ class Learner:
         ghost_batch_size: Batch-norm group in samples; None for the whole global batch.
         micro_batch_size: Samples taken through the network at once; None for all of this worker's share.
         criterion: What is learnt; None for cross-entropy over classes.
+        arithmetic: Of forward and backward passes.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Learner:
         ghost_batch_size: int | None = None,
         micro_batch_size: int | None = None,
         criterion: Loss | None = None,
+        arithmetic: Arithmetic = EXACT,
     ) -> None:
-        self.network = network.train()
+        self.network, self.arithmetic = network.train(), arithmetic
         self.criterion = criterion or CrossEntropy()
         self.workers = workers
         self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
@@ -95,7 +98,7 @@ class Learner:
         for start, stop in self._micro_batches(len(batch.labels)):
             micro = batch.local(start, stop)
             with self.dropouts.drawing(micro):
-                loss = self.criterion.total(self._outputs(micro.inputs), micro.labels) * scale
+                loss = self._loss(micro.inputs, micro.labels) * scale
                 loss.backward()
             self.loss += loss.detach() * batch.size
         for norm in self.norms:
@@ -116,9 +119,17 @@ class Learner:
             (0, 0)
         ]
 
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss of samples in training, whose network alone is computed in the arithmetic."""
+        with self.arithmetic.forward(self.x):
+            outputs = self._outputs(inputs)
+        return self.criterion.total(
+            outputs.to(self.x.dtype) if outputs.is_floating_point() else outputs, labels
+        )
+
     def _outputs(self, inputs: Tensor) -> Tensor:
         """What the network makes of samples, which it may only write to in a copy of its own."""
-        given = inputs.clone() if self._writes else inputs
+        given = self.arithmetic.laid_out(inputs.clone() if self._writes else inputs)
         outputs = self.network(given)
         if not isinstance(outputs, Tensor):
             mode = "training" if self.network.training else "evaluation"
@@ -131,11 +142,16 @@ class Learner:
             norm.tracking = False
         inputs = batch.inputs.detach().requires_grad_()
         with self.dropouts.drawing(batch):
-            loss = self.criterion.total(self._outputs(inputs), batch.labels)
+            loss = self._loss(inputs, batch.labels)
             found = torch.autograd.grad(loss, inputs, materialize_grads=True)[0]
         self.counts["gradient_evaluations"] += 1
         self.counts["samples"] += batch.size
         return found
+
+    def scale_rate(self, factor: float) -> None:
+        """Sets the learning rate to a multiple of the one that the optimiser was made with."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def update(self) -> None:
         """One step of the optimiser along g."""
@@ -143,7 +159,11 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
-        """Mean loss and score over a split, with the running averages of batch norm."""
+        """Mean loss and score over a split, in float32, with the running averages of batch norm."""
+        with EXACT.applied():
+            return self._evaluate(split, micro_batch_size)
+
+    def _evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int) -> tuple[float, float]:
         inputs, labels = split
         # layers that have no running averages take those of a micro-batch, which no worker may cut
         whole = any(norm.running_mean is None for norm in self.norms)

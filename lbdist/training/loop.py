@@ -16,18 +16,18 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lbdist import networks, results
+from lbdist import results
 from lbdist.config.build import build
 from lbdist.data.base import Dataset, Split
-from lbdist.errors import InputError, one_line, warn
+from lbdist.errors import InputError
 from lbdist.losses import Loss
-from lbdist.objective import Objective
 from lbdist.plan import Cell, Node
 from lbdist.remedies.base import Combined, Remedy
 from lbdist.storage import Damaged, Store
@@ -35,15 +35,49 @@ from lbdist.training import checkpoint
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.learner import Learner, optimizer_factory
+from lbdist.training.precision import EXACT, Arithmetic
+from lbdist.training.schedule import Schedule
 
 Row = dict[str, Any]
+
+IMPROVEMENT = 1e-3
+"""By which share the running loss must fall below its lowest to count as improved."""
 
 FIRST_STEP_SECONDS = 600.0
 """What the first step of a process may take, which compiles and warms up."""
 
 
-CONTEXT_BYTES = 0.6 * 2**30
-"""What CUDA takes of a GPU's memory for each process, beside its tensors."""
+@dataclass
+class Course:
+    """How far a run has come.
+
+    Attributes:
+        history: Rows of its epochs.
+        seconds: Training and its test curve, over all processes that it ran in.
+        epoch: Epochs that are over.
+        diverged: Whether the loss stopped being a number.
+        lowest: The lowest running loss that counts as one, of `since` epochs ago.
+        since: Epochs since the loss improved.
+    """
+
+    history: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+    epoch: int = 0
+    diverged: bool = False
+    lowest: float = math.inf
+    since: int = 0
+
+    def ended(self, running: float) -> None:
+        """Takes note of an epoch and its running loss."""
+        self.epoch += 1
+        self.diverged = not math.isfinite(running)
+        improved = running < self.lowest * (1 - IMPROVEMENT)
+        self.lowest, self.since = (running, 0) if improved else (self.lowest, self.since + 1)
+
+    def over(self, cell: Cell) -> bool:
+        """Whether this was the last epoch: of all, or because the loss has ceased to improve."""
+        still = cell.patience is not None and self.since >= cell.patience
+        return self.epoch >= cell.epochs or self.diverged or still
 
 
 def _patience(seconds: float) -> float:
@@ -71,88 +105,13 @@ def make_remedy(nodes: Sequence[Node]) -> Remedy:
     return made[0] if made else Remedy()
 
 
-def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
-    """The gradients that a cell will take, and the samples that they see, both as far as is known."""
-    remedy, samples = make_remedy(cell.remedies), train_size
-    if cell.validation_fraction is not None:
-        samples -= round(cell.validation_fraction * train_size)
-    sizes = [remedy.batch_size(cell.global_batch_size, epoch, cell.epochs) for epoch in range(cell.epochs)]
-    each = remedy.gradients_per_step()
-    return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
-
-
-def _learner(cell: Cell, network: torch.nn.Module, workers: Workers) -> Learner:
+def make_learner(
+    cell: Cell, network: torch.nn.Module, workers: Workers, arithmetic: Arithmetic = EXACT
+) -> Learner:
     """A cell's learner, around its network."""
     loss: Loss = build(cell.loss, "loss", kind=Loss)
     sizes = cell.ghost_batch_size, cell.micro_batch_size
-    return Learner(network, optimizer_factory(cell.optimizer), workers, *sizes, loss)
-
-
-def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
-    """One step of a cell's learner on a few samples, to see before anything starts that it can be taken.
-
-    Args:
-        cell: The cell.
-        data: Training and test set.
-        limit: Seconds after which the process ends, with one line and status 2.
-
-    Raises:
-        InputError: What the network, the loss or the optimiser does not allow.
-    """
-
-    def late(what: str) -> None:
-        warn(f"network: {what}")
-
-    few = on_device(data.train.take(np.arange(min(4, len(data.train)))), "cpu")
-    with Deadline(late, 2) as deadline:
-        deadline.allow(limit, f"a training step on {len(few[1])} samples")
-        network = networks.make(cell.network, cell.seed)
-        networks.check(network)
-        learner = _learner(cell, network.float(), Workers())
-        (batch,) = batches(*few, global_batch_size=4, seed=0, epoch=0, workers=Workers())
-        for key, do in (("network", lambda: learner.gradient(batch)), ("optimizer", learner.update)):
-            try:
-                do()
-            except InputError:
-                raise
-            except Exception as error:
-                raise InputError(
-                    f"{key}: {type(error).__name__} in training: {one_line(error)[:300]}"
-                ) from error
-
-
-def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
-    """What cells take of a GPU: a step of each, an evaluation, and a gradient of f.
-
-    Args:
-        cells: One of each kind.
-        data: Training and test set.
-
-    Returns:
-        Bytes that the largest of them takes in a process of its own, and bytes that the GPU has.
-    """
-    for cell in cells:
-        torch.cuda.empty_cache()
-        train_split = on_device(data.train, "cuda")
-        network = networks.make(cell.network, cell.seed).to("cuda").float()
-        learner = _learner(cell, network, Workers())
-        remedy = make_remedy(cell.remedies)
-        for epoch in {0, cell.epochs - 1}:  # a batch may grow
-            size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
-            given = batches(
-                *train_split,
-                global_batch_size=size,
-                seed=0,
-                epoch=0,
-                workers=Workers(),
-                ghost_batch_size=cell.ghost_batch_size,
-            )
-            batch = remedy.transform(next(iter(given)))
-            remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
-        learner.evaluate(train_split)
-        f = Objective(network, train_split, loss=learner.criterion)
-        f(f.x)
-    return CONTEXT_BYTES + torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1]
+    return Learner(network, optimizer_factory(cell.optimizer), workers, *sizes, loss, arithmetic)
 
 
 def train(
@@ -162,6 +121,7 @@ def train(
     workers: Workers | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    arithmetic: Arithmetic = EXACT,
     store: Store | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
     allow: Callable[[float, str], None] = lambda seconds, what: None,
@@ -173,7 +133,8 @@ def train(
         data: Training set, and the split on which the curve is measured (test or validation).
         workers: This process's place in the data-parallel group; None asks torch.distributed.
         device: Where to train.
-        dtype: Precision of parameters and samples.
+        dtype: Of parameters and samples.
+        arithmetic: Of forward and backward passes; a run that is resumed keeps the one that it had.
         store: The storage folder. Worker 0 writes the cell's resume file there after every epoch, and the
             models of the epochs that the cell keeps and of the last; None keeps nothing.
         report: Called by every worker after every epoch with the latest metrics.
@@ -191,69 +152,45 @@ def train(
 
     def begin() -> tuple[Learner, Remedy]:
         network = checkpoint.starting_point(store, cell, device, dtype)
-        return _learner(cell, network, workers), make_remedy(cell.remedies)
+        return make_learner(cell, network, workers, arithmetic), make_remedy(cell.remedies)
 
     learner, remedy = begin()
-    score = learner.criterion.score
     start = learner.x.clone()
     train_split, test_split = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
     split = "test" if cell.validation_fraction is None else "validation"
-    history: list[Row] = []
-    seconds, first, diverged = 0.0, 0, False
+    course = Course()
     state = _resume(own, device)
     if state is not None:
         try:
+            learner.arithmetic = Arithmetic(**state["arithmetic"])
             learner.restore(state["learner"])
             remedy.restore(state["remedy"])
-            names = ("history", "seconds", "epoch", "diverged")
-            history, seconds, first, diverged = (state[name] for name in names)
+            course = Course(**state["course"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):  # other code wrote it
-            learner, remedy = begin()
+            (learner, remedy), course = begin(), Course()
     every, longest = max(1, cell.epochs // cell.evaluations), 0.0
-    for epoch in range(first, cell.epochs):
-        if diverged:
-            break
-        began = time.perf_counter()
+    while not course.over(cell):
+        epoch, began = course.epoch, time.perf_counter()
         if longest:
             allow(_patience(longest), f"epoch {epoch + 1}")
         else:
             allow(FIRST_STEP_SECONDS, f"the first step of epoch {epoch + 1}")
-        learner.loss.zero_()
-        learner.loss_samples = 0.0
-        size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
-        whole = None
-        for batch in batches(
-            *train_split,
-            global_batch_size=size,
-            seed=cell.seed,
-            epoch=epoch,
-            workers=workers,
-            ghost_batch_size=cell.ghost_batch_size,
-            dtype=dtype,
-        ):
-            batch = remedy.transform(batch)
-            remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
-            learner.counts["steps"] += 1
-            if whole is None and not longest:
-                steps = math.ceil(len(train_split[1]) / size)
-                allow(_patience(steps * (time.perf_counter() - began)), f"epoch {epoch + 1}")
-            whole = batch if batch.size == size or whole is None else whole
-        running = float(workers.sum(learner.loss)) / learner.loss_samples
-        diverged = not math.isfinite(running)
-        learner.check()
-        assert whole is not None
-        remedy.after_epoch(learner, whole)
+        with learner.arithmetic.applied():
+            running = _epoch(cell, learner, remedy, train_split, epoch, None if longest else allow)
         point = {"epoch": epoch + 1, "step": learner.counts["steps"]}
-        history.append({**point, "metric": "running_loss", "value": running, "split": "train"})
+        course.ended(running)
+        course.history.append({**point, "metric": "running_loss", "value": running, "split": "train"})
         # NaN where there is no point of the test curve: Tune's CSV has the columns of the first report
+        score = learner.criterion.score
         metrics = {"epoch": epoch + 1, "running_loss": running, "loss": math.nan, score: math.nan}
-        last = epoch + 1 == cell.epochs or diverged
-        if last or (epoch + 1) % every == 0:
+        if course.over(cell) or (epoch + 1) % every == 0:
             found = dict(zip(("loss", score), learner.evaluate(test_split), strict=True))
-            history += [{**point, "metric": name, "value": v, "split": split} for name, v in found.items()]
+            course.history += [
+                {**point, "metric": name, "value": value, "split": split} for name, value in found.items()
+            ]
             metrics |= found
         longest = max(longest, time.perf_counter() - began)
-        seconds += time.perf_counter() - began
+        course.seconds += time.perf_counter() - began
         if writes is not None:
             if epoch + 1 in cell.keep:
                 checkpoint.save_model(writes, checkpoint.model_name(epoch + 1), learner.model())
@@ -262,16 +199,55 @@ def train(
                 {
                     "learner": learner.state(),
                     "remedy": remedy.state(),
-                    "history": history,
-                    "seconds": seconds,
-                    "epoch": epoch + 1,
-                    "diverged": diverged,
+                    "course": vars(course),
+                    "arithmetic": vars(learner.arithmetic),
                 },
             )
         report(metrics)
     if writes is not None:
         checkpoint.save_model(writes, checkpoint.model_name(), learner.model())
-    return history + _final(learner, train_split, test_split, split, start, seconds, diverged), learner.x
+    rows = course.history + _final(learner, train_split, test_split, split, start, course)
+    return [{**row, **learner.arithmetic.columns()} for row in rows], learner.x
+
+
+def _epoch(
+    cell: Cell,
+    learner: Learner,
+    remedy: Remedy,
+    samples: tuple[Tensor, Tensor],
+    epoch: int,
+    allow: Callable[[float, str], None] | None,
+) -> float:
+    """One pass over the training set, allowed what its first step promises; the mean loss that steps saw."""
+    began = time.perf_counter()
+    learner.loss.zero_()
+    learner.loss_samples = 0.0
+    size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
+    steps = math.ceil(len(samples[1]) / size)
+    whole, schedule = None, Schedule(**cell.schedule) if cell.schedule is not None else None
+    given = batches(
+        *samples,
+        global_batch_size=size,
+        seed=cell.seed,
+        epoch=epoch,
+        workers=learner.workers,
+        ghost_batch_size=cell.ghost_batch_size,
+        dtype=learner.x.dtype,
+    )
+    for step, batch in enumerate(given):
+        if schedule is not None:
+            learner.scale_rate(schedule.factor(step, steps, epoch, cell.epochs))
+        batch = remedy.transform(batch)
+        remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
+        learner.counts["steps"] += 1
+        if whole is None and allow is not None:
+            allow(_patience(steps * (time.perf_counter() - began)), f"epoch {epoch + 1}")
+        whole = batch if batch.size == size or whole is None else whole
+    running = float(learner.workers.sum(learner.loss)) / learner.loss_samples
+    learner.check()
+    assert whole is not None
+    remedy.after_epoch(learner, whole)
+    return running
 
 
 def _resume(store: Store | None, device: torch.device | str) -> dict[str, Any] | None:
@@ -290,8 +266,7 @@ def _final(
     test_split: tuple[Tensor, Tensor],
     split: str,
     start: Tensor,
-    seconds: float,
-    diverged: bool,
+    course: Course,
 ) -> list[Row]:
     rows: list[Row] = []
     for name, tensors in (("train", train_split), (split, test_split)):
@@ -302,9 +277,9 @@ def _final(
         ]
     totals = {
         **learner.counts,
-        "seconds": seconds,
+        "seconds": course.seconds,
         "distance_from_start": float((learner.x - start).norm()),
-        "diverged": float(diverged),
+        "diverged": float(course.diverged),
     }
     return rows + [{"metric": metric, "value": float(value)} for metric, value in totals.items()]
 
@@ -315,6 +290,7 @@ def run_cell(
     store: Store,
     device: torch.device | str = "cpu",
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
+    arithmetic: Arithmetic = EXACT,
 ) -> dict[str, float]:
     """Trains a cell and writes its rows and models; a cell that has them is only read.
 
@@ -326,6 +302,7 @@ def run_cell(
         store: The storage folder.
         device: Where to train.
         report: Called by every worker after every epoch with the latest metrics.
+        arithmetic: In which it is trained.
 
     Returns:
         The final metrics, for Tune.
@@ -341,7 +318,14 @@ def run_cell(
 
         with Deadline(late) as deadline:
             rows, _ = train(
-                cell, data, workers=workers, device=device, store=store, report=report, allow=deadline.allow
+                cell,
+                data,
+                workers=workers,
+                device=device,
+                arithmetic=arithmetic,
+                store=store,
+                report=report,
+                allow=deadline.allow,
             )
         if workers.rank == 0:
             fixed = {"cell": cell.id, "num_workers": workers.size}
@@ -362,9 +346,9 @@ def finished_rows(store: Store, cell: Cell) -> list[Row]:
 
 def has_models(store: Store, cell: Cell, rows: Sequence[Row]) -> bool:
     """Whether every model is there that a cell with these rows keeps."""
-    if final_metrics(rows).get("diverged"):  # which has no later epoch to keep
-        return True
-    models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in cell.keep)
+    last = max((row["epoch"] for row in rows if row.get("epoch")), default=0)  # it may have ended early
+    kept = (epoch for epoch in cell.keep if epoch <= last)
+    models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in kept)
     return all(map(Store.of(store).exists, models))
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -26,6 +26,7 @@ from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
 from lbdist.training.loop import labelled, run_cell
+from lbdist.training.precision import Arithmetic, in_which
 
 REPORT_SECONDS = 1.0
 """Ray Train's report costs about 0.1 s, so short epochs share one."""
@@ -77,7 +78,8 @@ def _worker(config: dict[str, Any]) -> None:
 
     final: dict[str, float] = {}
     for cell in config["cells"]:
-        final = run_cell(cell, data, config["store"], get_device(), report)
+        how = in_which(config["arithmetic"], cell)
+        final = run_cell(cell, data, config["store"], get_device(), report, how)
     ray.train.report(labelled(cell, final))
 
 
@@ -115,6 +117,7 @@ def fit(
     capacity: Capacity,
     retries: int,
     callbacks: Sequence[Any],
+    arithmetic: Mapping[str, Arithmetic],
 ) -> None:
     """Trains cells in one worker group.
 
@@ -128,13 +131,19 @@ def fit(
             not as many (gloo), or a CPU (gloo); as few nodes as hold them all.
         retries: Restarts of the group; each resumes from the last whole epoch.
         callbacks: Ray Train callbacks, such as Tune's.
+        arithmetic: What each precision that cells ask for comes to.
 
     Raises:
         ray.train.TrainingFailedError: The group failed more often than that.
     """
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"cells": list(cells), "data": [data], "store": store},
+        train_loop_config={
+            "cells": list(cells),
+            "data": [data],
+            "store": store,
+            "arithmetic": dict(arithmetic),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=capacity.gpus > 0,

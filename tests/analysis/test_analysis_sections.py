@@ -89,12 +89,12 @@ def test_sharpness_along_a_run_enters_no_mean(rows):
 
 def test_agreement(rows):
     (pair,) = agreement.agreement(Runs(rows)).to_dict("records")
-    assert (pair["method"], pair["seed"], pair["workers_a"], pair["workers_b"]) == ("LB", 0, 1, 2)
+    assert (pair["method"], pair["seed"], pair["a"], pair["b"]) == ("LB", 0, "1", "2")
     assert pair["score_a"] - pair["score_b"] == pytest.approx(0.05)
     # the cell on one worker has its loss shifted by a relative 1e-6 an epoch
     assert pair["first_epoch"] == pytest.approx(1e-6, rel=1e-3)
     assert pair["last_epoch"] == pytest.approx(4e-5, rel=1e-3)
-    assert pair["seed_std"] == pytest.approx(0.7)
+    assert pair["score_std"] == pytest.approx(0.7)
     text = agreement.section(Runs(rows)).sentences[0]
     assert "on 1 and 2 workers" in text and "1.0e-06" in text and "4.0e-05" in text
     assert "was not measured" in agreement.section(Runs(study(("SB", "LB")))).sentences[0]

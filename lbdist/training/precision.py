@@ -1,0 +1,117 @@
+"""The precision and memory format of training: float32, TF32 or bfloat16, channels last or not.
+
+Parameters, the optimiser's state, batch-norm statistics and the loss are float32 in each of them: what
+differs is how matrix products and convolutions multiply. What is reported of a model is evaluated in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lbdist.config.schema import PRECISIONS
+from lbdist.plan import AUTO, Cell
+
+GAIN = 0.9
+"""`auto` leaves float32, and the usual memory format, for what takes at most this share of the time."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a forward and backward pass is computed.
+
+    Attributes:
+        precision: `float32`; `tf32` (float32 with products of 10 bits, on GPUs); `bfloat16` (PyTorch's
+            autocast: products in bfloat16, what is sensitive in float32).
+        channels_last: Whether images are handed to the network with their channels innermost in memory, which
+            changes no more than the order of sums.
+    """
+
+    precision: str = "float32"
+    channels_last: bool = False
+
+    def __str__(self) -> str:
+        return self.precision + (", channels last" if self.channels_last else "")
+
+    def columns(self) -> dict[str, str]:
+        """The columns of a row that was computed so."""
+        return {
+            "precision": self.precision,
+            "memory_format": "channels_last" if self.channels_last else "contiguous",
+        }
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Allows TF32, or not, for the whole process while the context lasts."""
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        _allow_tf32(*[self.precision == "tf32"] * 2)
+        try:
+            yield
+        finally:
+            _allow_tf32(*before)
+
+    def forward(self, x: Tensor) -> contextlib.AbstractContextManager[object]:
+        """The context of a network's forward pass, given its parameters."""
+        reduced = self.precision == "bfloat16" and x.dtype == torch.float32
+        return torch.autocast(x.device.type, torch.bfloat16) if reduced else contextlib.nullcontext()
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """Samples in the memory format."""
+        if self.channels_last and inputs.ndim == 4:
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+
+EXACT = Arithmetic()
+"""float32: what everything is evaluated in."""
+
+
+def _allow_tf32(matmul: bool, convolution: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+def candidates(asked: Iterable[str], images: bool, gpu: bool) -> list[Arithmetic]:
+    """What there is to choose from.
+
+    Args:
+        asked: Precisions, `auto` among them.
+        images: Whether samples have a place for channels.
+        gpu: Whether the device is a GPU; a CPU has no TF32.
+
+    Example:
+        >>> [str(found) for found in candidates(["auto"], images=False, gpu=False)]
+        ['float32', 'bfloat16']
+    """
+    asked = set(asked)
+    some = [p for p in PRECISIONS if (gpu or p != "tf32") and (AUTO in asked or p in asked)]
+    return [
+        Arithmetic(precision, last) for precision in some for last in ([False, True] if images else [False])
+    ]
+
+
+def in_which(arithmetic: Mapping[str, Arithmetic], cell: Cell) -> Arithmetic:
+    """The arithmetic of a cell, given what each precision that is asked for comes to."""
+    plain = EXACT if cell.precision == AUTO else Arithmetic(cell.precision)
+    return arithmetic.get(cell.precision, plain)
+
+
+def choose(seconds: Mapping[Arithmetic, float], asked: str) -> Arithmetic:
+    """The fastest of what was measured; another than the plainest one only where it is clearly faster.
+
+    Args:
+        seconds: What the same work takes in each.
+        asked: A precision, or `auto`.
+
+    Example:
+        >>> seconds = {Arithmetic(): 1.0, Arithmetic("bfloat16"): 0.4, Arithmetic("float32", True): 0.95}
+        >>> str(choose(seconds, "auto")), str(choose(seconds, "float32")), str(choose({}, "bfloat16"))
+        ('bfloat16', 'float32', 'bfloat16')
+    """
+    plain = Arithmetic("float32" if asked == AUTO else asked)
+    allowed = {found: time for found, time in seconds.items() if asked in (AUTO, found.precision)}
+    fastest = min(allowed, key=lambda found: allowed[found], default=plain)
+    return fastest if allowed.get(fastest, 0) <= GAIN * allowed.get(plain, 0) else plain

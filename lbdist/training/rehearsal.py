@@ -1,0 +1,164 @@
+"""What can be known of cells before they run: whether they can, what they cost, in what they are fastest."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from lbdist import networks
+from lbdist.data.base import Dataset
+from lbdist.errors import InputError, one_line, warn
+from lbdist.objective import Objective
+from lbdist.plan import AUTO, Cell
+from lbdist.training.batches import Workers, batches
+from lbdist.training.deadline import Deadline
+from lbdist.training.loop import make_learner, make_remedy, on_device
+from lbdist.training.precision import Arithmetic, candidates
+
+CONTEXT_BYTES = 0.6 * 2**30
+"""What CUDA takes of a GPU's memory for each process, beside its tensors."""
+
+MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_TIMES = 256, 0.2, 15
+"""A precision is measured on at most so many samples, for so long or so often."""
+
+
+def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
+    """The gradients that a cell will take, and the samples that they see, both as far as is known."""
+    remedy, samples = make_remedy(cell.remedies), train_size
+    if cell.validation_fraction is not None:
+        samples -= round(cell.validation_fraction * train_size)
+    sizes = [remedy.batch_size(cell.global_batch_size, epoch, cell.epochs) for epoch in range(cell.epochs)]
+    each = remedy.gradients_per_step()
+    return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
+
+
+def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
+    """One step of a cell's learner on a few samples, to see before anything starts that it can be taken.
+
+    Args:
+        cell: The cell.
+        data: Training and test set.
+        limit: Seconds after which the process ends, with one line and status 2.
+
+    Raises:
+        InputError: What the network, the loss or the optimiser does not allow.
+    """
+
+    def late(what: str) -> None:
+        warn(f"network: {what}")
+
+    few = on_device(data.train.take(np.arange(min(4, len(data.train)))), "cpu")
+    with Deadline(late, 2) as deadline:
+        deadline.allow(limit, f"a training step on {len(few[1])} samples")
+        network = networks.make(cell.network, cell.seed)
+        networks.check(network)
+        arithmetic = Arithmetic("float32" if cell.precision == AUTO else cell.precision)
+        learner = make_learner(cell, network.float(), Workers(), arithmetic)
+        (batch,) = batches(*few, global_batch_size=4, seed=0, epoch=0, workers=Workers())
+        for key, do in (("network", lambda: learner.gradient(batch)), ("optimizer", learner.update)):
+            try:
+                do()
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"{key}: {type(error).__name__} in training: {one_line(error)[:300]}"
+                ) from error
+
+
+def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
+    """What cells take of a GPU: a step of each, an evaluation, and a gradient of f.
+
+    Args:
+        cells: One of each kind.
+        data: Training and test set.
+
+    Returns:
+        Bytes that the largest of them takes in a process of its own, and bytes that the GPU has.
+    """
+    for cell in cells:
+        torch.cuda.empty_cache()
+        train_split = on_device(data.train, "cuda")
+        network = networks.make(cell.network, cell.seed).to("cuda").float()
+        learner = make_learner(cell, network, Workers())
+        remedy = make_remedy(cell.remedies)
+        for epoch in {0, cell.epochs - 1}:  # a batch may grow
+            size = remedy.batch_size(cell.global_batch_size, epoch, cell.epochs)
+            given = batches(
+                *train_split,
+                global_batch_size=size,
+                seed=0,
+                epoch=0,
+                workers=Workers(),
+                ghost_batch_size=cell.ghost_batch_size,
+            )
+            batch = remedy.transform(next(iter(given)))
+            remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
+        learner.evaluate(train_split)
+        f = Objective(network, train_split, loss=learner.criterion)
+        f(f.x)
+    return CONTEXT_BYTES + torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1]
+
+
+def speeds(
+    cells: Iterable[Cell], data: Dataset, device: str, threads: int | None = None
+) -> dict[Arithmetic, float]:
+    """What the gradients of cells of one network take in each arithmetic that they could be computed in.
+
+    Args:
+        cells: The cells; those of one batch are measured once, on a few samples.
+        data: Training and test set.
+        device: Where to measure.
+        threads: Of the CPU, for as long as it lasts; None for as many as there are.
+
+    Returns:
+        Seconds of all gradients together. What the network does not bear is left out.
+    """
+    work: dict[int, tuple[Cell, float]] = {}
+    for cell in cells:
+        size = min(cell.global_batch_size, MEASURED_SAMPLES, len(data.train))
+        number, samples = gradients(cell, len(data.train))
+        first, gone_before = work.get(size, (cell, 0.0))
+        work[size] = first, gone_before + max(number, samples / size)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    found: dict[Arithmetic, float] = {}
+    try:
+        images = data.train.inputs.ndim == 4
+        asked = {cell.precision for cell, _ in work.values()}
+        for arithmetic in candidates(asked | {AUTO}, images, gpu=device != "cpu"):
+            try:
+                found[arithmetic] = sum(
+                    number * _seconds(cell, size, data, device, arithmetic)
+                    for size, (cell, number) in work.items()
+                )
+            except Exception:  # a layer without a kernel for it, a view that wants another memory format
+                continue
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _seconds(cell: Cell, size: int, data: Dataset, device: str, arithmetic: Arithmetic) -> float:
+    """The median time of a gradient of `size` samples."""
+    network = networks.make(cell.network, cell.seed).to(device).float()
+    learner = make_learner(cell, network, Workers(), arithmetic)
+    some = on_device(data.train.take(np.arange(size)), device)
+    (batch,) = batches(*some, global_batch_size=size, seed=0, epoch=0, workers=Workers())
+    times: list[float] = []
+    with arithmetic.applied():
+        learner.gradient(batch)  # the first warms up
+        while len(times) < 1 or (len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS):
+            began = time.perf_counter()
+            learner.gradient(batch)
+            learner.update()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
