@@ -69,12 +69,14 @@ class Cell:
         precision: Of its products, or `auto`; what `auto` comes to is no part of the id.
         schedule: Of the learning rate; None for a constant one.
         patience: Epochs after which it ends if its loss does not improve; None runs all epochs.
+        procedure: Node of what runs instead of training; None for training.
         origin: Where the run begins; None for the seed's x0.
         method: `SB` or `LB`. This and what follows is no part of the id.
         remedy: What people call the remedies: `none`, `robust`, `augmentation+robust`.
         setting: What people call the remedies' hyperparameters: `rho=0.5`.
         stage: `search`, `confirm`, or `check`, which is counted in no mean.
         keep: Epochs whose model is kept, beside the last.
+        alone: Nothing else runs meanwhile, since it is timed.
     """
 
     network: Node
@@ -93,12 +95,14 @@ class Cell:
     precision: str = AUTO
     schedule: Mapping[str, Any] | None = None
     patience: int | None = None
+    procedure: Node | None = None
     origin: Origin | None = None
     method: str = "LB"
     remedy: str = "none"
     setting: str = ""
     stage: str = "confirm"
     keep: frozenset[int] = frozenset()
+    alone: bool = False
 
     @property
     def id(self) -> str:
@@ -109,6 +113,7 @@ class Cell:
             "num_workers": None if self.num_workers == AUTO else self.num_workers,
             "precision": None if self.precision == AUTO else self.precision,
             "origin": dataclasses.asdict(self.origin) if self.origin else None,
+            "procedure": _defining(self.procedure) if self.procedure else None,
         }
         names: tuple[str, ...] = (
             "global_batch_size",
@@ -139,9 +144,12 @@ class Cell:
         name = self.method if self.remedy == "none" else f"{self.method} + {self.remedy}"
         begun = f"from epoch {self.origin.epoch}" if self.origin else ""
         parts = [name, self.setting, begun]
-        if self.stage == "check":
-            parts.append("" if self.num_workers == AUTO else f"on {self.num_workers} workers")
-            parts.append("" if self.precision == AUTO else f"in {self.precision}")
+        if self.procedure:
+            parts = [f"{title(self.procedure)}, batch {self.global_batch_size}"]
+        if self.stage == "check" or self.procedure:
+            several = "s" * (self.num_workers != 1)
+            parts.append("" if self.num_workers == AUTO else f"on {self.num_workers} worker{several}")
+            parts.append("" if self.precision == AUTO or self.procedure else f"in {self.precision}")
         return " ".join(part for part in parts if part)
 
     def columns(self) -> dict[str, Any]:
@@ -153,6 +161,7 @@ class Cell:
             "method": self.method,
             "remedy": self.remedy,
             "setting": self.setting,
+            "procedure": title(self.procedure) if self.procedure else None,
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
             "stage": self.stage,

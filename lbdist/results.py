@@ -65,6 +65,7 @@ SCHEMA = pa.schema(
         ("options", pa.string()),
         ("precision", pa.string()),
         ("memory_format", pa.string()),
+        ("procedure", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
         ("start", pa.string()),

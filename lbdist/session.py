@@ -239,6 +239,7 @@ class Session:
         """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
         for cell in self.cells.values():
             key = "study.check_workers" if cell.stage == "check" else "num_workers"
+            key = "study.workers" if cell.procedure else key
             most = f"at most {capacity.slots}, what the cluster has ({capacity})"
             require(cell.asked_workers <= capacity.slots, key, cell.num_workers, most)
             possible = capacity.gpus > 0 or cell.precision != "tf32"

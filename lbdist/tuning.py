@@ -272,6 +272,9 @@ class Schedule(Searcher):
             return None
         if width(job.workers) > free:
             return None  # a group waits for room rather than starve
+        now = [cell for other in self.running.values() for cell in other.cells]
+        if now and any(cell.alone for cell in (*job.cells, *now)):
+            return None
         if waiting:
             taken = {cell.id for cell in job.cells}
             self._waiting = [cell for cell in waiting if cell.id not in taken]

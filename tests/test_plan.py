@@ -55,6 +55,7 @@ CHANGES: list[dict[str, Any]] = [
     {"precision": "bfloat16"},
     {"schedule": {"warmup": 1, "decay": "cosine"}},
     {"patience": 3},
+    {"procedure": {"_target_": "lbdist.training.procedures.Bare", "threads": 2}},
     {"origin": Origin("a" * 12, 3)},
     {"origin": Origin("a" * 12, 4)},
     {"origin": Origin("b" * 12, 3)},
@@ -66,6 +67,7 @@ NAMES: list[dict[str, Any]] = [
     {"setting": ""},
     {"stage": "check"},
     {"keep": frozenset({1, 2})},
+    {"alone": True},
     {"network": {**CELL["network"], "name": "mlp"}},
     {"remedies": ({**CELL["remedies"][0], "name": "robust"},)},
 ]

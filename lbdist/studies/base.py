@@ -141,6 +141,7 @@ class Plan:
         precision: str | None = None,
         origin: Origin | None = None,
         keep: frozenset[int] = frozenset(),
+        procedure: Node | None = None,
     ) -> Cell:
         """A cell.
 
@@ -154,6 +155,7 @@ class Plan:
             precision: Instead of the configuration's.
             origin: Where it begins.
             keep: Epochs whose model is kept.
+            procedure: What runs, alone, instead of training.
         """
         config, searching, remedies = self.config, stage == "search", remedies or {}
         nodes: list[Node] = []
@@ -192,6 +194,8 @@ class Plan:
             setting=", ".join(settings),
             stage=stage,
             keep=keep,
+            procedure=procedure,
+            alone=procedure is not None,
         )
 
     def measured(self, cell: Cell) -> Iterator[Node]:

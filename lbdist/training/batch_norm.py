@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,7 +22,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, number: int
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, number: int, workers: Workers
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         # PyTorch's own kernels, which take each part in one pass; statistics are never in half precision
         count = weight.new_tensor([x.numel() // x.shape[1]])
@@ -31,16 +30,14 @@ class _Normalise(torch.autograd.Function):
         if x.numel():
             local = torch.stack(torch.batch_norm_update_stats(x.to(weight.dtype), None, None, 0.0))
         given = torch.cat([count, weight.new_tensor([number]), local[0], local[1] * count])
-        parts = [torch.empty_like(given) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, given)
-        gathered = torch.stack(parts)
+        gathered = workers.gather(given)
         # the pooled moments of the workers (Chan, Golub & LeVeque 1979)
         counts, means, m2 = gathered[:, :1], *gathered[:, 2:].chunk(2, 1)
         apart = (gathered[:, 1] != number).any()
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (m2 + counts * (means - mean) ** 2).sum(0) / total
-        ctx.eps = eps
+        ctx.eps, ctx.workers = eps, workers
         ctx.save_for_backward(x, weight, mean, variance, total)
         ctx.mark_non_differentiable(mean, variance, total, apart)
         out = x.clone()
@@ -49,7 +46,7 @@ class _Normalise(torch.autograd.Function):
         return out, mean, variance, total, apart
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, weight, mean, variance, total = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.ndim - 2)
         through, for_weight, for_bias = torch.zeros_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
@@ -58,12 +55,12 @@ class _Normalise(torch.autograd.Function):
                 grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
             )
         sums = torch.cat([for_bias, for_weight])
-        dist.all_reduce(sums)
+        ctx.workers.sum(sums)
         mean_bias, mean_weight = (sums / total).chunk(2)
         inverse = torch.rsqrt(variance + ctx.eps)
         through.addcmul_(x - mean.view(shape), (-weight * inverse**2 * mean_weight).view(shape))
         through.sub_((weight * inverse * mean_bias).view(shape))
-        return through, for_weight, for_bias, None, None
+        return through, for_weight, for_bias, None, None, None
 
 
 class GroupedBatchNorm(_BatchNorm):
@@ -105,9 +102,11 @@ class GroupedBatchNorm(_BatchNorm):
             return x
         if not self.training:
             return _BatchNorm.forward(self, x)
-        like = {"dtype": torch.promote_types(x.dtype, torch.float32), "device": x.device}
-        weight = torch.ones(x.shape[1], **like) if self.weight is None else self.weight
-        bias = torch.zeros(x.shape[1], **like) if self.bias is None else self.bias
+        weight, bias = self.weight, self.bias
+        if weight is None or bias is None:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            one = torch.ones(x.shape[1], dtype=wide, device=x.device)
+            weight, bias = one if weight is None else weight, 0 * one if bias is None else bias
         if self.ghost is None:
             return self._whole(x, weight, bias)
         return self._ghosts(x, weight, bias, self.ghost)
@@ -119,14 +118,17 @@ class GroupedBatchNorm(_BatchNorm):
 
     def _whole(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.workers.size > 1:
-            out, mean, variance, total, apart = _Normalise.apply(x, weight, bias, self.eps, self.number)
+            out, mean, variance, total, apart = _Normalise.apply(
+                x, weight, bias, self.eps, self.number, self.workers
+            )
             self.apart = apart if self.apart is None else self.apart | apart
             if self.moves:
-                self._move(mean, variance * (total / (total - 1)) if total > 1 else None)
+                self._move(mean, variance * (total / (total - 1)), total > 0, total > 1)
             return out
         if x.numel() == x.shape[1]:  # one value a channel: its mean is known, its variance is not
             if self.moves:
-                self._move(x.detach().view(-1), None)
+                one, mean = torch.ones((), device=x.device), x.detach().view(-1)
+                self._move(mean, mean, one > 0, one > 1)
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, self.eps, False)
         running = (self.running_mean, self.running_var) if self.moves else (None, None)
         momentum = self._momentum() if self.moves else 0.0
@@ -169,16 +171,29 @@ class GroupedBatchNorm(_BatchNorm):
         assert self.running_mean is not None
         mean, variance, total = self.workers.sum(self._pending(self.running_mean))
         self.pending = None
-        if total[0] > 0:  # else the batch did not pass through here
-            self._move(mean / total, variance / total)
+        self._move(mean / total, variance / total, total > 0, total > 0)
 
     @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor | None) -> None:
-        momentum = self._momentum()
-        assert self.running_mean is not None and self.running_var is not None
-        self.running_mean.lerp_(mean, momentum)
-        if variance is not None:
-            self.running_var.lerp_(variance, momentum)
+    def _move(self, mean: Tensor, variance: Tensor, passed: Tensor, known: Tensor) -> None:
+        """Moves the running averages, without waiting for the device.
+
+        Args:
+            mean: Of each channel.
+            variance: Of each channel.
+            passed: Whether a batch has passed, which has a mean.
+            known: Whether its variance is known as well.
+        """
+        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(passed.flatten()[0])
+            if self.momentum is None:
+                momentum = 1.0 / self.num_batches_tracked.clamp(min=1)
+        for average, value, sure in ((self.running_mean, mean, passed), (self.running_var, variance, known)):
+            assert average is not None
+            moved = torch.lerp(
+                average, value.to(average.dtype), torch.as_tensor(momentum, dtype=average.dtype)
+            )
+            average.copy_(torch.where(sure, moved, average))
 
 
 @functools.cache

@@ -79,6 +79,7 @@ class Learner:
         self._proven, self._writes = False, True  # until a batch of a few samples has shown what it does
         flat = Flat(network)
         self.x, self.g = flat.x, flat.g
+        self._views = [(p, p.grad) for _, p in trainable(network) if p.grad is not None]
         self.optimizer = make_optimizer(trainable(network))
         self.loss = torch.zeros((), dtype=torch.float64, device=self.x.device)  # summed over samples
         self.loss_samples = 0.0
@@ -91,24 +92,50 @@ class Learner:
         if not self._proven:
             self._prove(batch)
         before = self.g.clone() if add else None
-        self.g.zero_()
-        for norm in self.norms:
-            norm.tracking = statistics
-        scale = weight / batch.size
+        self._track(statistics)
+        scale = torch.full((), weight / batch.size, dtype=self.x.dtype, device=self.x.device)
+        first = True
         for start, stop in self._micro_batches(len(batch.labels)):
-            micro = batch.local(start, stop)
+            micro = batch if stop - start == len(batch.labels) else batch.local(start, stop)
+            if first:
+                self._detach_gradients()
             with self.dropouts.drawing(micro):
-                loss = self._loss(micro.inputs, micro.labels) * scale
-                loss.backward()
-            self.loss += loss.detach() * batch.size
-        for norm in self.norms:
-            norm.finish()
+                loss = self._loss(micro.inputs, micro.labels)
+                loss.backward(scale)
+            if first:
+                self._attach_gradients()
+            self.loss.add_(loss.detach(), alpha=weight)
+            first = False
+        if self.ghost_batch_size is not None:
+            for norm in self.norms:
+                norm.finish()
         self.loss_samples += weight * batch.size
         self.workers.sum(self.g)
         if before is not None:
             self.g += before
         self.counts["gradient_evaluations"] += 1
         self.counts["samples"] += batch.size
+
+    def _track(self, statistics: bool) -> None:
+        """Whether the running averages of batch norm take part."""
+        for norm in self.norms:
+            if norm.tracking is not statistics:  # a module takes long to set an attribute
+                norm.tracking = statistics
+
+    def _detach_gradients(self) -> None:
+        """Lets a backward pass leave each gradient where it computed it, and not add it to a zero."""
+        for parameter, _ in self._views:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def _attach_gradients(self) -> None:
+        """Takes the gradients over into g."""
+        found = [(view, p.grad) for p, view in self._views if p.grad is not None]
+        torch._foreach_copy_([view for view, _ in found], [gradient for _, gradient in found])
+        for parameter, view in self._views:
+            if parameter.grad is None:  # the loss does not depend on it
+                view.zero_()
+            parameter.grad = view
 
     def _micro_batches(self, count: int) -> list[tuple[int, int]]:
         """Bounds of this worker's micro-batches; what is less than a ghost group joins the one before.
@@ -138,8 +165,7 @@ class Learner:
 
     def input_gradient(self, batch: Batch) -> Tensor:
         """The gradient of the summed loss with respect to this worker's inputs, in training mode."""
-        for norm in self.norms:
-            norm.tracking = False
+        self._track(False)
         inputs = batch.inputs.detach().requires_grad_()
         with self.dropouts.drawing(batch):
             loss = self._loss(inputs, batch.labels)

@@ -80,6 +80,10 @@ class Course:
         return self.epoch >= cell.epochs or self.diverged or still
 
 
+PROCEDURE_SECONDS = 3600.0
+"""What a procedure may take that runs instead of training."""
+
+
 def _patience(seconds: float) -> float:
     """What is given to what took, or should take, so many seconds: beyond it, it never ends."""
     return 60.0 + 20.0 * seconds
@@ -317,16 +321,23 @@ def run_cell(
             Store.of(store).write(results.late_file(cell.id), what.encode())
 
         with Deadline(late) as deadline:
-            rows, _ = train(
-                cell,
-                data,
-                workers=workers,
-                device=device,
-                arithmetic=arithmetic,
-                store=store,
-                report=report,
-                allow=deadline.allow,
-            )
+            if cell.procedure is None:
+                rows, _ = train(
+                    cell,
+                    data,
+                    workers=workers,
+                    device=device,
+                    arithmetic=arithmetic,
+                    store=store,
+                    report=report,
+                    allow=deadline.allow,
+                )
+            else:
+                from lbdist.training.procedures import Task  # torchvision takes its time
+
+                deadline.allow(PROCEDURE_SECONDS, "it")
+                task = Task(cell, data, workers, torch.device(device), arithmetic, store)
+                rows = build(cell.procedure, "procedure")(task)
         if workers.rank == 0:
             fixed = {"cell": cell.id, "num_workers": workers.size}
             results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])

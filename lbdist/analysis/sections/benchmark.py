@@ -1,0 +1,160 @@
+"""What training costs by lbdist and by others: samples a second, the start, memory, the hardware's limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lbdist.analysis import drawing
+from lbdist.analysis.numbers import number
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.statistics import summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+OURS = "lbdist"
+
+
+def sections(runs: Runs) -> list[Section]:
+    """The table, the figure, and what they say."""
+    data, title = speeds(runs), "Samples a second"
+    if data.empty:
+        return [Section(title, ["No run is finished yet."], brief=True)]
+    heads = [
+        "procedure", "batch", "workers", "precision", "samples/s", "of\nlbdist's", "start\ns",
+        "peak\nMB", "of\nlimit", f"test\n{runs.score.head}", "n",
+    ]  # fmt: skip
+    rows = [
+        [
+            Entry(row["procedure"]),
+            of_number(row["batch"]),
+            of_number(row["workers"]),
+            Entry(row["precision"]),
+            of_summary(row["rate"], "phi"),
+            of_number(row["of_ours"], 2),
+            of_number(row["start"].mean, 2),
+            of_number(row["memory"].mean),
+            of_number(row["share"].mean, 2),
+            of_summary(row["score"]),
+            of_number(row["rate"].n),
+        ]
+        for _, row in data.iterrows()
+    ]
+    note = (
+        "Samples of a median epoch but the first, test curve included; start: by how much longer the first "
+        "took; peak: the process's memory; limit: products as fast as one large product, parameters moved as "
+        "fast as a large copy, both measured on this device. A bare loop has a thread for each worker."
+    )
+    changes = data[["workers", "batch"]].ne(data[["workers", "batch"]].shift()).any(axis=1)
+    groups = frozenset(place for place, new in enumerate(changes) if new and place)
+    over = "Each procedure alone on the machine, mean ± standard deviation over n runs"
+    table = Table("benchmark", over, heads, rows, note, groups=groups)
+    caption = "Mean samples a second by procedure; the line is one standard deviation."
+    figure = Figure("benchmark", "Samples a second", caption, lambda: _draw(data))
+    return [Section(title, sentences(data), [table], [figure], brief=True)]
+
+
+def speeds(runs: Runs) -> pd.DataFrame:
+    """One row a procedure, batch and number of workers, in the order of the study.
+
+    Columns: `procedure, batch, workers, precision`; `rate`, `start`, `memory` (MB), `share` and `score`
+    (Summaries); `of_ours`, the mean rate over lbdist's beside it.
+    """
+    rows = runs.rows
+    rows = rows[rows["procedure"].notna() & rows["epoch"].isna()]
+    found = rows.pivot_table(index="cell", columns="metric", values="value", aggfunc="last")
+    if found.empty:
+        return pd.DataFrame()
+    identity = rows.drop_duplicates("cell").set_index("cell")
+    identity = identity[["procedure", "global_batch_size", "num_workers", "setting", "precision"]]
+    found = found.join(identity)
+    threads = found["threads"] if "threads" in found else pd.Series(1.0, found.index)
+    found["workers"] = found["num_workers"].astype(float).where(threads.isna() | (threads <= 1), threads)
+    table = []
+    for keys, group in found.groupby(["workers", "global_batch_size", "procedure"], sort=True):
+        table.append(
+            {
+                "workers": int(keys[0]),
+                "batch": int(keys[1]),
+                "procedure": keys[2],
+                "precision": group["precision"].iloc[0],
+                "rate": summarise(group["images_per_second"]),
+                "start": summarise(group["startup_seconds"]),
+                "memory": summarise(group["peak_memory"] / 1e6),
+                "share": summarise(group["share_of_limit"]),
+                "score": summarise(group[runs.score.name]),
+            }
+        )
+    data = pd.DataFrame(table)
+    data["mean"] = [rate.mean for rate in data["rate"]]
+    ours = data[data["procedure"] == OURS].set_index(["workers", "batch"])["mean"]
+    data["of_ours"] = [
+        row["mean"] / ours.get((row["workers"], row["batch"]), float("nan")) for _, row in data.iterrows()
+    ]
+    data["others"] = data["procedure"] != OURS
+    order = ["workers", "batch", "others", "mean"]
+    return data.sort_values(order, ascending=[True, True, True, False]).reset_index(drop=True)
+
+
+def sentences(data: pd.DataFrame) -> list[str]:
+    """What lbdist's rate is beside the others', and what workers and batches do to it."""
+    found: list[str] = []
+    listed: list[str] = []
+    ours = data[~data["others"]].set_index(["workers", "batch"])["mean"]
+    for (workers, batch), group in data.groupby(["workers", "batch"]):
+        others = group[group["others"]]
+        if (workers, batch) in ours.index and len(others):
+            ratios = [f"{row['procedure']} {number(1 / row['of_ours'], 2)}" for _, row in others.iterrows()]
+            on = f"{workers} worker{'s' * (workers > 1)}"
+            listed.append(f"batch {number(batch)}, {on}: {', '.join(ratios)}")
+    if listed:
+        found.append(f"Samples a second of lbdist over those of others: {'; '.join(listed)}.")
+    batches = sorted({batch for _, batch in ours.index})
+    for workers in sorted({workers for workers, _ in ours.index} - {1}):
+        gains = {
+            batch: ours[workers, batch] / ours[1, batch]
+            for batch in batches
+            if (1, batch) in ours.index and (workers, batch) in ours.index
+        }
+        if gains:
+            each = " and ".join(f"{number(g, 2)} times at batch {number(b)}" for b, g in gains.items())
+            text = f"{workers} workers take the samples of one {each}."
+            if gains[max(gains)] > gains[min(gains)]:
+                text += (
+                    " A step has the same collective calls at any batch, so a small one pays more a sample: "
+                    "this is why people want large batches."
+                )
+            found.append(text)
+    return found
+
+
+def _draw(data: pd.DataFrame) -> Drawing:
+    """A panel for each batch and number of workers, a bar for each procedure."""
+    from matplotlib.figure import Figure as Drawn
+    from matplotlib.ticker import MaxNLocator
+
+    panels = list(data.groupby(["workers", "batch"]))
+    figure = Drawn(
+        figsize=(7.2, 0.5 + sum(0.35 + 0.3 * len(group) for _, group in panels)), layout="constrained"
+    )
+    heights = [1 + len(group) for _, group in panels]
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, ((workers, batch), group) in zip(axes, panels, strict=True):
+        group = group.iloc[::-1]
+        colors = ["#0072B2" if not other else drawing.LINE for other in group["others"]]
+        spread = [0.0 if rate.n < 2 else rate.std for rate in group["rate"]]
+        axis.barh(group["procedure"], group["mean"], xerr=spread, color=colors, edgecolor=drawing.MUTED)
+        for place, mean in enumerate(group["mean"]):
+            color = drawing.INK if group["others"].iloc[place] else drawing.PAPER
+            axis.annotate(
+                number(mean), (0, place), (5, 0), textcoords="offset points", va="center", color=color
+            )
+        on = f"{workers} worker{'s' * (workers > 1)} or thread{'s' * (workers > 1)}"
+        axis.set_title(f"batch {number(batch)}, {on}", loc="left", fontsize=9)
+        axis.grid(axis="y", visible=False)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6))
+    axes[-1].set_xlabel("samples a second")
+    return figure

@@ -1,0 +1,373 @@
+"""What a cell may run instead of its training: the same work, timed, by lbdist and by what one would write.
+
+Each trains the cell's network on the cell's data with its batch and optimiser for its epochs, evaluates on
+the test set as often, and tells what a median epoch takes, and what the first takes longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchvision.datasets import VisionDataset
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+from lbdist import networks, results
+from lbdist.config.build import build
+from lbdist.data.base import Dataset, Split, to_float
+from lbdist.losses import Loss
+from lbdist.plan import Cell
+from lbdist.storage import Store
+from lbdist.training import checkpoint, loop
+from lbdist.training.batches import Workers
+from lbdist.training.learner import optimizer_factory
+from lbdist.training.precision import Arithmetic
+
+Row = dict[str, Any]
+
+Epoch = Callable[[], None]
+"""Called after each epoch."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a procedure is to train.
+
+    Attributes:
+        cell: The network, the batch, the optimiser, the epochs.
+        data: Training and test set.
+        workers: This process's place in the group.
+        device: Where.
+        arithmetic: What lbdist has chosen.
+        store: The storage folder.
+    """
+
+    cell: Cell
+    data: Dataset
+    workers: Workers
+    device: torch.device
+    arithmetic: Arithmetic
+    store: Store
+
+    @property
+    def criterion(self) -> Loss:
+        """What is learnt."""
+        loss: Loss = build(self.cell.loss, "loss", kind=Loss)
+        return loss
+
+
+@dataclass
+class Procedure(ABC):
+    """One way to train a cell, timed.
+
+    Attributes:
+        threads: Of a CPU, for each worker.
+    """
+
+    threads = 1
+
+    def __call__(self, task: Task) -> list[Row]:
+        """Trains the cell.
+
+        Returns:
+            Final rows: test `loss` and score; `images_per_second` of a median epoch but the first, its test
+            curve included; `startup_seconds`, by which the first epoch takes longer; `peak_memory`, bytes of
+            the process, or on a GPU of its tensors; `share_of_limit`, `limit` over the time of an epoch.
+        """
+        with _memory(task.device) as peak:
+            ends = [time.perf_counter()]
+
+            def epoch() -> None:
+                if task.device.type == "cuda":
+                    torch.cuda.synchronize()
+                ends.append(time.perf_counter())
+
+            loss, score = self.train(task, epoch)
+        times = [after - before for before, after in itertools.pairwise(ends)]
+        usual = statistics.median(times[1:] or times)
+        found = {
+            "images_per_second": len(task.data.train) / usual,
+            "startup_seconds": times[0] - usual,
+            "peak_memory": peak(),
+            "share_of_limit": self.limit(task) / usual,
+            "seconds": sum(times),
+            "threads": self.threads,
+        }
+        rows: list[Row] = [
+            {"metric": "loss", "value": loss, "split": "test"},
+            {"metric": task.criterion.score, "value": score, "split": "test"},
+        ]
+        how = self.arithmetic(task.arithmetic).columns()
+        return [{**row, **how} for row in rows + [{"metric": k, "value": float(v)} for k, v in found.items()]]
+
+    def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
+        """In which it trains, given what lbdist has chosen."""
+        return chosen
+
+    @abstractmethod
+    def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:
+        """Trains for the cell's epochs and calls `epoch` after each; the test loss and score at the end."""
+
+    def limit(self, task: Task) -> float:
+        """Seconds under which no epoch can be on this hardware.
+
+        Products take at least what a large one takes a FLOP; each step reads the parameters twice, writes and
+        reads the gradient, and reads and writes the parameters, no faster than a large copy.
+        """
+        cell, samples, how = task.cell, task.data.train, self.arithmetic(task.arithmetic)
+        network = networks.make(cell.network)
+        flops = networks.sample_flops(network, samples.inputs[:2], task.criterion.check(task.data))
+        steps = math.ceil(len(samples) / cell.global_batch_size)
+        moved = 6 * 4 * networks.parameter_count(network) * steps
+        with how.applied():
+            rate, bandwidth = rates(task.device, how.precision == "bfloat16")
+        return float(max(flops * len(samples) / task.workers.size / rate, moved / bandwidth))
+
+
+@dataclass
+class Lbdist(Procedure):
+    """lbdist's own loop, with its checkpoint after every epoch.
+
+    Attributes:
+        precision: The cell's; None for the study's.
+    """
+
+    precision: str | None = None
+
+    def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:
+        """See `lbdist.training.loop.train`."""
+        cell, store = task.cell, task.store
+        store.remove(f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}")  # of a try that was cut off
+        rows, _ = loop.train(
+            cell,
+            task.data,
+            workers=task.workers,
+            device=task.device,
+            arithmetic=task.arithmetic,
+            store=store,
+            report=lambda metrics: epoch(),
+        )
+        final = {(row["metric"], row.get("split")): row["value"] for row in rows if "epoch" not in row}
+        return final["loss", "test"], final[task.criterion.score, "test"]
+
+
+@dataclass
+class Bare(Procedure):
+    """A plain loop over tensors that are in memory: PyTorch's layers, its fused optimiser, nothing else.
+
+    Attributes:
+        precision: `float32` or `bfloat16` (autocast).
+        threads: Of a CPU.
+    """
+
+    precision: str = "float32"
+    threads: int = 1
+
+    def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
+        """Its own."""
+        return Arithmetic(self.precision)
+
+    def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:
+        """Shuffles by index; everything else is PyTorch's."""
+        cell, device = task.cell, task.device
+        with _threads(self.threads):
+            network = networks.make(cell.network, cell.seed).to(device)
+            inputs, labels = _tensors(task.data.train, device)
+            test = _tensors(task.data.test, device)
+
+            def batches(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+                for index in torch.randperm(len(labels), device=device).split(cell.global_batch_size):
+                    yield inputs[index], labels[index]
+
+            parts = list(zip(*(tensor.split(1000) for tensor in test), strict=True))
+            return _plain(task, network, batches, lambda: parts, self.arithmetic(task.arithmetic), epoch)
+
+    def limit(self, task: Task) -> float:
+        """On as many threads."""
+        with _threads(self.threads):
+            return super().limit(task)
+
+
+@dataclass
+class Loader(Procedure):
+    """What most would write: a torchvision data set, a `DataLoader`, on several workers
+    `DistributedDataParallel`, in float32.
+
+    Attributes:
+        processes: That load samples, for each worker.
+    """
+
+    processes: int = 2
+
+    def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
+        """float32."""
+        return Arithmetic()
+
+    def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:
+        """Each image is decoded to a PIL image and turned into a tensor; batches are collated."""
+        cell, several = task.cell, task.workers.size > 1
+        network: nn.Module = networks.make(cell.network, cell.seed).to(task.device)
+        if several:
+            network = DistributedDataParallel(network)
+        train = _data_set(task.data.train)
+        sampler: Any = DistributedSampler(train, seed=cell.seed) if several else None
+        many: dict[str, Any] = {"num_workers": self.processes, "pin_memory": task.device.type == "cuda"}
+        many |= {"persistent_workers": self.processes > 0}
+        share = math.ceil(cell.global_batch_size / task.workers.size)
+        given = DataLoader(train, share, shuffle=sampler is None, sampler=sampler, **many)
+        test = DataLoader(_data_set(task.data.test), 1000, **many)
+
+        def batches(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+            if sampler is not None:
+                sampler.set_epoch(number)
+            yield from given
+
+        return _plain(task, network, batches, lambda: test, Arithmetic(), epoch)
+
+
+def _plain(
+    task: Task,
+    network: nn.Module,
+    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
+    test: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    arithmetic: Arithmetic,
+    epoch: Epoch,
+) -> tuple[float, float]:
+    """The loop of every introduction to PyTorch."""
+    cell, device, criterion = task.cell, task.device, task.criterion
+    optimizer = optimizer_factory(cell.optimizer)(list(network.named_parameters()))
+    every, found = max(1, cell.epochs // cell.evaluations), (math.nan, math.nan)
+    like = next(network.parameters())
+
+    def outputs(inputs: Tensor) -> Tensor:
+        with arithmetic.forward(like):
+            made: Tensor = network(inputs)
+        return made.float()
+
+    with arithmetic.applied():
+        for number in range(cell.epochs):
+            network.train()
+            for inputs, labels in batches(number):
+                inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                optimizer.zero_grad()
+                (criterion.total(outputs(inputs), labels) / len(labels)).backward()
+                optimizer.step()
+            if (number + 1) % every == 0 or number + 1 == cell.epochs:
+                network.eval()
+                sums: list[Tensor] = []
+                count = 0
+                with torch.no_grad():
+                    for inputs, labels in test():
+                        inputs, labels = inputs.to(device), labels.to(device)
+                        made = outputs(inputs)
+                        loss = criterion.total(made, labels).double()[None]
+                        sums.append(torch.cat([loss, criterion.scored(made, labels)]))
+                        count += len(labels)
+                total = torch.stack(sums).sum(0)
+                found = float(total[0]) / count, criterion.value(total[1:], count)
+            epoch()
+    return found
+
+
+def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    inputs, labels = loop.on_device(split, device)
+    return to_float(inputs), labels
+
+
+class _Images(VisionDataset):
+    """uint8 images as torchvision's data sets give them."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__(root="")
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = to_pil_image(torch.from_numpy(self.split.inputs[index].copy()))
+        return to_tensor(image), int(self.split.labels[index])
+
+
+def _data_set(split: Split) -> Any:
+    if split.inputs.dtype == "uint8" and split.inputs.ndim == 4:
+        return _Images(split)
+    return TensorDataset(*_tensors(split, torch.device("cpu")))
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """The most bytes that are taken in the context; NaN where the system does not tell."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def resident() -> float:
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024.0 * int(line.split()[1])
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield lambda: float(torch.cuda.max_memory_allocated())
+    elif clear.exists():
+        clear.write_text("5")  # proc(5): resets the peak
+        yield resident
+    else:
+        yield lambda: math.nan
+
+
+@functools.cache
+def _rates(device: str, reduced: bool, threads: int, tf32: bool) -> tuple[float, float]:
+    size = 2048 if device == "cpu" else 8192
+    dtype = torch.bfloat16 if reduced else torch.float32
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    source = torch.empty((2**26 if device == "cpu" else 2**30) // 4, device=device)
+    target = torch.empty_like(source)
+
+    def fastest(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(6):
+            if device != "cpu":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    flops = 2 * size**3 / fastest(lambda: a @ b)
+    moved = 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source))
+    return flops, moved
+
+
+def rates(device: torch.device, reduced: bool) -> tuple[float, float]:
+    """FLOPs a second of a large matrix product, and bytes a second of a large copy, measured once a process.
+
+    Args:
+        device: Where.
+        reduced: Whether the product is in bfloat16.
+    """
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    return _rates(device.type, reduced, torch.get_num_threads(), tf32)
