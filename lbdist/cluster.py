@@ -32,7 +32,15 @@ ENVIRONMENT = {
 }
 """Set before Ray is imported; a user's own setting wins."""
 
-for _name, _value in ENVIRONMENT.items():
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+}
+"""Lets glibc keep what tensors free, as PyTorch does on a GPU, instead of mapping new pages at each step: a
+step of C1 on a CPU takes 0.55 to 0.65 of its time."""
+
+for _name, _value in {**ENVIRONMENT, **MEMORY}.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
@@ -210,6 +218,8 @@ def connect(
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
     environment = nodes.own_code(targets, store) if joined else {}
+    if joined and not nodes.in_a_job():
+        environment["env_vars"] = {name: os.environ[name] for name in MEMORY}
     try:
         ray.init(
             address=joined or "local",

@@ -52,6 +52,11 @@ def check_code(driver: str) -> None:
         raise InputError(f"node {ray.util.get_node_ip_address()} has {code()}, the driver {driver}")
 
 
+def in_a_job() -> bool:
+    """Whether `ray job submit` started this program, whose runtime environment is then the job's."""
+    return bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
 def own_code(targets: Collection[str], store: Store) -> dict[str, Any]:
     """Ray's runtime environment that takes the user's own modules to the workers; empty where there are none.
 
@@ -62,7 +67,7 @@ def own_code(targets: Collection[str], store: Store) -> dict[str, Any]:
     Raises:
         InputError: They lie in more than one folder.
     """
-    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job has brought its own
+    if in_a_job():
         return {}
     installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
     folders: dict[Path, str] = {}

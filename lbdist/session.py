@@ -251,6 +251,12 @@ class Session:
             "one process a cell, and more only where processes would stand idle and its work pays for a group"
         )
         lines = [f"num_workers={asked}" + (f": {auto}" if asked == AUTO else "")]
+        rule, rates = self.config.lr_rule, {}
+        for cell in self.cells.values():
+            rates[cell.global_batch_size] = cell.optimizer.get("lr")
+        if rule != "none":
+            listed = ", ".join(f"{rates[batch]:.4g} at batch {batch:,}" for batch in sorted(rates))
+            lines.append(f"lr_rule={rule}: learning rate {listed}")
         if share < 1 and any(cell.stage == "search" for cell in self.cells.values()):
             lines.append(
                 f"search.epochs={share}: search runs are shorter than confirmed ones, which favours weak "
@@ -357,6 +363,7 @@ class Session:
                     data,
                     self.folder,
                     retries=config.retries,
+                    regroup_seconds=config.regroup_seconds,
                     arithmetic=arithmetic,
                 )
                 failed += schedule.failed
@@ -476,6 +483,13 @@ class Session:
         runs = Runs(rows, self.score)
         sections = self.study.sections(runs)
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
+        for line in _by_kind(
+            (cell, f"went on with {row['num_workers']} of its {cell.num_workers} workers, to the same end")
+            for key, cell in finished.items()
+            for row in book.rows(results.cell_file(key))[:1]
+            if cell.num_workers not in (AUTO, row["num_workers"])
+        ):
+            print(line)
         versions = _versions(results.read_cell(self.store, key)["provenance"] for key in finished)
         if versions:
             print(f"\n{versions}")

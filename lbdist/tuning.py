@@ -334,7 +334,7 @@ class Schedule(Searcher):
                 write_cell(self.book.store, cell)
         if self.watch is not None:
             self.watch.began(job)
-        return job.describe()
+        return {**job.describe(), "handed_out": time.time()}
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         """Tells who watches."""
@@ -371,6 +371,7 @@ def trial(
     folder: Store,
     capacity: Capacity,
     retries: int,
+    regroup_seconds: float,
     driver: str,
     arithmetic: Mapping[str, Arithmetic],
 ) -> None:
@@ -404,8 +405,10 @@ def trial(
                     folder,
                     capacity=capacity,
                     retries=retries,
+                    regroup_seconds=regroup_seconds,
                     callbacks=[TuneReportCallback()],
                     arithmetic=arithmetic,
+                    began=config["handed_out"],
                 )
             final = _mean_metrics([loop.final_metrics(loop.finished_rows(store, cell)) for cell in cells])
         else:
@@ -413,7 +416,9 @@ def trial(
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
             device = "cuda" if use_gpu else "cpu"
-            final = loop.run_cell(cells[0], dataset, store, device, report, in_which(arithmetic, cells[0]))
+            how = in_which(arithmetic, cells[0])
+            began = config["handed_out"]
+            final = loop.run_cell(cells[0], dataset, store, device, report, how, began)
     except ray.exceptions.RayActorError:
         raise  # a death in the group's own machinery, which a new group gets over
     except Exception as error:
@@ -450,6 +455,7 @@ def run(
     folder: Store,
     *,
     retries: int,
+    regroup_seconds: float,
     arithmetic: Mapping[str, Arithmetic],
 ) -> None:
     """Runs every cell of a study that is not done; the others only report theirs.
@@ -459,6 +465,7 @@ def run(
         data: Reference to the `Dataset`.
         folder: The study's folder; Tune's own is `tune` in it.
         retries: Restarts of a trial that failed.
+        regroup_seconds: How long a group waits for workers that it lost before it goes on with fewer.
         arithmetic: What each precision that cells ask for comes to.
     """
     capacity = schedule.capacity
@@ -476,6 +483,7 @@ def run(
         folder=folder / "train",
         capacity=capacity,
         retries=retries,
+        regroup_seconds=regroup_seconds,
         driver=code(),
         arithmetic=arithmetic,
     )

@@ -16,7 +16,7 @@ from lbdist import results
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
 from lbdist.config.compose import SEVERAL, compose, config_root, options
-from lbdist.config.schema import RESERVED, Config, Search, check
+from lbdist.config.schema import RESERVED, Config, Schedule, Search, check
 from lbdist.errors import InputError
 from lbdist.networks import make, sample_flops
 from lbdist.remedies.base import Remedy
@@ -36,7 +36,7 @@ BAD = [
     ("network=null", "network=null: must be one of"),
     ("network=3", "network=3: must be one of"),
     ("data=nope", "data=nope: must be one of cifar10"),
-    ("optimizer=nope", "optimizer=nope: must be one of adam"),
+    ("optimizer=nope", "optimizer=nope: must be one of adagrad, adam"),
     ("remedy=nope", "remedy=nope: must be one or more of adversarial"),
     ("remedy=[none,nope]", "remedy=[none,nope]: must be one or more of"),
     ("remedy=[]", "remedy=[]: must be one or more of"),
@@ -52,7 +52,7 @@ BAD = [
     ("+extra=1", "extra: there is no such key"),
     ("+measure.sharpness.extra=1", "measure.sharpness.extra=1: no such key; allowed: batch_norm"),
     ("measure.lambda_max.tolerance=1", "lambda_max is not among those of the study; add it to measure=[...]"),
-    ("+study.extra=1", "study.extra=1: no such key; allowed: check_workers"),
+    ("+study.extra=1", "study.extra=1: no such key; allowed: check_precision, check_workers"),
     ("study.check_workers=0", "study.check_workers=0: must be null or at least 1"),
     ("study._target_=builtins.dict", "study._target_=builtins.dict: must be a lbdist.studies.base.Study"),
     ("measure=nope", "measure=nope: must be one or more of adaptive"),
@@ -199,6 +199,19 @@ BAD = [
     ("small_batch=99999999999999999999", "small_batch=99999999999999999999: must be"),
     (f"name={'a' * 300}", "must be up to 100 letters"),
     ("study.check_workers=auto", "study.check_workers=auto: must be"),
+    ("precision=half", "precision=half: must be auto, float32, tf32 or bfloat16"),
+    ("precision=tf32", "precision=tf32: must be float32, bfloat16 or auto, since there is no GPU"),
+    ("study.check_precision=half", "study.check_precision=half: must be null, float32, tf32 or bfloat16"),
+    ("lr_rule=cubic", "lr_rule=cubic: must be none, linear, sqrt or adam"),
+    ("lr_rule=adam", "optimizer.betas=[0.9, 0.999]: must be above 0.92 for a batch 12.5 times 32"),
+    ("lr_rule=adam optimizer=sgd", "lr_rule=adam: must be none, or optimizer.betas given"),
+    ("schedule.decay=exp", "schedule.decay=exp: must be constant, cosine or step"),
+    ("schedule.warmup=20", "schedule.warmup=20.0: must be from 0 to less than the 20 epochs"),
+    ("schedule.milestones=[2]", "schedule.milestones=[2.0]: must be one or more parts of the run"),
+    ("schedule.gamma=-1", "schedule.gamma=-1.0: must be from 0 to 1"),
+    ("patience=0", "patience=0: must be null or at least 1"),
+    ("regroup_seconds=0", "regroup_seconds=0.0: must be above 0"),
+    ("experiment=benchmark study.workers=[9999]", "study.workers=9999: must be at most"),
     ("study.check_workers=9999", "study.check_workers=9999: must be at most"),
     ("num_workers=9999", "num_workers=9999: must be at most"),
     ("num_workers=9999 dry_run=true", "num_workers=9999: must be at most"),
@@ -497,12 +510,12 @@ def test_every_key_has_its_default_and_its_word() -> None:
     missing = {f.name for f in dataclasses.fields(Config)} - set(given)
     chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy", "measure"}
     assert missing == {*chosen, "derived"}
-    assert set(given["search"]) == {f.name for f in dataclasses.fields(Search)}
+    for group, schema in (("search", Search), ("schedule", Schedule)):
+        assert set(given[group]) == {f.name for f in dataclasses.fields(schema)}
     # each default is stated once
-    for schema in (Config, Search):
-        assert {f.default for f in dataclasses.fields(schema) if f.name not in ("derived", "search")} == {
-            MISSING
-        }
+    groups = ("derived", "search", "schedule")
+    for schema in (Config, Search, Schedule):
+        assert {f.default for f in dataclasses.fields(schema) if f.name not in groups} == {MISSING}
     assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS}
 
 
@@ -510,7 +523,7 @@ def test_every_key_has_its_default_and_its_word() -> None:
     "key",
     [
         f"{prefix}{f.name}"
-        for prefix, schema in (("", Config), ("search.", Search))
+        for prefix, schema in (("", Config), ("search.", Search), ("schedule.", Schedule))
         for f in dataclasses.fields(schema)
         if f.name
         not in ("name", "storage", "study", "network", "data", "loss", "optimizer", "remedy", "measure")
@@ -518,8 +531,8 @@ def test_every_key_has_its_default_and_its_word() -> None:
     ],
 )
 def test_schema_types_every_key(key: str) -> None:
-    if key == "num_workers":
-        with pytest.raises(InputError, match=f"^{key}=abc: must be auto or a whole number"):
+    if key in ("num_workers", "precision", "lr_rule", "schedule.decay"):  # what a type does not tell
+        with pytest.raises(InputError, match=f"^{key}=abc: must be "):
             check(compose([f"{key}=abc"]))
     else:
         with pytest.raises(InputError, match=f"^{key}=abc: must be "):

@@ -32,7 +32,7 @@ def table(out: str) -> str:
 
 def values(folder: Path) -> pd.Series:
     """Every number of a study that does not depend on the clock."""
-    rows = results.load(folder).query("metric != 'seconds'")
+    rows = results.load(folder).query("metric not in ('seconds', 'overhead_seconds')")
     return rows.set_index(KEY)["value"].sort_index()
 
 
@@ -155,7 +155,9 @@ def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
     assert kept == {"model.safetensors", *(f"model-{epoch}.safetensors" for epoch in (1, 2, 4))}
     # LB without a warm start is the one of the sweep, and is not trained again
     assert f"[{len(set(rows['cell'])) - 1}/" in warm and "LB seed 0: test" not in warm
-    for name in ("batch_size", "warm_start"):
+    timed = finish(start(tmp_path, "experiment=benchmark", cache, "study.workers=[1]"))
+    assert "Samples a second of lbdist over those of others: batch 32, 1 worker: bare loop" in timed
+    for name in ("batch_size", "warm_start", "benchmark"):
         assert (tmp_path / name / "figures" / f"{name}.png").exists()
         assert "<svg" in (tmp_path / name / "report.html").read_text()
 

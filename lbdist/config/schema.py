@@ -90,6 +90,7 @@ class Config:
     storage: str = MISSING
     max_concurrent: int | None = MISSING
     retries: int = MISSING
+    regroup_seconds: float = MISSING
     dry_run: bool = MISSING
 
 
@@ -152,6 +153,8 @@ def check(config: DictConfig) -> None:
     require(good, "schedule.milestones", parts, "one or more parts of the run, between 0 and 1")
     require(0 <= schedule.gamma <= 1, "schedule.gamma", schedule.gamma, "from 0 to 1")
     require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")
+    seconds = config.regroup_seconds
+    require(0 < seconds <= 86_400, "regroup_seconds", seconds, "above 0, up to 86,400")
     require(len(config.remedy) > 0, "remedy", "[]", "one or more remedies")
     search = config.search
     require(1 <= search.seeds <= 10_000, "search.seeds", search.seeds, "from 1 to 10,000")

@@ -40,16 +40,13 @@ class _Normalise(torch.autograd.Function):
         ctx.eps, ctx.workers = eps, workers
         ctx.save_for_backward(x, weight, mean, variance, total)
         ctx.mark_non_differentiable(mean, variance, total, apart)
-        out = x.clone()
-        if x.numel():
-            out = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
+        out = _affine(x, weight, bias, mean, variance, eps)
         return out, mean, variance, total, apart
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, weight, mean, variance, total = ctx.saved_tensors
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        through, for_weight, for_bias = torch.zeros_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
+        through, for_weight, for_bias = grad, torch.zeros_like(mean), torch.zeros_like(mean)
         if x.numel():  # as if the statistics were constants
             through, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
                 grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
@@ -58,9 +55,18 @@ class _Normalise(torch.autograd.Function):
         ctx.workers.sum(sums)
         mean_bias, mean_weight = (sums / total).chunk(2)
         inverse = torch.rsqrt(variance + ctx.eps)
-        through.addcmul_(x - mean.view(shape), (-weight * inverse**2 * mean_weight).view(shape))
-        through.sub_((weight * inverse * mean_bias).view(shape))
+        # what goes through the statistics: less weight * inverse * (mean_bias + normalised x * mean_weight)
+        scale, none, one = -weight * inverse**2 * mean_weight, torch.zeros_like(mean), torch.ones_like(mean)
+        shift = -weight * inverse * mean_bias - scale * mean
+        through = _affine(x, scale, shift, none, one, 0.0).add_(through)
         return through, for_weight, for_bias, None, None, None
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """A linear function a channel, in PyTorch's own kernel, which takes one pass."""
+    if not x.numel():
+        return x.clone()
+    return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
 
 
 class GroupedBatchNorm(_BatchNorm):

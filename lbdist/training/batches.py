@@ -63,11 +63,12 @@ def batches(
     workers: Workers,
     ghost_batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """This worker's slices of an epoch's global batches; the last, smaller batch is kept.
 
     Args:
-        inputs: All training samples on the device, (N, ...), uint8 or floating point.
+        inputs: All training samples, (N, ...), uint8 or floating point.
         labels: Their classes, (N,).
         global_batch_size: Samples in a global batch, over all workers.
         seed: The run's seed.
@@ -75,16 +76,23 @@ def batches(
         workers: This worker's place.
         ghost_batch_size: Batch-norm group, which is never cut between workers.
         dtype: Precision of the samples given out.
+        device: Where they are given out; None for where they are.
     """
     order = random.permutation(len(labels), seed=seed, epoch=epoch).to(labels.device)
+
+    def sent(tensor: Tensor) -> Tensor:
+        if device is None or tensor.device == device:
+            return tensor
+        return tensor.pin_memory().to(device, non_blocking=True)
+
     for begin in range(0, len(labels), global_batch_size):
         size = min(global_batch_size, len(labels) - begin)
         start, stop = workers.share(size, min(ghost_batch_size or 1, size))
         samples = order[begin + start : begin + stop]
         yield Batch(
-            inputs=to_float(inputs[samples], dtype),
-            labels=labels[samples],
-            samples=samples,
+            inputs=to_float(sent(inputs[samples]), dtype),
+            labels=sent(labels[samples]),
+            samples=sent(samples),
             size=size,
             offset=start,
             seed=seed,

@@ -198,8 +198,8 @@ class Learner:
         self.network.eval()
         parts = bounds(start, stop, micro_batch_size)
         for begin, end in parts or [(0, min(2, len(labels)))]:
-            outputs = self._outputs(handed_out(inputs[begin:end], self.x.dtype))
-            targets = labels[begin:end].clone()
+            outputs = self._outputs(handed_out(inputs[begin:end].to(self.x.device), self.x.dtype))
+            targets = labels[begin:end].to(self.x.device, copy=True)
             loss = self.criterion.total(outputs, targets).double()[None]
             found = torch.cat([loss, self.criterion.scored(outputs, targets)])
             sums = found if sums is None else sums + found

@@ -15,11 +15,11 @@ from __future__ import annotations
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,12 +90,26 @@ def _patience(seconds: float) -> float:
 
 
 def on_device(
-    split: Split, device: torch.device | str, dtype: torch.dtype = torch.float32
+    split: Split, device: torch.device | str, dtype: torch.dtype = torch.float32, room: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A split as tensors: uint8 stays uint8, floating point takes the run's precision."""
-    inputs = torch.from_numpy(np.array(split.inputs, copy=not split.inputs.flags.writeable))
-    inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
-    return inputs, torch.from_numpy(np.array(split.labels, copy=not split.labels.flags.writeable)).to(device)
+    """A split as tensors, which nobody may write to: uint8 stays uint8, floating point takes the precision.
+
+    Args:
+        split: The samples; those of other processes of a node are in memory that they share.
+        device: Where they are to be, if they fit; else they stay, and batches are sent.
+        dtype: The precision.
+        room: Bytes that they may take on the device; None for half of what is free on a GPU.
+    """
+    device = torch.device(device)
+    if room is None:
+        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        inputs, labels = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
+    kind = dtype if inputs.is_floating_point() else inputs.dtype
+    fits = inputs.numel() * kind.itemsize + labels.nbytes <= room
+    where = device if fits else torch.device("cpu")
+    return inputs.to(where, kind), labels.to(where)
 
 
 def make_remedy(nodes: Sequence[Node]) -> Remedy:
@@ -237,6 +251,7 @@ def _epoch(
         workers=learner.workers,
         ghost_batch_size=cell.ghost_batch_size,
         dtype=learner.x.dtype,
+        device=learner.x.device,
     )
     for step, batch in enumerate(given):
         if schedule is not None:
@@ -295,6 +310,7 @@ def run_cell(
     device: torch.device | str = "cpu",
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
     arithmetic: Arithmetic = EXACT,
+    began: float | None = None,
 ) -> dict[str, float]:
     """Trains a cell and writes its rows and models; a cell that has them is only read.
 
@@ -307,12 +323,14 @@ def run_cell(
         device: Where to train.
         report: Called by every worker after every epoch with the latest metrics.
         arithmetic: In which it is trained.
+        began: When the cell was handed out, in seconds since the epoch; None for now.
 
     Returns:
         The final metrics, for Tune.
     """
     rows: Sequence[Row] = finished_rows(store, cell)
     if not rows:
+        began = time.time() if began is None else began
         workers = Workers.current()
         if cell.validation_fraction is not None:
             data = data.validation_split(cell.validation_fraction)
@@ -339,6 +357,8 @@ def run_cell(
                 task = Task(cell, data, workers, torch.device(device), arithmetic, store)
                 rows = build(cell.procedure, "procedure")(task)
         if workers.rank == 0:
+            spent = sum(row["value"] for row in rows if row["metric"] == "seconds")
+            rows = [*rows, {"metric": "overhead_seconds", "value": time.time() - began - spent}]
             fixed = {"cell": cell.id, "num_workers": workers.size}
             results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])
             store.remove(f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}")
@@ -357,7 +377,8 @@ def finished_rows(store: Store, cell: Cell) -> list[Row]:
 
 def has_models(store: Store, cell: Cell, rows: Sequence[Row]) -> bool:
     """Whether every model is there that a cell with these rows keeps."""
-    last = max((row["epoch"] for row in rows if row.get("epoch")), default=0)  # it may have ended early
+    last = max((row["epoch"] for row in rows if row.get("epoch")), default=cell.epochs)
+    # it may have ended early
     kept = (epoch for epoch in cell.keep if epoch <= last)
     models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in kept)
     return all(map(Store.of(store).exists, models))

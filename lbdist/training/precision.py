@@ -100,18 +100,19 @@ def in_which(arithmetic: Mapping[str, Arithmetic], cell: Cell) -> Arithmetic:
 
 
 def choose(seconds: Mapping[Arithmetic, float], asked: str) -> Arithmetic:
-    """The fastest of what was measured; another than the plainest one only where it is clearly faster.
+    """The fastest of what was measured; of two, the plainer one unless the other is clearly faster.
 
     Args:
         seconds: What the same work takes in each.
         asked: A precision, or `auto`.
 
     Example:
-        >>> seconds = {Arithmetic(): 1.0, Arithmetic("bfloat16"): 0.4, Arithmetic("float32", True): 0.95}
-        >>> str(choose(seconds, "auto")), str(choose(seconds, "float32")), str(choose({}, "bfloat16"))
-        ('bfloat16', 'float32', 'bfloat16')
+        >>> seconds = {Arithmetic(): 1.0, Arithmetic("bfloat16"): 0.4, Arithmetic("bfloat16", True): 0.38}
+        >>> str(choose(seconds, "auto")), str(choose(seconds, "float32")), str(choose({}, "tf32"))
+        ('bfloat16', 'float32', 'tf32')
     """
-    plain = Arithmetic("float32" if asked == AUTO else asked)
-    allowed = {found: time for found, time in seconds.items() if asked in (AUTO, found.precision)}
-    fastest = min(allowed, key=lambda found: allowed[found], default=plain)
-    return fastest if allowed.get(fastest, 0) <= GAIN * allowed.get(plain, 0) else plain
+    found = Arithmetic("float32" if asked == AUTO else asked)
+    for other in sorted(seconds, key=lambda other: (PRECISIONS.index(other.precision), other.channels_last)):
+        faster = seconds[other] <= GAIN * seconds.get(found, 0.0)
+        found = other if faster and asked in (AUTO, other.precision) else found
+    return found

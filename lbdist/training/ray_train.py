@@ -77,9 +77,11 @@ def _worker(config: dict[str, Any]) -> None:
             latest[0] = time.monotonic()
 
     final: dict[str, float] = {}
+    began = config["began"]
     for cell in config["cells"]:
         how = in_which(config["arithmetic"], cell)
-        final = run_cell(cell, data, config["store"], get_device(), report, how)
+        final = run_cell(cell, data, config["store"], get_device(), report, how, began)
+        began = time.time()
     ray.train.report(labelled(cell, final))
 
 
@@ -116,49 +118,72 @@ def fit(
     *,
     capacity: Capacity,
     retries: int,
+    regroup_seconds: float,
     callbacks: Sequence[Any],
     arithmetic: Mapping[str, Arithmetic],
+    began: float,
 ) -> None:
-    """Trains cells in one worker group.
+    """Trains cells in one worker group, and in one of fewer workers where the cluster has lost some for good.
+
+    The global batch stays what it is, so that fewer workers take longer to the same end.
 
     Args:
         cells: Trained one after the other; finished ones are passed over.
-        num_workers: Workers of the group.
+        num_workers: Workers of the group, as long as the cluster has as many.
         data: Reference to the `Dataset`.
         store: The storage folder.
         folder: The store in which Ray Train keeps its own.
         capacity: What the cluster has: a worker takes a GPU of its own (NCCL), a share of one where there are
             not as many (gloo), or a CPU (gloo); as few nodes as hold them all.
         retries: Restarts of the group; each resumes from the last whole epoch.
+        regroup_seconds: How long a restart waits for workers that were lost, which may come back.
         callbacks: Ray Train callbacks, such as Tune's.
         arithmetic: What each precision that cells ask for comes to.
+        began: When the group was asked for, in seconds since the epoch.
 
     Raises:
         ray.train.TrainingFailedError: The group failed more often than that.
     """
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "cells": list(cells),
-            "data": [data],
-            "store": store,
-            "arithmetic": dict(arithmetic),
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=capacity.gpus > 0,
-            resources_per_worker=capacity.process(num_workers),
-            placement_strategy="PACK",
-        ),
-        torch_config=_Config(backend="nccl" if capacity.gpus >= num_workers else "gloo"),
-        run_config=ray.train.RunConfig(
-            # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's state
-            name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
-            storage_path=folder.path,
-            storage_filesystem=store.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=retries),
-            callbacks=list(callbacks),
-        ),
-    )
     with processes.watching(_sweep):
-        trainer.fit()
+        for tries in range(retries + 1):
+            workers = _there(num_workers, capacity, regroup_seconds if tries else 0.0)
+            try:
+                TorchTrainer(
+                    _worker,
+                    train_loop_config={
+                        "cells": list(cells),
+                        "data": [data],
+                        "store": store,
+                        "arithmetic": dict(arithmetic),
+                        "began": began,
+                    },
+                    scaling_config=ray.train.ScalingConfig(
+                        num_workers=workers,
+                        use_gpu=capacity.gpus > 0,
+                        resources_per_worker=capacity.process(workers),
+                        placement_strategy="PACK",
+                    ),
+                    torch_config=_Config(backend="nccl" if capacity.gpus >= workers else "gloo"),
+                    run_config=ray.train.RunConfig(
+                        # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's
+                        name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
+                        storage_path=folder.path,
+                        storage_filesystem=store.filesystem,
+                        callbacks=list(callbacks),
+                    ),
+                ).fit()
+                return
+            except ray.train.TrainingFailedError:
+                if tries == retries:
+                    raise
+
+
+def _there(workers: int, capacity: Capacity, seconds: float) -> int:
+    """The workers that the cluster has room for, of those that are asked for; it is given some time."""
+    unit, least = next(iter(capacity.process(workers).items()))
+    until = time.monotonic() + seconds
+    while True:
+        room = int(ray.cluster_resources().get(unit, 0.0) / least)
+        if room >= workers or time.monotonic() >= until:
+            return min(workers, max(1, room)) if seconds else workers
+        time.sleep(0.5)

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from test_run import cmdline, table, values
 
 import lbdist
-from lbdist import cluster, nodes, processes
+from lbdist import cluster, nodes, processes, results
 from lbdist.cluster import Capacity
 from lbdist.errors import InputError
 from lbdist.storage import Store
@@ -147,6 +147,30 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
     assert plain(out) == plain(remedies[1]) and len(plain(out)) == 7
     ray.init(two.address, log_to_driver=False)
     assert ray.available_resources().get("CPU") == 2  # all that was taken is free again
+
+
+@pytest.mark.timeout(200)
+def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
+    two: Cluster, cache: str, tmp_path: Path
+) -> None:
+    fields = ["num_workers=2", "epochs=150", "large_batch=200", "small_batch=100", "regroup_seconds=1", cache]
+    run = Run(two, tmp_path, "experiment=gap", "measure=[distance]", "optimizer=sgd", *fields)
+    run.until(lambda: list(tmp_path.glob("cells/*/resume.pt")))
+    two.remove_node(run.until(lambda: holder(two, "ray::RayTrainWorker")), allow_graceful=False)
+    out = run.ended()
+    two.add_node(num_cpus=1)
+    assert "seed 0: went on with 1 of its 2 workers, to the same end" in out
+    rows = results.load(tmp_path / "gap")
+    losses = rows.query("metric == 'running_loss'").set_index(["method", "epoch"])["value"]
+    # the same trajectory, whoever computed it: a run of one process that nothing disturbed
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    alone = Run(two, undisturbed, "experiment=gap", "measure=[distance]", "optimizer=sgd", *fields,
+                "num_workers=1")  # fmt: skip
+    alone.ended()
+    expected = results.load(undisturbed / "gap").query("metric == 'running_loss'")
+    expected = expected.set_index(["method", "epoch"])["value"]
+    assert (losses / expected - 1).abs().max() < 1e-2
 
 
 @pytest.mark.timeout(120)

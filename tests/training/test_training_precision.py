@@ -182,9 +182,10 @@ def test_another_precision_is_chosen_only_if_it_is_clearly_faster(
     base = Arithmetic("float32" if asked == "auto" else asked)
     assert asked in ("auto", found.precision)
     if found != base:
-        assert seconds[found] <= 0.9 * seconds.get(base, 0) and seconds[found] == min(
-            time for other, time in seconds.items() if asked in ("auto", other.precision)
-        )
+        assert seconds[found] <= 0.9 * seconds.get(base, 0)
+    if base in seconds:
+        fit = {other: time for other, time in seconds.items() if asked in ("auto", other.precision)}
+        assert all(time > 0.9 * seconds[found] for other, time in fit.items() if other != found)
 
 
 def test_a_schedule_sets_the_rate_of_each_step(monkeypatch) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lbdist.config.build import plain
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
+from lbdist.storage import Store
 from lbdist.training.precision import EXACT, Arithmetic
 
 DENSE = {"_target_": "lbdist.networks.dense.Dense", "inputs": 12, "widths": [16, 16], "classes": 4}
@@ -88,35 +89,51 @@ def start_group(
     work: Sequence[tuple[Cell, Dataset]],
     dtype: torch.dtype,
     arithmetic: Arithmetic = EXACT,
+    store: Store | None = None,
+    whole: bool = False,
     **streams: Any,
 ) -> list[subprocess.Popen]:
     """`size` processes, joined by gloo, that train cells one after the other."""
-    (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype, arithmetic)))
+    (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype, arithmetic, store, whole)))
     command = [sys.executable, str(Path(__file__)), str(home)]
     return [subprocess.Popen([*command, str(rank), str(size)], **streams) for rank in range(size)]
 
 
 def train_in_group(
-    size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype, arithmetic: Arithmetic = EXACT
-) -> list[tuple[Any, Tensor]]:
-    """Trains cells one after the other in `size` real processes joined by gloo; worker 0's results."""
+    size: int,
+    work: Sequence[tuple[Cell, Dataset]],
+    dtype: torch.dtype,
+    arithmetic: Arithmetic = EXACT,
+    store: Store | None = None,
+    whole: bool = False,
+) -> list[Any]:
+    """Trains cells one after the other in `size` real processes joined by gloo; worker 0's results.
+
+    These are what `train` gives, or, of `whole` cells, `run_cell`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        codes = [process.wait(timeout=240) for process in start_group(home, size, work, dtype, arithmetic)]
+        codes = [
+            process.wait(timeout=240)
+            for process in start_group(home, size, work, dtype, arithmetic, store, whole)
+        ]
         assert codes == [0] * size
-        results: list[tuple[Any, Tensor]] = pickle.loads((home / "results.pickle").read_bytes())
+        results: list[Any] = pickle.loads((home / "results.pickle").read_bytes())
         return results
 
 
 def _member(home: Path, rank: int, size: int) -> None:
     import torch.distributed as dist
 
-    from lbdist.training.loop import train
+    from lbdist.training.loop import run_cell, train
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{home}/store", rank=rank, world_size=size)
-    work, dtype, arithmetic = pickle.loads((home / "work.pickle").read_bytes())
-    results = [train(cell, data, dtype=dtype, arithmetic=arithmetic) for cell, data in work]
+    work, dtype, arithmetic, store, whole = pickle.loads((home / "work.pickle").read_bytes())
+    how = {"arithmetic": arithmetic, "store": store}
+    results: list[Any] = [
+        run_cell(cell, data, **how) if whole else train(cell, data, dtype=dtype, **how) for cell, data in work
+    ]
     if rank == 0:
         (home / "results.pickle").write_bytes(pickle.dumps(results))
     dist.barrier()
