@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -95,9 +95,9 @@ def nothing_runs_on() -> Iterator[None]:
     STARTED.clear()
 
 
-def start(storage: Path, *arguments: str) -> subprocess.Popen:
+def start(storage: Path, *arguments: str, shrunk: Sequence[str] = SMALL) -> subprocess.Popen:
     """The command on a shrunk study, begun."""
-    command = [sys.executable, "-m", "lbdist.run", *SMALL, f"storage={storage}", *arguments]
+    command = [sys.executable, "-m", "lbdist.run", *shrunk, f"storage={storage}", *arguments]
     pipe = subprocess.PIPE
     STARTED.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=storage))
     return STARTED[-1]

@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import ray
-from conftest import finish, start
+from conftest import UNMEASURED, finish, start
 
 from lbdist import results
 from lbdist.config.compose import config_root
@@ -48,9 +48,10 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     assert set(confirmed["remedy"]) == methods and set(confirmed["method"]) == {"SB", "LB"}
     baseline = confirmed.query("method == 'LB' and remedy == 'none'")
     assert set(baseline["num_workers"]) == {1}
-    assert set(checked["num_workers"]) == {2} and set(checked["method"]) == {"LB"}  # through Ray Train
+    assert set(checked["num_workers"]) == {1, 2} and set(checked["method"]) == {"LB"}  # 2 through Ray Train
+    assert set(checked["precision"]) == {"float32"} and checked.query("metric == 'sharpness'").shape[0] == 2
     phi = rows.query("metric == 'sharpness'")
-    assert len(phi) == 2 * 8 + 5 * 2 and phi["error"].isna().all() and (phi["value"] >= 0).all()
+    assert len(phi) == 2 * 8 + 5 * 2 + 2 and phi["error"].isna().all() and (phi["value"] >= 0).all()
     assert set(rows.query("stage == 'search'")["split"].dropna()) == {"train", "validation"}
     for text in ("SB", "LB + robust", "on 1 and 2 workers", "num_workers=auto", "report:"):
         assert text in out
@@ -155,7 +156,7 @@ def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
     assert kept == {"model.safetensors", *(f"model-{epoch}.safetensors" for epoch in (1, 2, 4))}
     # LB without a warm start is the one of the sweep, and is not trained again
     assert f"[{len(set(rows['cell'])) - 1}/" in warm and "LB seed 0: test" not in warm
-    timed = finish(start(tmp_path, "experiment=benchmark", cache, "study.workers=[1]"))
+    timed = finish(start(tmp_path, "experiment=benchmark", cache, "study.workers=[1]", shrunk=UNMEASURED))
     assert "Samples a second of lbdist over those of others: batch 32, 1 worker: bare loop" in timed
     for name in ("batch_size", "warm_start", "benchmark"):
         assert (tmp_path / name / "figures" / f"{name}.png").exists()

@@ -118,8 +118,16 @@ def speeds(
         threads: Of the CPU, for as long as it lasts; None for as many as there are.
 
     Returns:
-        Seconds of all gradients together. What the network does not bear is left out.
+        Seconds of all gradients together. What the network does not bear is left out; nothing is measured
+        where there is nothing to choose.
     """
+    cells = list(cells)
+    images = data.train.inputs.ndim == 4
+    choice = candidates({cell.precision for cell in cells}, images, gpu=device != "cpu")
+    if len({arithmetic.channels_last for arithmetic in choice}) == 1 and all(
+        cell.precision != AUTO for cell in cells
+    ):
+        return {}
     work: dict[int, tuple[Cell, float]] = {}
     for cell in cells:
         size = min(cell.global_batch_size, MEASURED_SAMPLES, len(data.train))
@@ -130,9 +138,7 @@ def speeds(
     torch.set_num_threads(threads or before)
     found: dict[Arithmetic, float] = {}
     try:
-        images = data.train.inputs.ndim == 4
-        asked = {cell.precision for cell, _ in work.values()}
-        for arithmetic in candidates(asked | {AUTO}, images, gpu=device != "cpu"):
+        for arithmetic in choice:
             try:
                 found[arithmetic] = sum(
                     number * _seconds(cell, size, data, device, arithmetic)

@@ -165,6 +165,7 @@ def test_speeds_are_of_what_the_network_bears() -> None:
     before = torch.get_num_threads()
     assert set(rehearsal.speeds(cells, images(), "cpu", threads=1)) == {EXACT}
     assert torch.get_num_threads() == before
+    assert rehearsal.speeds([make_cell(precision="bfloat16")], signals(), "cpu") == {}
     found = rehearsal.speeds([make_cell(network=CONVOLUTIONAL)], images(), "cpu")
     assert set(found) == set(candidates(["auto"], images=True, gpu=False)) and min(found.values()) > 0
 
