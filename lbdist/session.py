@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections import Counter
@@ -36,7 +35,7 @@ from lbdist.sharpness.pool import measure_all
 from lbdist.storage import Store
 from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
 from lbdist.training import checkpoint, loop, rehearsal
-from lbdist.training.precision import Arithmetic, choose
+from lbdist.training.precision import Arithmetic, choose, reason
 
 GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
 """Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
@@ -434,16 +433,7 @@ class Session:
         if AUTO in asked:
             known = next((str(precision) for precision, _ in before.most_common(1) if precision), AUTO)
             found[AUTO] = choose(seconds, known)
-            why = "as in the cells that are finished"
-            if known == AUTO and found[AUTO] in seconds:
-                plain = seconds[Arithmetic()] / seconds[found[AUTO]] if Arithmetic() in seconds else math.nan
-                why = (
-                    f"{plain:.2g} times as fast as float32 in a measured step of {title(self.config.network)}"
-                )
-                if found[AUTO] == Arithmetic():
-                    others = [time for other, time in seconds.items() if other != Arithmetic()]
-                    best = min(others, default=math.nan) / seconds[Arithmetic()]
-                    why = f"the fastest other takes {best:.2g} of its time"
+            why = reason(seconds, found[AUTO]) if known == AUTO else "as in the cells that are finished"
             say(f"precision=auto: {found[AUTO]}, {why}")
         return found
 

@@ -210,6 +210,7 @@ BAD = [
     ("schedule.milestones=[2]", "schedule.milestones=[2.0]: must be one or more parts of the run"),
     ("schedule.gamma=-1", "schedule.gamma=-1.0: must be from 0 to 1"),
     ("patience=0", "patience=0: must be null or at least 1"),
+    ("experiment=warm_start patience=3", "patience=3: must be null: SB must come to the epochs"),
     ("regroup_seconds=0", "regroup_seconds=0.0: must be above 0"),
     ("experiment=benchmark study.workers=[9999]", "study.workers=9999: must be at most"),
     ("study.check_workers=9999", "study.check_workers=9999: must be at most"),

@@ -157,7 +157,7 @@ def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
     # LB without a warm start is the one of the sweep, and is not trained again
     assert f"[{len(set(rows['cell'])) - 1}/" in warm and "LB seed 0: test" not in warm
     timed = finish(start(tmp_path, "experiment=benchmark", cache, "study.workers=[1]", shrunk=UNMEASURED))
-    assert "Samples a second of lbdist over those of others: batch 32, 1 worker: bare loop" in timed
+    assert "Samples a second at batch 40: lbdist takes " in timed
     for name in ("batch_size", "warm_start", "benchmark"):
         assert (tmp_path / name / "figures" / f"{name}.png").exists()
         assert "<svg" in (tmp_path / name / "report.html").read_text()

@@ -24,7 +24,9 @@ class WarmStart(Study):
     epochs: list[float] = field(default_factory=list)
 
     def check(self) -> None:
-        """The epochs are among SB's."""
+        """The epochs are among SB's, which runs all of them."""
+        patience = self.plan.config.patience
+        require(patience is None, "patience", patience, "null: SB must come to the epochs that LB begins at")
         last = self.plan.config.epochs
         allowed = f"epochs of SB, from 1 to {last}, or shares of them below 1"
         for epoch in self.epochs or [0]:

@@ -196,9 +196,8 @@ class GroupedBatchNorm(_BatchNorm):
                 momentum = 1.0 / self.num_batches_tracked.clamp(min=1)
         for average, value, sure in ((self.running_mean, mean, passed), (self.running_var, variance, known)):
             assert average is not None
-            moved = torch.lerp(
-                average, value.to(average.dtype), torch.as_tensor(momentum, dtype=average.dtype)
-            )
+            part = momentum.to(average.dtype) if isinstance(momentum, Tensor) else momentum
+            moved = torch.lerp(average, value.to(average.dtype), part)
             average.copy_(torch.where(sure, moved, average))
 
 

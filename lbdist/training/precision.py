@@ -116,3 +116,19 @@ def choose(seconds: Mapping[Arithmetic, float], asked: str) -> Arithmetic:
         faster = seconds[other] <= GAIN * seconds.get(found, 0.0)
         found = other if faster and asked in (AUTO, other.precision) else found
     return found
+
+
+def reason(seconds: Mapping[Arithmetic, float], chosen: Arithmetic) -> str:
+    """Why something was chosen, in words.
+
+    Example:
+        >>> seconds = {Arithmetic(): 1.0, Arithmetic("bfloat16"): 0.4}
+        >>> reason(seconds, Arithmetic("bfloat16")), reason({**seconds, Arithmetic(): 0.3}, Arithmetic())
+        ('2.5 times as fast as float32 in a measured step', 'the fastest other takes 1.3 times as long')
+    """
+    plain, others = seconds.get(EXACT), [time for other, time in seconds.items() if other != chosen]
+    if chosen != EXACT and plain and chosen in seconds:
+        return f"{plain / seconds[chosen]:.2g} times as fast as float32 in a measured step"
+    if chosen in seconds and others:
+        return f"the fastest other takes {min(others) / seconds[chosen]:.2g} times as long"
+    return "the only one that could be measured"

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchvision.datasets import VisionDataset
@@ -357,13 +358,21 @@ def _rates(device: str, reduced: bool, threads: int, tf32: bool) -> tuple[float,
             times.append(time.perf_counter() - began)
         return min(times)
 
-    flops = 2 * size**3 / fastest(lambda: a @ b)
+    images = torch.randn(64, 64, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(64, 64, 3, 3, device=device).to(dtype)
+    products = {
+        2 * size**3: lambda: a @ b,
+        2 * images.numel() * 64 * 9: lambda: conv2d(images, kernel, padding=1),
+    }
+    flops = max(count / fastest(work) for count, work in products.items())
     moved = 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source))
     return flops, moved
 
 
 def rates(device: torch.device, reduced: bool) -> tuple[float, float]:
-    """FLOPs a second of a large matrix product, and bytes a second of a large copy, measured once a process.
+    """FLOPs a second of a large product, and bytes a second of a large copy, measured once a process.
+
+    The product is of matrices or a convolution, whichever is faster: they need not share a library.
 
     Args:
         device: Where.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import subprocess
 import sys
@@ -14,17 +13,16 @@ import pytest
 import torch
 from conftest import signals
 from torch import Tensor, nn
-from training_cells import SGD, make_cell, start_group, train_in_group
+from training_cells import make_cell, start_group
 
 from lbdist import networks, results
 from lbdist.errors import InputError
 from lbdist.storage import Store
-from lbdist.training import loop
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.learner import Learner
-from lbdist.training.loop import run_cell, train
+from lbdist.training.loop import run_cell
 
 KINDS = list(itertools.product((0.1, 0.0, 0.7, None), (True, False), (True, False)))
 
@@ -91,29 +89,6 @@ def test_a_subclass_without_a_forward_of_its_own_is_a_batch_norm() -> None:
     network = nn.Sequential(Slow(5))
     (layer,) = group_batch_norm(network, Workers(), None)
     assert isinstance(layer, Slow) and layer.momentum == 0.01 and layer.eps == 1e-3
-
-
-@pytest.mark.timeout(280)
-@pytest.mark.parametrize("size", [4])
-def test_any_number_of_workers_gives_the_same_parameters(size: int) -> None:
-    """Batch norm in every kind, global and ghost; dropout used twice, and under activation checkpointing."""
-    data = signals()
-    target = {"_target_": "training_cells.Normed"}
-    kinds = [{"momentum": m, "affine": a, "track": t} for m, a, t in KINDS if m != 0.7]
-    cells = [make_cell(network={**target, **kind}) for kind in kinds]
-    cells += [make_cell(network={**target, "track": False}, ghost_batch_size=16)]
-    cells += [
-        make_cell(network={**target, "dropouts": True}),
-        make_cell(network={**target, "checkpoint": True}),
-    ]
-    # ADAM moves a bias that a batch norm takes away again by the rounding of its gradient
-    cells = [dataclasses.replace(cell, optimizer=SGD) for cell in cells]
-    found = train_in_group(size, [(cell, data) for cell in cells], torch.float64)
-    for cell, (rows, x) in zip(cells, found, strict=True):
-        expected_rows, expected = train(cell, data, dtype=torch.float64)
-        torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-12)
-        final, expected_final = (loop.final_metrics(r) for r in (rows, expected_rows))
-        assert final["loss"] == pytest.approx(expected_final["loss"], rel=1e-9), cell.network
 
 
 def test_checkpointed_dropout_has_the_gradient_of_its_own_mask() -> None:

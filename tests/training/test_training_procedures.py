@@ -110,7 +110,7 @@ def test_the_table_sets_each_procedure_beside_lbdist() -> None:
     assert data.loc[(2, 32, "bare loop"), "of_ours"] == 2.0
     (section,) = benchmark.sections(runs)
     text = " ".join(section.sentences)
-    assert "batch 32, 1 worker: bare loop 2.00" in text and "batch 32, 2 workers: bare loop 0.50" in text
+    assert "Samples a second at batch 32: lbdist takes 2.00 times those of bare loop." in text
     assert "2 workers take the samples of one 0.80 times at batch 32 and 1.80 times at batch 400." in text
     assert "why people want large batches" in text
     assert len(section.tables[0].rows) == 6 and section.figures[0].draw() is not None

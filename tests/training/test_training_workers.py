@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+import test_remedies
 import torch
 from conftest import images, signals
 from omegaconf import OmegaConf
-from test_remedies import live
+from torch import nn
 from training_cells import CONVOLUTIONAL, SGD, make_cell, start_group, train_in_group
 
+from lbdist import networks
 from lbdist.config.build import plain
 from lbdist.config.compose import compose, config_root
 from lbdist.data.base import Dataset, Split
@@ -59,6 +62,16 @@ def cases() -> dict[str, tuple[Cell, Dataset]]:
         node = shipped("network", name, shape)
         fields = {"epochs": 1, "global_batch_size": 8, "optimizer": SGD, "evaluations": 1}
         found[name] = make_cell(network=node, **fields), few(shape)
+    # batch norm in every kind, global and ghost; dropout used twice, and under activation checkpointing
+    kinds = [
+        {"momentum": momentum, "affine": affine, "track": track}
+        for momentum, affine, track in itertools.product((0.1, 0.0, None), (True, False), (True, False))
+    ]
+    for kind in [*kinds, {"dropouts": True}, {"checkpoint": True}]:
+        node = {"_target_": "training_cells.Normed", **kind}
+        found[f"normed {kind}"] = make_cell(network=node, optimizer=SGD), signals()
+    untracked = {"_target_": "training_cells.Normed", "track": False}
+    found["untracked, ghost"] = make_cell(network=untracked, optimizer=SGD, ghost_batch_size=16), signals()
     schedule = {"warmup": 0.5, "decay": "cosine"}
     found["schedule"] = make_cell(optimizer=SGD, schedule=schedule), signals()
     found["patience"] = make_cell(epochs=40, patience=1), signals()
@@ -71,27 +84,45 @@ def cases() -> dict[str, tuple[Cell, Dataset]]:
     return found
 
 
-CASES = cases()
+CASES = {label: (cell, data) for label, cell, data in test_remedies.cases()} | cases()
 
 
 @pytest.fixture(scope="module")
-def groups() -> dict:
+def groups():
     return {size: dict(zip(CASES, train_in_group(size, list(CASES.values()), torch.float64), strict=True))
             for size in (2, 4)}  # fmt: skip
 
 
+def live(cell):
+    """Which parameters f depends on: not the biases that a batch norm subtracts again.
+
+    Their gradient is rounding, which ADAM scales up; the function is the same.
+    """
+    network = networks.make(cell.network)
+    flags = {name: torch.ones_like(p, dtype=torch.bool) for name, p in network.named_parameters()}
+    for (name, _), (_, after) in itertools.pairwise(network.named_children()):
+        if isinstance(after, nn.modules.batchnorm._BatchNorm):
+            flags[f"{name}.bias"].zero_()
+    return torch.cat([flag.flatten() for flag in flags.values()])
+
+
 @pytest.mark.parametrize("label", CASES)
-def test_any_number_of_workers_gives_the_same_parameters(label: str, groups: dict) -> None:
+def test_any_number_of_workers_gives_the_same_result(label, groups):
     cell, data = CASES[label]
     rows, x = train(cell, data, dtype=torch.float64)
+    values = {(r["metric"], r.get("split"), r.get("epoch")): r["value"] for r in rows}
     kept = live(cell)
-    losses = [row["value"] for row in rows if row["metric"] == "running_loss"]
+    # ADAM moves dead biases by rounding, the proximal term feeds that back, and running averages lag behind
+    tolerance = 1e-9 if "SGD" in cell.optimizer["_target_"] else 1e-7
+    tolerance = 2e-3 if label in ("conservative", "combination", "lamb") else tolerance
     for size, results in groups.items():
         other_rows, other = results[label]
-        assert (other - x)[kept].norm() <= 1e-9 * x[kept].norm(), f"{size} workers"
-        assert [r["value"] for r in other_rows if r["metric"] == "running_loss"] == pytest.approx(
-            losses, rel=1e-9
-        )
+        assert torch.linalg.norm((other - x)[kept]) <= 1e-9 * torch.linalg.norm(x[kept]), f"{size} workers"
+        for r in other_rows:
+            if r["metric"] not in ("seconds", "distance_from_start"):
+                same = tolerance if r.get("split") and r["metric"] != "running_loss" else 1e-9
+                key = r["metric"], r.get("split"), r.get("epoch")
+                assert r["value"] == pytest.approx(values[key], rel=same)
 
 
 def test_a_killed_group_goes_on_bitwise_and_on_another_number_of_workers_to_rounding(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def section(runs: Runs) -> Section:
     """The pairs, in a sentence and in a table."""
     pairs = agreement(runs)
     heads = [
-        "method", "seed", "runs", f"test {runs.score.head}", "std over\nseeds", runs.box, "std over\nseeds",
-        "running loss apart,\nfirst epoch", "running loss apart,\nlast epoch",
+        "method", "seed", "runs", f"test\n{runs.score.head}", "std over\nseeds", runs.box,
+        "std over\nseeds", "loss apart,\nfirst epoch", "loss apart,\nlast epoch",
     ]  # fmt: skip
     rows = [
         [
@@ -47,7 +47,8 @@ def section(runs: Runs) -> Section:
 
 
 def _both(first: float, second: float, a: str, b: str) -> Entry:
-    return Entry(f"{a} and {b}", values={"first": first, "second": second})
+    text = "–" if math.isnan(first + second) else f"{a} and {b}"
+    return Entry(text, values={"first": first, "second": second})
 
 
 def agreement(runs: Runs) -> pd.DataFrame:

@@ -24,7 +24,7 @@ def sections(runs: Runs) -> list[Section]:
     if data.empty:
         return [Section(title, ["No run is finished yet."], brief=True)]
     heads = [
-        "procedure", "batch", "workers", "precision", "samples/s", "of\nlbdist's", "start\ns",
+        "procedure", "batch", "workers", "precision", "samples/s", "of lbdist's\nbest", "start\ns",
         "peak\nMB", "of\nlimit", f"test\n{runs.score.head}", "n",
     ]  # fmt: skip
     rows = [
@@ -45,8 +45,8 @@ def sections(runs: Runs) -> list[Section]:
     ]
     note = (
         "Samples of a median epoch but the first, test curve included; start: by how much longer the first "
-        "took; peak: the process's memory; limit: products as fast as one large product, parameters moved as "
-        "fast as a large copy, both measured on this device. A bare loop has a thread for each worker."
+        "took; peak: the process's memory; limit: products as fast as a large matrix product or convolution, "
+        "parameters moved as fast as a large copy, measured here. A bare loop has a thread for each worker."
     )
     changes = data[["workers", "batch"]].ne(data[["workers", "batch"]].shift()).any(axis=1)
     groups = frozenset(place for place, new in enumerate(changes) if new and place)
@@ -61,7 +61,7 @@ def speeds(runs: Runs) -> pd.DataFrame:
     """One row a procedure, batch and number of workers, in the order of the study.
 
     Columns: `procedure, batch, workers, precision`; `rate`, `start`, `memory` (MB), `share` and `score`
-    (Summaries); `of_ours`, the mean rate over lbdist's beside it.
+    (Summaries); `others`, whether it is not lbdist; `of_ours`, the mean rate over lbdist's best beside it.
     """
     rows = runs.rows
     rows = rows[rows["procedure"].notna() & rows["epoch"].isna()]
@@ -90,11 +90,11 @@ def speeds(runs: Runs) -> pd.DataFrame:
         )
     data = pd.DataFrame(table)
     data["mean"] = [rate.mean for rate in data["rate"]]
-    ours = data[data["procedure"] == OURS].set_index(["workers", "batch"])["mean"]
+    data["others"] = ~data["procedure"].str.startswith(OURS)
+    ours = data[~data["others"]].groupby(["workers", "batch"])["mean"].max()
     data["of_ours"] = [
         row["mean"] / ours.get((row["workers"], row["batch"]), float("nan")) for _, row in data.iterrows()
     ]
-    data["others"] = data["procedure"] != OURS
     order = ["workers", "batch", "others", "mean"]
     return data.sort_values(order, ascending=[True, True, True, False]).reset_index(drop=True)
 
@@ -102,16 +102,18 @@ def speeds(runs: Runs) -> pd.DataFrame:
 def sentences(data: pd.DataFrame) -> list[str]:
     """What lbdist's rate is beside the others', and what workers and batches do to it."""
     found: list[str] = []
-    listed: list[str] = []
-    ours = data[~data["others"]].set_index(["workers", "batch"])["mean"]
-    for (workers, batch), group in data.groupby(["workers", "batch"]):
-        others = group[group["others"]]
-        if (workers, batch) in ours.index and len(others):
-            ratios = [f"{row['procedure']} {number(1 / row['of_ours'], 2)}" for _, row in others.iterrows()]
-            on = f"{workers} worker{'s' * (workers > 1)}"
-            listed.append(f"batch {number(batch)}, {on}: {', '.join(ratios)}")
-    if listed:
-        found.append(f"Samples a second of lbdist over those of others: {'; '.join(listed)}.")
+    ours = data[~data["others"]].groupby(["workers", "batch"])["mean"].max()
+    for (workers, batch), group in data.sort_values("batch", ascending=False).groupby(
+        ["workers", "batch"], sort=False
+    ):
+        others = group[group["others"]].sort_values("mean")
+        if workers == data["workers"].min() and (workers, batch) in ours.index and len(others):
+            ratios = [
+                f"{number(ours[workers, batch] / row['mean'], 2)} times those of {row['procedure']}"
+                for _, row in others.iterrows()
+            ]
+            what = f"lbdist takes {', '.join(ratios)}"
+            found.append(f"Samples a second at batch {number(batch)}: {what}.")
     batches = sorted({batch for _, batch in ours.index})
     for workers in sorted({workers for workers, _ in ours.index} - {1}):
         gains = {
@@ -148,13 +150,11 @@ def _draw(data: pd.DataFrame) -> Drawing:
         spread = [0.0 if rate.n < 2 else rate.std for rate in group["rate"]]
         axis.barh(group["procedure"], group["mean"], xerr=spread, color=colors, edgecolor=drawing.MUTED)
         for place, mean in enumerate(group["mean"]):
-            color = drawing.INK if group["others"].iloc[place] else drawing.PAPER
-            axis.annotate(
-                number(mean), (0, place), (5, 0), textcoords="offset points", va="center", color=color
-            )
+            axis.annotate(number(mean), (mean, place), (5, 0), textcoords="offset points", va="center")
         on = f"{workers} worker{'s' * (workers > 1)} or thread{'s' * (workers > 1)}"
         axis.set_title(f"batch {number(batch)}, {on}", loc="left", fontsize=9)
         axis.grid(axis="y", visible=False)
     axes[-1].xaxis.set_major_locator(MaxNLocator(6))
+    axes[-1].set_xlim(0, 1.12 * data["mean"].max())
     axes[-1].set_xlabel("samples a second")
     return figure
