@@ -156,7 +156,8 @@ def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
     assert kept == {"model.safetensors", *(f"model-{epoch}.safetensors" for epoch in (1, 2, 4))}
     # LB without a warm start is the one of the sweep, and is not trained again
     assert f"[{len(set(rows['cell'])) - 1}/" in warm and "LB seed 0: test" not in warm
-    timed = finish(start(tmp_path, "experiment=benchmark", cache, "study.workers=[1]", shrunk=UNMEASURED))
+    own = ["study.workers=[1]", "~study.procedures.DataLoader", "epochs=2"]
+    timed = finish(start(tmp_path, "experiment=benchmark", cache, *own, shrunk=UNMEASURED))
     assert "Samples a second at batch 40: lbdist takes " in timed
     for name in ("batch_size", "warm_start", "benchmark"):
         assert (tmp_path / name / "figures" / f"{name}.png").exists()

@@ -351,7 +351,7 @@ def run_cell(
                     allow=deadline.allow,
                 )
             else:
-                from lbdist.training.procedures import Task  # torchvision takes its time
+                from lbdist.training.procedures import Task  # which imports this module
 
                 deadline.allow(PROCEDURE_SECONDS, "it")
                 task = Task(cell, data, workers, torch.device(device), arithmetic, store)
@@ -360,6 +360,7 @@ def run_cell(
             spent = sum(row["value"] for row in rows if row["metric"] == "seconds")
             rows = [*rows, {"metric": "overhead_seconds", "value": time.time() - began - spent}]
             fixed = {"cell": cell.id, "num_workers": workers.size}
+            fixed |= {name: rows[0].get(name) for name in ("precision", "memory_format")}
             results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])
             store.remove(f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}")
             store.remove(results.late_file(cell.id))

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from torchvision.datasets import VisionDataset
-from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from lbdist import networks, results
 from lbdist.config.build import build
@@ -288,25 +286,22 @@ def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return to_float(inputs), labels
 
 
-class _Images(VisionDataset):
-    """uint8 images as torchvision's data sets give them."""
-
-    def __init__(self, split: Split) -> None:
-        super().__init__(root="")
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = to_pil_image(torch.from_numpy(self.split.inputs[index].copy()))
-        return to_tensor(image), int(self.split.labels[index])
-
-
 def _data_set(split: Split) -> Any:
-    if split.inputs.dtype == "uint8" and split.inputs.ndim == 4:
-        return _Images(split)
-    return TensorDataset(*_tensors(split, torch.device("cpu")))
+    """A split as a data set: uint8 images as torchvision's give them."""
+    if split.inputs.dtype != "uint8" or split.inputs.ndim != 4:
+        return TensorDataset(*_tensors(split, torch.device("cpu")))
+    from torchvision.datasets import VisionDataset  # slow to import
+    from torchvision.transforms.functional import to_pil_image, to_tensor
+
+    class Images(VisionDataset):
+        def __len__(self) -> int:
+            return len(split)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            image = to_pil_image(torch.from_numpy(split.inputs[index].copy()))
+            return to_tensor(image), int(split.labels[index])
+
+    return Images(root="")
 
 
 @contextlib.contextmanager

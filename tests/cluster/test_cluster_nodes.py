@@ -156,7 +156,7 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
 def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     two: Cluster, cache: str, tmp_path: Path
 ) -> None:
-    fields = ["experiment=gap", "num_workers=2", "epochs=60", "large_batch=200", "small_batch=100", cache]
+    fields = ["experiment=batch_size", "study.batches=[100]", "num_workers=2", "epochs=60", cache]
     fields += ["optimizer=sgd", "regroup_seconds=1", "measure=[distance]"]
     run = Run(two, tmp_path, *fields, shrunk=UNMEASURED)
     run.until(lambda: list(tmp_path.glob("cells/*/resume.pt")))
@@ -164,7 +164,7 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     out = run.ended()
     two.add_node(num_cpus=1)
     assert "seed 0: went on with 1 of its 2 workers, to the same end" in out
-    rows = results.load(tmp_path / "gap").query("metric == 'running_loss'")
+    rows = results.load(tmp_path / "batch_size").query("metric == 'running_loss'")
     # the same trajectory, whoever computed it: one process that nothing disturbed
     data = MNIST1D(root=cache.partition("=")[2], train_samples=400, test_samples=200).load()
     for name in rows["cell"].unique():

@@ -45,12 +45,32 @@ def test_every_procedure_trains_the_cell_and_is_timed(name: str, kind: str, tmp_
     final = run_cell(cell, data, Store(tmp_path))
     wanted = {"images_per_second", "startup_seconds", "peak_memory", "share_of_limit", "seconds", "threads"}
     assert wanted | {"loss", "accuracy", "overhead_seconds"} == set(final)
-    assert final["images_per_second"] * final["seconds"] < 13 * len(data.train) * 1.5
-    assert 0 < final["share_of_limit"] < 1 and final["peak_memory"] > 1e8
+    assert final["images_per_second"] > 0 and final["share_of_limit"] > 0 and final["peak_memory"] > 1e8
     if kind == "signals":
         assert final["accuracy"] > 60  # chance is 25
     assert torch.get_num_threads() == threads
     assert run_cell(cell, data, Store(tmp_path)) == final  # it is not run again
+
+
+def test_the_first_epoch_is_the_start_and_the_median_of_the_others_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Clocked(procedures.Procedure):
+        def train(self, task: procedures.Task, epoch: procedures.Epoch) -> tuple[float, float]:
+            for _ in range(4):
+                epoch()
+            return 0.5, 80.0
+
+        def limit(self, task: procedures.Task) -> float:
+            return 1.5
+
+    times = iter([0.0, 5.0, 7.0, 9.0, 12.0])
+    task = procedures.Task(make_cell(), signals(), Workers(), torch.device("cpu"), EXACT, Store("."))
+    monkeypatch.setattr(procedures.time, "perf_counter", lambda: next(times))
+    found = {row["metric"]: row["value"] for row in Clocked()(task)}
+    monkeypatch.undo()
+    assert (found["images_per_second"], found["startup_seconds"], found["seconds"]) == (65.0, 3.0, 12.0)
+    assert (found["share_of_limit"], found["loss"], found["accuracy"]) == (0.75, 0.5, 80.0)
 
 
 def test_the_loader_in_a_group_and_lbdist_beside_it(tmp_path) -> None:
