@@ -52,7 +52,8 @@ def sections(runs: Runs) -> list[Section]:
     groups = frozenset(place for place, new in enumerate(changes) if new and place)
     over = "Each procedure alone on the machine, mean ± standard deviation over n runs"
     table = Table("benchmark", over, heads, rows, note, groups=groups)
-    caption = "Mean samples a second by procedure; the line is one standard deviation."
+    bars = drawing.bars(pd.Series([rate.n for rate in data["rate"]]))
+    caption = f"Mean samples a second by procedure, {bars}."
     figure = Figure("benchmark", "Samples a second", caption, lambda: _draw(data))
     return [Section(title, sentences(data), [table], [figure], brief=True)]
 
