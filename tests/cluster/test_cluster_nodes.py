@@ -277,11 +277,8 @@ TOKEN = "a" * 64
 ASK = """
 import sys, time
 from lbdist import cluster
-from lbdist.data.mnist1d import MNIST1D
 from lbdist.errors import InputError
 from lbdist.storage import Store
-from lbdist.training.loop import train
-from lbdist.tuning import read_cell
 try:
     with cluster.connect(print, "command", Store(sys.argv[1])):
         import ray
