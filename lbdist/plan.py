@@ -115,17 +115,9 @@ class Cell:
             "origin": dataclasses.asdict(self.origin) if self.origin else None,
             "procedure": _defining(self.procedure) if self.procedure else None,
         }
-        names: tuple[str, ...] = (
-            "global_batch_size",
-            "epochs",
-            "seed",
-            "ghost_batch_size",
-            "micro_batch_size",
-            "evaluations",
-        )
-        defining |= {
-            name: getattr(self, name) for name in (*names, "validation_fraction", "schedule", "patience")
-        }
+        names = ("global_batch_size", "epochs", "seed", "ghost_batch_size", "micro_batch_size")
+        more = ("evaluations", "validation_fraction", "schedule", "patience")
+        defining |= {name: getattr(self, name) for name in names + more}
         return digest({key: value for key, value in defining.items() if value is not None})
 
     @property

@@ -40,7 +40,7 @@ class Comparison(Study):
     def check(self) -> None:
         """The checks need a whole number of workers, and a precision."""
         precision, known = self.check_precision, one_of(["null", *PRECISIONS])
-        require(precision is None or precision in PRECISIONS, "study.check_precision", precision, known)
+        require(precision in (None, *PRECISIONS), "study.check_precision", precision, known)
         workers = self.check_workers
         require(workers is None or workers >= 1, "study.check_workers", workers, "null or at least 1")
 

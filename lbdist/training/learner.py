@@ -94,18 +94,16 @@ class Learner:
         before = self.g.clone() if add else None
         self._track(statistics)
         scale = torch.full((), weight / batch.size, dtype=self.x.dtype, device=self.x.device)
-        first = True
-        for start, stop in self._micro_batches(len(batch.labels)):
+        for number, (start, stop) in enumerate(self._micro_batches(len(batch.labels))):
             micro = batch if stop - start == len(batch.labels) else batch.local(start, stop)
-            if first:
+            if number == 0:
                 self._detach_gradients()
             with self.dropouts.drawing(micro):
                 loss = self._loss(micro.inputs, micro.labels)
                 loss.backward(scale)
-            if first:
+            if number == 0:
                 self._attach_gradients()
             self.loss.add_(loss.detach(), alpha=weight)
-            first = False
         if self.ghost_batch_size is not None:
             for norm in self.norms:
                 norm.finish()

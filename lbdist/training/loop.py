@@ -378,8 +378,8 @@ def finished_rows(store: Store, cell: Cell) -> list[Row]:
 
 def has_models(store: Store, cell: Cell, rows: Sequence[Row]) -> bool:
     """Whether every model is there that a cell with these rows keeps."""
-    last = max((row["epoch"] for row in rows if row.get("epoch")), default=cell.epochs)
     # it may have ended early
+    last = max((row["epoch"] for row in rows if row.get("epoch")), default=cell.epochs)
     kept = (epoch for epoch in cell.keep if epoch <= last)
     models = (f"{results.cell_folder(cell.id)}/{checkpoint.model_name(epoch)}" for epoch in kept)
     return all(map(Store.of(store).exists, models))

@@ -47,12 +47,13 @@ class Arithmetic:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Allows TF32, or not, for the whole process while the context lasts."""
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        _allow_tf32(*[self.precision == "tf32"] * 2)
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "tf32"
         try:
             yield
         finally:
-            _allow_tf32(*before)
+            matmul.allow_tf32, cudnn.allow_tf32 = before
 
     def forward(self, x: Tensor) -> contextlib.AbstractContextManager[object]:
         """The context of a network's forward pass, given its parameters."""
@@ -70,8 +71,9 @@ EXACT = Arithmetic()
 """float32: what everything is evaluated in."""
 
 
-def _allow_tf32(matmul: bool, convolution: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+def plainest(asked: str) -> Arithmetic:
+    """What a precision that is asked for comes to where nothing was measured; `auto` is then float32."""
+    return EXACT if asked == AUTO else Arithmetic(asked)
 
 
 def candidates(asked: Iterable[str], images: bool, gpu: bool) -> list[Arithmetic]:
@@ -95,8 +97,7 @@ def candidates(asked: Iterable[str], images: bool, gpu: bool) -> list[Arithmetic
 
 def in_which(arithmetic: Mapping[str, Arithmetic], cell: Cell) -> Arithmetic:
     """The arithmetic of a cell, given what each precision that is asked for comes to."""
-    plain = EXACT if cell.precision == AUTO else Arithmetic(cell.precision)
-    return arithmetic.get(cell.precision, plain)
+    return arithmetic.get(cell.precision, plainest(cell.precision))
 
 
 def choose(seconds: Mapping[Arithmetic, float], asked: str) -> Arithmetic:
@@ -111,7 +112,7 @@ def choose(seconds: Mapping[Arithmetic, float], asked: str) -> Arithmetic:
         >>> str(choose(seconds, "auto")), str(choose(seconds, "float32")), str(choose({}, "tf32"))
         ('bfloat16', 'float32', 'tf32')
     """
-    found = Arithmetic("float32" if asked == AUTO else asked)
+    found = plainest(asked)
     for other in sorted(seconds, key=lambda other: (PRECISIONS.index(other.precision), other.channels_last)):
         faster = seconds[other] <= GAIN * seconds.get(found, 0.0)
         found = other if faster and asked in (AUTO, other.precision) else found

@@ -33,7 +33,8 @@ from lbdist.storage import Store
 from lbdist.training import checkpoint, loop
 from lbdist.training.batches import Workers
 from lbdist.training.learner import optimizer_factory
-from lbdist.training.precision import Arithmetic
+from lbdist.training.precision import EXACT, Arithmetic
+from lbdist.training.rehearsal import using
 
 Row = dict[str, Any]
 
@@ -182,7 +183,7 @@ class Bare(Procedure):
     def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:
         """Shuffles by index; everything else is PyTorch's."""
         cell, device = task.cell, task.device
-        with _threads(self.threads):
+        with using(self.threads):
             network = networks.make(cell.network, cell.seed).to(device)
             inputs, labels = _tensors(task.data.train, device)
             test = _tensors(task.data.test, device)
@@ -196,7 +197,7 @@ class Bare(Procedure):
 
     def limit(self, task: Task) -> float:
         """On as many threads."""
-        with _threads(self.threads):
+        with using(self.threads):
             return super().limit(task)
 
 
@@ -213,7 +214,7 @@ class Loader(Procedure):
 
     def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
         """float32."""
-        return Arithmetic()
+        return EXACT
 
     def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:
         """Each image is decoded to a PIL image and turned into a tensor; batches are collated."""
@@ -234,7 +235,7 @@ class Loader(Procedure):
                 sampler.set_epoch(number)
             yield from given
 
-        return _plain(task, network, batches, lambda: test, Arithmetic(), epoch)
+        return _plain(task, network, batches, lambda: test, EXACT, epoch)
 
 
 def _plain(
@@ -305,16 +306,6 @@ def _data_set(split: Split) -> Any:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
 def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
     """The most bytes that are taken in the context; NaN where the system does not tell."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -335,6 +326,7 @@ def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
 
 @functools.cache
 def _rates(device: str, reduced: bool, threads: int, tf32: bool) -> tuple[float, float]:
+    """See `rates`, which these four decide."""
     size = 2048 if device == "cpu" else 8192
     dtype = torch.bfloat16 if reduced else torch.float32
     a, b = torch.randn(2, size, size, device=device).to(dtype)

@@ -146,7 +146,7 @@ def fit(
     """
     with processes.watching(_sweep):
         for tries in range(retries + 1):
-            workers = _there(num_workers, capacity, regroup_seconds if tries else 0.0)
+            workers = _there(num_workers, capacity, regroup_seconds) if tries else num_workers
             try:
                 TorchTrainer(
                     _worker,
@@ -185,5 +185,5 @@ def _there(workers: int, capacity: Capacity, seconds: float) -> int:
     while True:
         room = int(ray.cluster_resources().get(unit, 0.0) / least)
         if room >= workers or time.monotonic() >= until:
-            return min(workers, max(1, room)) if seconds else workers
+            return min(workers, max(1, room))
         time.sleep(0.5)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from lbdist.plan import AUTO, Cell
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.loop import make_learner, make_remedy, on_device
-from lbdist.training.precision import Arithmetic, candidates
+from lbdist.training.precision import Arithmetic, candidates, plainest
 
 CONTEXT_BYTES = 0.6 * 2**30
 """What CUDA takes of a GPU's memory for each process, beside its tensors."""
@@ -58,8 +59,7 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
         deadline.allow(limit, f"a training step on {len(few[1])} samples")
         network = networks.make(cell.network, cell.seed)
         networks.check(network)
-        arithmetic = Arithmetic("float32" if cell.precision == AUTO else cell.precision)
-        learner = make_learner(cell, network.float(), Workers(), arithmetic)
+        learner = make_learner(cell, network.float(), Workers(), plainest(cell.precision))
         (batch,) = batches(*few, global_batch_size=4, seed=0, epoch=0, workers=Workers())
         for key, do in (("network", lambda: learner.gradient(batch)), ("optimizer", learner.update)):
             try:
@@ -84,7 +84,7 @@ def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
     """
     for cell in cells:
         torch.cuda.empty_cache()
-        train_split = on_device(data.train, "cuda")
+        train_split = on_device(data.train, "cuda", room=math.inf)  # f has all of it there
         network = networks.make(cell.network, cell.seed).to("cuda").float()
         learner = make_learner(cell, network, Workers())
         remedy = make_remedy(cell.remedies)
@@ -134,10 +134,8 @@ def speeds(
         number, samples = gradients(cell, len(data.train))
         first, gone_before = work.get(size, (cell, 0.0))
         work[size] = first, gone_before + max(number, samples / size)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
     found: dict[Arithmetic, float] = {}
-    try:
+    with using(threads or torch.get_num_threads()):
         for arithmetic in choice:
             try:
                 found[arithmetic] = sum(
@@ -146,9 +144,18 @@ def speeds(
                 )
             except Exception:  # a layer without a kernel for it, a view that wants another memory format
                 continue
+    return found
+
+
+@contextlib.contextmanager
+def using(threads: int) -> Iterator[None]:
+    """So many threads of the CPU, for as long as the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    return found
 
 
 def _seconds(cell: Cell, size: int, data: Dataset, device: str, arithmetic: Arithmetic) -> float:
@@ -160,7 +167,7 @@ def _seconds(cell: Cell, size: int, data: Dataset, device: str, arithmetic: Arit
     times: list[float] = []
     with arithmetic.applied():
         learner.gradient(batch)  # the first warms up
-        while len(times) < 1 or (len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS):
+        while len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS:  # once at least
             began = time.perf_counter()
             learner.gradient(batch)
             learner.update()

@@ -100,22 +100,16 @@ def start_group(
 
 
 def train_in_group(
-    size: int,
-    work: Sequence[tuple[Cell, Dataset]],
-    dtype: torch.dtype,
-    arithmetic: Arithmetic = EXACT,
-    store: Store | None = None,
-    whole: bool = False,
+    size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype, *options: Any, **more: Any
 ) -> list[Any]:
     """Trains cells one after the other in `size` real processes joined by gloo; worker 0's results.
 
-    These are what `train` gives, or, of `whole` cells, `run_cell`.
+    These are what `train` gives, or, of `whole` cells, `run_cell`; the options are those of `start_group`.
     """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         codes = [
-            process.wait(timeout=240)
-            for process in start_group(home, size, work, dtype, arithmetic, store, whole)
+            process.wait(timeout=240) for process in start_group(home, size, work, dtype, *options, **more)
         ]
         assert codes == [0] * size
         results: list[Any] = pickle.loads((home / "results.pickle").read_bytes())

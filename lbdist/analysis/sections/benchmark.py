@@ -34,7 +34,7 @@ def sections(runs: Runs) -> list[Section]:
             of_number(row["workers"]),
             Entry(row["precision"]),
             of_summary(row["rate"], "phi"),
-            of_number(row["of_ours"], 2),
+            of_number(row["mean"] / row["best"], 2),
             of_number(row["start"].mean, 2),
             of_number(row["memory"].mean),
             of_number(row["share"].mean, 2),
@@ -62,7 +62,8 @@ def speeds(runs: Runs) -> pd.DataFrame:
     """One row a procedure, batch and number of workers, in the order of the study.
 
     Columns: `procedure, batch, workers, precision`; `rate`, `start`, `memory` (MB), `share` and `score`
-    (Summaries); `others`, whether it is not lbdist; `of_ours`, the mean rate over lbdist's best beside it.
+    (Summaries); `mean`, of the rate; `others`, whether it is not lbdist; `best`, lbdist's rate at the same
+    batch and workers, NaN where it has none.
     """
     rows = runs.rows
     rows = rows[rows["procedure"].notna() & rows["epoch"].isna()]
@@ -70,10 +71,9 @@ def speeds(runs: Runs) -> pd.DataFrame:
     if found.empty:
         return pd.DataFrame()
     identity = rows.drop_duplicates("cell").set_index("cell")
-    identity = identity[["procedure", "global_batch_size", "num_workers", "setting", "precision"]]
+    identity = identity[["procedure", "global_batch_size", "num_workers", "precision"]]
     found = found.join(identity)
-    threads = found["threads"] if "threads" in found else pd.Series(1.0, found.index)
-    found["workers"] = found["num_workers"].astype(float).where(threads.isna() | (threads <= 1), threads)
+    found["workers"] = found[["num_workers", "threads"]].max(axis=1)  # one of them is 1
     table = []
     for keys, group in found.groupby(["workers", "global_batch_size", "procedure"], sort=True):
         table.append(
@@ -92,10 +92,8 @@ def speeds(runs: Runs) -> pd.DataFrame:
     data = pd.DataFrame(table)
     data["mean"] = [rate.mean for rate in data["rate"]]
     data["others"] = ~data["procedure"].str.startswith(OURS)
-    ours = data[~data["others"]].groupby(["workers", "batch"])["mean"].max()
-    data["of_ours"] = [
-        row["mean"] / ours.get((row["workers"], row["batch"]), float("nan")) for _, row in data.iterrows()
-    ]
+    ours = data["mean"].where(~data["others"])
+    data["best"] = ours.groupby([data["workers"], data["batch"]]).transform("max")
     order = ["workers", "batch", "others", "mean"]
     return data.sort_values(order, ascending=[True, True, True, False]).reset_index(drop=True)
 
@@ -103,18 +101,18 @@ def speeds(runs: Runs) -> pd.DataFrame:
 def sentences(data: pd.DataFrame) -> list[str]:
     """What lbdist's rate is beside the others', and what workers and batches do to it."""
     found: list[str] = []
-    ours = data[~data["others"]].groupby(["workers", "batch"])["mean"].max()
-    for (workers, batch), group in data.sort_values("batch", ascending=False).groupby(
-        ["workers", "batch"], sort=False
-    ):
-        others = group[group["others"]].sort_values("mean")
-        if workers == data["workers"].min() and (workers, batch) in ours.index and len(others):
-            ratios = [
-                f"{number(ours[workers, batch] / row['mean'], 2)} times those of {row['procedure']}"
-                for _, row in others.iterrows()
-            ]
-            what = f"lbdist takes {', '.join(ratios)}"
-            found.append(f"Samples a second at batch {number(batch)}: {what}.")
+    fewest = data[(data["workers"] == data["workers"].min()) & data["others"] & data["best"].notna()]
+    for batch, group in reversed(list(fewest.groupby("batch"))):
+        ratios = [
+            f"{number(row['best'] / row['mean'], 2)} times those of {row['procedure']}"
+            for _, row in group.sort_values("mean").iterrows()
+        ]
+        found.append(f"Samples a second at batch {number(batch)}: lbdist takes {', '.join(ratios)}.")
+    ours = (
+        data.dropna(subset="best")
+        .drop_duplicates(["workers", "batch"])
+        .set_index(["workers", "batch"])["best"]
+    )
     batches = sorted({batch for _, batch in ours.index})
     for workers in sorted({workers for workers, _ in ours.index} - {1}):
         gains = {
