@@ -212,7 +212,8 @@ def test_a_quadratic_in_a_small_space_is_maximised_over_all_its_vertices(p: int,
     factor, c = random(p, p, seed=seed), random(p, seed=seed + 1)
     q = factor @ factor.T
     f = quadratic(q, -q @ c, 1.0 + 0.5 * float(c @ q @ c))
-    found = box_sharpness(f, c, epsilon=0.1)
+    # with the default budget of 40, two of 400 have the maximum and do not claim it
+    found = box_sharpness(f, c, epsilon=0.1, budget=200)
     corners = vertices(0.1 * (c.abs() + 1))
     best = float(0.5 * ((corners @ q) * corners).sum(1).max())
     if p <= 12:
