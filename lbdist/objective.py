@@ -163,7 +163,8 @@ class Objective:
 
     Args:
         network: Any module that maps inputs to what the loss takes; its device is used.
-        data: Inputs (N, ...), whose integers stay integers unless they are uint8, and labels (N, ...).
+        data: Inputs (N, ...), whose integers stay integers unless they are uint8, and labels (N, ...); on
+            the network's device, or on the host, from where each micro-batch is sent.
         batch_norm: Statistics of batch normalisation: `running` averages as trained; `batch`, those of
             each evaluated micro-batch (the released code of Keskar et al., at 5,000); `recalibrated`,
             those of the whole data set at the network's own parameters, one layer after the other, then
@@ -399,7 +400,7 @@ class Objective:
             for start, stop in chosen:
                 # batch statistics would otherwise leak into the running averages
                 held.put_back_buffers(self._buffers)
-                visit(self._outputs(start, stop), self.labels[start:stop].clone())
+                visit(self._outputs(start, stop), self._targets(start, stop))
 
         held.during(work)
 
@@ -413,8 +414,15 @@ class Objective:
             for norm in _norms(network):
                 norm.train()
 
+    def _given(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Samples in memory of their own, where the network is: the data may be where there is more room."""
+        return handed_out(self.inputs[start:stop].to(self._leaves()[0].device), dtype)
+
+    def _targets(self, start: int, stop: int) -> Tensor:
+        return self.labels[start:stop].to(self._leaves()[0].device, copy=True)
+
     def _outputs(self, start: int, stop: int) -> Tensor:
-        outputs = self.network(handed_out(self.inputs[start:stop], self.dtype))
+        outputs = self.network(self._given(start, stop, self.dtype))
         if not isinstance(outputs, Tensor):
             raise InputError(f"network: gives a {type(outputs).__name__} in evaluation mode, not a tensor")
         return outputs
@@ -472,8 +480,8 @@ class Objective:
             nonlocal own
             self._set_modes(self.given)
             for start, stop in bounds(0, samples, self.micro_batch_size):
-                outputs = self.given(handed_out(self.inputs[start:stop], dtype)).to(self.dtype)
-                own += float(self.loss.total(outputs, self.labels[start:stop].clone()))
+                outputs = self.given(self._given(start, stop, dtype)).to(self.dtype)
+                own += float(self.loss.total(outputs, self._targets(start, stop)))
 
         _Held(self.given).during(work)
         value = own / samples

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -117,7 +116,7 @@ def prepare(config: DictConfig) -> Session:
     for cell in learners.values():
         rehearsal.rehearse(cell, data)
     if measures:
-        few = loop.on_device(data.train.take(np.arange(min(16, len(data.train)))), "cpu")
+        few = loop.on_device(data.train.first(16), "cpu")
         f = Objective(networks.make(settings.network), few, loss=loss)
         f(f.x)
     return session

@@ -335,11 +335,14 @@ def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatc
 
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(not SHARED.exists(), reason="the real MNIST is not here")
-def test_real_images_from_a_folder_of_parquet(tmp_path):
+def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkeypatch):
+    """They lie in a file of the cache, which is where every process of the study reads them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("samples")))
     out = finish(
         start(tmp_path, "experiment=gap", "data=parquet", f"data.root={SHARED / 'mnist'}", "data.channels=1",
               "network=f1", "network.widths=[64,64]", "data.train_samples=2000", "data.test_samples=500",
-              "small_batch=64", "seeds=1", "epochs=3", "measure.sharpness.solvers=[converged]")
+              "small_batch=64", "seeds=1", "epochs=3", "measure.sharpness.solvers=[converged]",
+              "data.memory_gib=0")
     )  # fmt: skip
     final = results.load(tmp_path / "gap").query("metric == 'accuracy' and split == 'test' and epoch.isna()")
     assert (final["value"] > 70).all() and len(final) == 2

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +60,10 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """The samples at these positions, copied."""
         return Split(self.inputs[indices], self.labels[indices])
+
+    def first(self, count: int) -> Split:
+        """The first samples, or all if there are not as many, copied into memory."""
+        return Split(np.array(self.inputs[:count]), self.labels[:count].copy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +213,18 @@ def cache_folder(root: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbdist"
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder against others on this machine, while the context lasts."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: the rename has to do
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _check(name: str, split: Split) -> None:
     if len(split.inputs) != len(split.labels):
         raise InputError(
@@ -216,7 +235,7 @@ def _check(name: str, split: Split) -> None:
 
 
 def _subset(field: str, split: Split, count: int | None) -> Split:
-    if count is None:
+    if count in (None, len(split)):
         return split
     require(
         count <= len(split), f"data.{field}", count, f"at most {len(split)}, which is all there are, or null"

@@ -8,14 +8,16 @@ JPEG or WebP, another the class as an integer.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from lbdist.data.base import Dataset, DataSource, Split, is_integer, subset
+from lbdist.data.mapped import Mapped, Recipe, limit
 from lbdist.errors import InputError, one_line, require
 
 _BATCH = 2048  # rows held encoded at a time
@@ -89,7 +92,11 @@ class Parquet(DataSource):
         image: Column of the images; None for `image` or `img`.
         channels: 1 for grey, 3 for colour; None for as the files have it. WebP has no grey mode, so grey
             images kept in it need a 1 here.
+        memory_gib: Splits of more GiB, decoded, lie in a file of the cache instead of in memory; None for a
+            tenth of the machine's memory.
     """
+
+    place: ClassVar[tuple[str, ...]] = ("memory_gib",)
 
     root: str | None = None
     splits: dict[str, str] | None = None
@@ -97,6 +104,7 @@ class Parquet(DataSource):
     label: str = "label"
     image: str | None = None
     channels: int | None = None
+    memory_gib: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +119,9 @@ class Parquet(DataSource):
         allowed = self.image is None or isinstance(self.image, str)
         require(allowed, "data.image", self.image, "a column's name, or null")
         require(self.channels in (None, 1, 3), "data.channels", self.channels, "1, 3 or null")
+        size = self.memory_gib
+        allowed = size is None or (isinstance(size, int | float) and not isinstance(size, bool) and size >= 0)
+        require(allowed, "data.memory_gib", size, "a number of at least 0, or null")
 
     def read(self) -> Dataset:
         """Reads all labels, then all images.
@@ -138,8 +149,8 @@ class Parquet(DataSource):
                     + ("; data.splits={test: NAME} takes another split" if values.max() < 0 else "")
                 )
         return Dataset(
-            self._split(train, labels, self.train_samples),
-            self._split(test, labels, self.test_samples),
+            self._split("train", train, labels, self.train_samples),
+            self._split("test", test, labels, self.test_samples),
             classes,
         )
 
@@ -174,27 +185,29 @@ class Parquet(DataSource):
             raise InputError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
         return values.to_numpy().astype(np.int64), _named_classes(opened.schema_arrow, column)
 
-    def _split(self, files: list[Path], labels: dict[Path, np.ndarray], count: int | None) -> Split:
+    def _split(
+        self, part: str, files: list[Path], labels: dict[Path, np.ndarray], count: int | None
+    ) -> Split:
         joined = np.concatenate([labels[file] for file in files])
         kept = subset(len(joined), count)  # so that only these are decoded
-        images = np.empty((0, 1, 1, 1), np.uint8)
-        done = start = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for file in files:
-                row = 0
-                for batch in self._encoded(file):
-                    inside = kept[np.searchsorted(kept, start) : np.searchsorted(kept, start + len(batch))]
-                    encoded = [(row + at, batch[at]) for at in (inside - start).tolist()]
-                    if encoded and not done:
-                        images = np.empty((len(kept), *self._decode(*encoded[0], file).shape), np.uint8)
-                    jobs = [
-                        pool.submit(self._fill, images[done + at :], encoded[at : at + _CHUNK], file)
-                        for at in range(0, len(encoded), _CHUNK)
-                    ]
-                    for job in jobs:
-                        job.result()
-                    done, start, row = done + len(encoded), start + len(batch), row + len(batch)
-        return Split(images, joined[kept])
+        file, encoded = next(self._chosen(files, kept), (None, []))
+        shape = self._decode(*encoded[0], file).shape if file is not None else (1, 1, 1)
+        source = replace(self, root=str(Path(str(self.root)).expanduser().absolute()))  # wherever it is sent
+        images = _Images(source, part, kept, shape)
+        return Mapped.of(images, joined[kept], limit(self.memory_gib))
+
+    def _chosen(
+        self, files: list[Path], kept: np.ndarray
+    ) -> Iterator[tuple[Path, list[tuple[int, bytes | None]]]]:
+        """The rows to decode, in order: a file, and numbers and bytes of some of its rows."""
+        start = 0
+        for file in files:
+            row = 0
+            for batch in self._encoded(file):
+                inside = kept[np.searchsorted(kept, start) : np.searchsorted(kept, start + len(batch))]
+                if len(inside):
+                    yield file, [(row + at, batch[at]) for at in (inside - start).tolist()]
+                start, row = start + len(batch), row + len(batch)
 
     def _encoded(self, file: Path) -> Iterator[list[bytes | None]]:
         """The images' bytes, a batch at a time."""
@@ -252,6 +265,56 @@ class Parquet(DataSource):
             image = image.convert("RGB" if image.mode != "LA" else "L")
         mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if image.mode == "L" else "RGB")
         return image if image.mode == mode else image.convert(mode)
+
+
+@dataclass(frozen=True)
+class _Images(Recipe):
+    """The decoded images of one part of a folder.
+
+    Attributes:
+        source: The folder, and how it is read.
+        part: `train` or `test`.
+        kept: Which of its samples, as sorted positions.
+        size: Of an image, (C, H, W).
+    """
+
+    source: Parquet
+    part: str
+    kept: np.ndarray
+    size: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"data.root={self.source.root!r}"
+
+    def name(self) -> str:
+        """The files, as they are now, and what is read of them."""
+        files = [
+            (file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in self.source._files(self.part)
+        ]
+        found = hashlib.sha256(repr((files, self.source.image, self.size)).encode())
+        found.update(self.kept.data)
+        return found.hexdigest()
+
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return len(self.kept), *self.size
+
+    def fill(self, array: np.ndarray) -> None:
+        """Decodes on all cores.
+
+        Raises:
+            InputError: Naming the image that is not as the first one, or cannot be decoded.
+        """
+        done, files = 0, self.source._files(self.part)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for file, encoded in self.source._chosen(files, self.kept):
+                jobs = [
+                    pool.submit(self.source._fill, array[done + at :], encoded[at : at + _CHUNK], file)
+                    for at in range(0, len(encoded), _CHUNK)
+                ]
+                for job in jobs:
+                    job.result()
+                done += len(encoded)
 
 
 def _named_classes(schema: pa.Schema, column: str) -> int:

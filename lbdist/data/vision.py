@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torchvision import datasets
 
-from lbdist.data.base import Dataset, DataSource, Split, cache_folder
+from lbdist.data.base import Dataset, DataSource, Split, cache_folder, locked
 from lbdist.errors import InputError, one_line, require
 from lbdist.storage import digest
 
@@ -90,7 +88,7 @@ class Vision(DataSource):
 def _download(source: Any, root: Path, name: str) -> None:
     """Fetches once, however many try: under a lock, aside, then renamed, so that it is whole or absent."""
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
+    with locked(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
         if (root / name).exists():
             return
         with _quiet():
@@ -101,18 +99,6 @@ def _download(source: Any, root: Path, name: str) -> None:
         except OSError:
             if not (root / name).exists():  # else another worker was faster
                 raise
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a folder against others on this machine, while the context lasts."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: the rename has to do
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from lbdist.plan import Measurement, Point, digest, title
 from lbdist.sharpness.measure import Measure, Minimiser, Row
 from lbdist.storage import FULL, Store
 from lbdist.training import checkpoint
+from lbdist.training.loop import on_device
 
 
 class Sharded(Objective):
@@ -96,10 +97,7 @@ class Evaluator:
     @functools.cache  # noqa: B019
     def _data(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A split on the device, put there when it is first asked for: few measures need the test set."""
-        found = self._splits[split]
-        # the object store's arrays are read-only and are never written to here
-        inputs, labels = (torch.tensor(a, device=self.device) for a in (found.inputs, found.labels))
-        return inputs, labels
+        return on_device(self._splits[split], self.device)
 
     def ready(self) -> None:
         """Returns once the process has started."""

@@ -46,7 +46,7 @@ def rescaled(f: Objective, x: Tensor, factor: float) -> tuple[Tensor, str]:
     layers = [
         (name, m) for name, m in network.named_modules() if isinstance(getattr(m, "weight", None), Tensor)
     ]
-    inputs = handed_out(f.inputs[:_SAMPLES], f.dtype)
+    inputs = handed_out(f.inputs[:_SAMPLES].to(x.device), f.dtype)
 
     @torch.no_grad()
     def outputs(changes: Sequence[tuple[nn.Module, float, bool]]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 
 from lbdist import networks
@@ -54,7 +53,7 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
     def late(what: str) -> None:
         warn(f"network: {what}")
 
-    few = on_device(data.train.take(np.arange(min(4, len(data.train)))), "cpu")
+    few = on_device(data.train.first(4), "cpu")
     with Deadline(late, 2) as deadline:
         deadline.allow(limit, f"a training step on {len(few[1])} samples")
         network = networks.make(cell.network, cell.seed)
@@ -84,7 +83,7 @@ def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
     """
     for cell in cells:
         torch.cuda.empty_cache()
-        train_split = on_device(data.train, "cuda", room=math.inf)  # f has all of it there
+        train_split = on_device(data.train, "cuda")
         network = networks.make(cell.network, cell.seed).to("cuda").float()
         learner = make_learner(cell, network, Workers())
         remedy = make_remedy(cell.remedies)
@@ -97,6 +96,7 @@ def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
                 epoch=0,
                 workers=Workers(),
                 ghost_batch_size=cell.ghost_batch_size,
+                device=torch.device("cuda"),
             )
             batch = remedy.transform(next(iter(given)))
             remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
@@ -162,7 +162,7 @@ def _seconds(cell: Cell, size: int, data: Dataset, device: str, arithmetic: Arit
     """The median time of a gradient of `size` samples."""
     network = networks.make(cell.network, cell.seed).to(device).float()
     learner = make_learner(cell, network, Workers(), arithmetic)
-    some = on_device(data.train.take(np.arange(size)), device)
+    some = on_device(data.train.first(size), device)
     (batch,) = batches(*some, global_batch_size=size, seed=0, epoch=0, workers=Workers())
     times: list[float] = []
     with arithmetic.applied():

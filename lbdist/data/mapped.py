@@ -1,0 +1,174 @@
+"""Samples that memory does not hold: in a file of this machine's cache, of which batches read what they need.
+
+The file is decoded once a machine and memory-mapped, so that any order of the samples, and with it every
+batch, is what it would be in memory; the system keeps in memory as much of it as there is room for. Another
+process is sent how the file is made, and opens it, or makes it where it is not there yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from lbdist.data.base import Split, cache_folder, locked
+from lbdist.errors import InputError
+from lbdist.storage import FULL
+
+MEMORY_SHARE = 0.1
+"""Of a machine's memory: a larger split lies in a file, unless the user says otherwise. The driver holds the
+samples of one that does not, the object store does, and a search's validation split is a copy."""
+
+_ROWS = 1024
+"""Samples that are copied at a time."""
+
+
+class Recipe(ABC):
+    """How an array of samples is made; sent to other processes in the place of the array."""
+
+    @abstractmethod
+    def name(self) -> str:
+        """Says what the samples are: two recipes of one name make the same array."""
+
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape; its type is uint8."""
+
+    @abstractmethod
+    def fill(self, array: np.ndarray) -> None:
+        """Makes the samples."""
+
+
+@dataclass(frozen=True)
+class Rows(Recipe):
+    """Some of another file's samples."""
+
+    of: Recipe
+    indices: np.ndarray
+
+    def __str__(self) -> str:
+        return str(self.of)
+
+    def name(self) -> str:
+        """That of the file, and which."""
+        found = hashlib.sha256(self.of.name().encode())
+        found.update(np.ascontiguousarray(self.indices).data)
+        return found.hexdigest()
+
+    def shape(self) -> tuple[int, ...]:
+        """As many samples as there are indices."""
+        return len(self.indices), *self.of.shape()[1:]
+
+    def fill(self, array: np.ndarray) -> None:
+        """Copies them, a few at a time."""
+        _, whole = opened(self.of)
+        for start in range(0, len(array), _ROWS):
+            array[start : start + _ROWS] = whole[self.indices[start : start + _ROWS]]
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(Split):
+    """A split whose inputs are a file's, read-only.
+
+    Attributes:
+        recipe: How the file is made.
+        sum: The SHA-256 of the inputs in hex digits, known since the file was made.
+        limit: Bytes of samples that are kept in memory.
+    """
+
+    recipe: Recipe
+    sum: str
+    limit: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, labels: np.ndarray, limit: float) -> Split:
+        """A split of what a recipe makes, which is in memory if it takes no more than `limit` bytes."""
+        shape = recipe.shape()
+        if np.prod(shape, dtype=float) <= limit:
+            array = np.empty(shape, np.uint8)
+            recipe.fill(array)
+            return Split(array, labels)
+        digest, inputs = opened(recipe)
+        return cls(inputs, labels, recipe, digest, limit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "inputs"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the file where the split was sent, or makes it there."""
+        found, inputs = opened(state["recipe"])
+        if found != state["sum"]:
+            raise InputError(f"data: {state['recipe']} gives other samples on this node than at the driver")
+        self.__dict__.update(state, inputs=inputs)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The samples at these positions, in a file of their own if they are as many."""
+        return self.of(Rows(self.recipe, indices), self.labels[indices], self.limit)
+
+
+def limit(gib: float | None) -> float:
+    """Bytes of a split that is kept in memory: so many GiB, by default a share of what the machine has."""
+    return psutil.virtual_memory().total * MEMORY_SHARE if gib is None else gib * 2**30
+
+
+def opened(recipe: Recipe) -> tuple[str, np.ndarray]:
+    """The SHA-256 and the samples of a recipe's file, which is made first where it is not there.
+
+    Raises:
+        InputError: There is no room for it.
+    """
+    folder = cache_folder(None) / "samples" / recipe.name()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def there() -> tuple[str, np.ndarray] | None:
+        for file in folder.glob("[!.]*.npy"):
+            with contextlib.suppress(ValueError, OSError, EOFError):  # cut short
+                array = np.load(file, mmap_mode="r")
+                if array.shape == recipe.shape():
+                    return file.stem, array
+        return None
+
+    found = there()
+    if found is None:
+        with locked(folder):
+            found = there()
+            if found is None:
+                _make(recipe, folder)
+                found = there()
+    assert found is not None
+    return found
+
+
+def _make(recipe: Recipe, folder: Path) -> None:
+    """Writes a file aside and renames it: it is whole or absent, and its name has the content's digest."""
+    for left in folder.iterdir():  # by a process that was killed, or damaged since
+        left.unlink()
+    aside = folder / f".{os.getpid()}.npy"
+    try:
+        array = np.lib.format.open_memmap(aside, "w+", np.uint8, recipe.shape())
+        with aside.open("r+b") as file:  # or a full disk would be a signal that kills
+            os.posix_fallocate(file.fileno(), 0, aside.stat().st_size)
+        recipe.fill(array)
+        array.flush()
+        digest = hashlib.sha256()
+        for start in range(0, len(array), _ROWS):
+            digest.update(array[start : start + _ROWS].data)
+        aside.rename(folder / f"{digest.hexdigest()}.npy")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        need, free = np.prod(recipe.shape()) / 2**30, shutil.disk_usage(folder).free / 2**30
+        raise InputError(
+            f"data.memory_gib: the samples take {need:.3g} GiB in a file, and {folder} has {free:.3g} GiB "
+            "free; set XDG_CACHE_HOME to a larger disk, or data.memory_gib to keep them in memory"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
