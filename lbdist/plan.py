@@ -121,6 +121,11 @@ class Cell:
         return digest({key: value for key, value in defining.items() if value is not None})
 
     @property
+    def kind(self) -> str:
+        """What a cell shares with its replicas: all but the seed."""
+        return dataclasses.replace(self, seed=0).id
+
+    @property
     def asked_workers(self) -> int:
         """The workers that the cell asks for: one where it leaves them open."""
         return 1 if self.num_workers == AUTO else int(self.num_workers)

@@ -91,12 +91,12 @@ class Progress:
         if job.id not in self._running or "epoch" not in metrics:
             return
         before = self._running[job.id][1].get("epoch", 0)
-        if metrics["epoch"] < before and self._place[job.id] < len(job.cells) - 1:
+        if metrics["epoch"] < before and self._place[job.id] < len(job.cells) - 1 and not job.replicas:
             self._place[job.id] += 1  # the next cell of a group
         self._running[job.id] = job, metrics
         self._pace(job)
         note = f"loss {metrics['running_loss']:.3g}"
-        task, name = self._tasks[job.id], "  " + self._cell(job).label
+        task, name = self._tasks[job.id], "  " + self._label(job)
         self.bar.update(task, completed=metrics["epoch"], description=name, note=note)
         self._status()
 
@@ -133,13 +133,16 @@ class Progress:
             cell = self._cell(job)
             if "epoch" in metrics:
                 loss = f"loss {metrics['running_loss']:.3g}"
-                texts.append(f"{cell.label}: epoch {metrics['epoch']} of {cell.epochs}, {loss}")
+                texts.append(f"{self._label(job)}: epoch {metrics['epoch']} of {cell.epochs}, {loss}")
             else:
                 texts.append(f"{job.label}: {f'{job.workers} workers ' if job.workers > 1 else ''}starting")
         self.note("; ".join([*texts, *([left] if left else [])]))
 
     def _cell(self, job: Job) -> Cell:
         return job.cells[self._place[job.id]]
+
+    def _label(self, job: Job) -> str:
+        return job.label if job.replicas else self._cell(job).label
 
     def _pace(self, job: Job) -> None:
         """Takes the time from here where jobs of another number of workers begin to report."""
@@ -151,8 +154,8 @@ class Progress:
         ran = 0.0
         for job, metrics in self._running.values():
             ran += sum(map(self.weight, job.cells[: self._place[job.id]]))
-            cell = self._cell(job)
-            ran += self.weight(cell) * min(1.0, metrics.get("epoch", 0) / cell.epochs)
+            now = job.cells if job.replicas else [self._cell(job)]
+            ran += sum(map(self.weight, now)) * min(1.0, metrics.get("epoch", 0) / now[0].epochs)
         return self._left - ran
 
     def _time_left(self) -> str:

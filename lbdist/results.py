@@ -65,6 +65,7 @@ SCHEMA = pa.schema(
         ("options", pa.string()),
         ("precision", pa.string()),
         ("memory_format", pa.string()),
+        ("replicas", pa.int64()),
         ("procedure", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
@@ -77,7 +78,7 @@ SCHEMA = pa.schema(
 )
 """One row a measured value; columns that do not apply are null."""
 
-RAN = ("num_workers", "precision", "memory_format")
+RAN = ("num_workers", "precision", "memory_format", "replicas")
 """Columns that say how a cell was run, which its id may leave open."""
 
 CELLS, MEASUREMENTS = "cells", "measurements"

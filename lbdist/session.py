@@ -34,13 +34,16 @@ from lbdist.sharpness.pool import measure_all
 from lbdist.storage import Store
 from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
 from lbdist.training import checkpoint, loop, rehearsal
-from lbdist.training.precision import Arithmetic, choose, reason
+from lbdist.training.precision import GAIN, Arithmetic, choose, reason
 
 GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
 """Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
 
 PASS_WORK = {"CPU": 2e10, "GPU": 4e12}
 """FLOPs of an evaluation under which to cut it does not pay: about 0.2 s, where the sum takes some 10 ms."""
+
+MOST_REPLICAS = 8
+"""Seeds that `replicas=auto` trains at once."""
 
 
 def prepare(config: DictConfig) -> Session:
@@ -340,9 +343,10 @@ class Session:
             cluster.connect(progress.note, command, self.store, targets, config.max_concurrent) as capacity,
         ):
             data = ray.put(self.data)
-            capacity = self._share(capacity, book, data, progress.note)
-            self._check_workers(capacity)
             arithmetic = self._arithmetic(capacity, book, data, progress.note)
+            replicas = self._replicas(capacity, book, data, arithmetic, progress.note)
+            capacity = self._share(capacity, book, data, max(replicas.values(), default=1), progress.note)
+            self._check_workers(capacity)
             device = "GPU" if capacity.gpus else "CPU"
             for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
                 if not self._unfinished(book):
@@ -354,6 +358,7 @@ class Session:
                     max_concurrent=config.max_concurrent,
                     cost=weight,
                     worthwhile=lambda cell: cost(cell)[1] * self.flops / GROUP_WORK[device],
+                    replicas=lambda cell: replicas.get(cell.kind, 1),
                     watch=progress,
                 )
                 tuning.run(
@@ -387,8 +392,49 @@ class Session:
             )
         ]
 
+    def _replicas(
+        self,
+        capacity: cluster.Capacity,
+        book: tuning.Book,
+        data: ray.ObjectRef,
+        arithmetic: Mapping[str, Arithmetic],
+        say: Callable[[str], None],
+    ) -> dict[str, int]:
+        """How many cells of a kind a process trains at once: as configured, or as it pays on a GPU.
+
+        On a CPU, `auto` is one: a gain is small there, and a run that is resumed, with other cells beside it
+        or none, would no longer end with the same bits.
+        """
+        waiting: dict[str, list[Cell]] = {}
+        for cell in self._unfinished(book):
+            if cell.procedure is None and cell.asked_workers == 1:
+                waiting.setdefault(cell.kind, []).append(cell)
+        asked = self.config.replicas
+        several = {kind: cells for kind, cells in waiting.items() if len(cells) > 1}
+        if asked != AUTO:
+            return dict.fromkeys(several, asked)
+        if not capacity.gpus or not several:
+            return {}
+        kinds = [(cells[0], min(len(cells), MOST_REPLICAS)) for cells in several.values()]
+        measure = ray.remote(num_cpus=0, num_gpus=1)(rehearsal.replicas)
+        try:
+            gains = ray.get(measure.remote(kinds, data, "cuda", dict(arithmetic)))
+        except ray.exceptions.RayError as error:
+            say(f"replicas=auto: could not be measured ({one_line(error)[:100]})")
+            return {}
+        found = {cell.kind: count for cell, count in kinds if GAIN * gains[cell.kind] > 1}
+        lines = [f"{c.label_without_seed} {gains[c.kind]:.2g} times" for c, _ in kinds if c.kind in found]
+        listed = f"as fast, several seeds at once: {', '.join(lines)}" if lines else "one seed at a time"
+        say(f"replicas=auto: {listed}")
+        return found
+
     def _share(
-        self, capacity: cluster.Capacity, book: tuning.Book, data: ray.ObjectRef, say: Callable[[str], None]
+        self,
+        capacity: cluster.Capacity,
+        book: tuning.Book,
+        data: ray.ObjectRef,
+        replicas: int,
+        say: Callable[[str], None],
     ) -> cluster.Capacity:
         """The capacity, with as many processes on a GPU as its memory holds of what the study runs."""
         waiting = len(self._unfinished(book)) + len(self._missing(book))
@@ -398,6 +444,7 @@ class Session:
         measure = ray.remote(num_cpus=0, num_gpus=1)(rehearsal.memory)
         try:
             need, memory = ray.get(measure.remote(list(alike.values()), data))
+            need *= replicas
         except ray.exceptions.RayError as error:  # where a cell does not fit, its own run will say so
             say(f"one process a GPU: its memory could not be measured ({one_line(error)[:100]})")
             return capacity

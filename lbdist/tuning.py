@@ -69,10 +69,15 @@ def settings(space: Mapping[str, Any] | None, samples: int, key: str) -> list[di
 
 @dataclass(frozen=True)
 class Job:
-    """What one trial runs: one cell, or several of one worker group."""
+    """What one trial runs: one cell, several of one worker group, or several at once in one process."""
 
     cells: tuple[Cell, ...]
     workers: int = 1
+
+    @property
+    def replicas(self) -> bool:
+        """Whether its cells are trained at once."""
+        return self.workers == 1 and len(self.cells) > 1
 
     @property
     def id(self) -> str:
@@ -221,6 +226,7 @@ class Schedule(Searcher):
         max_concurrent: Most trials at once; None for as many as fit.
         cost: How long a cell takes, in any unit; the longest go first.
         worthwhile: The most workers that a cell's work pays for.
+        replicas: The most cells of its kind that a process trains at once.
         watch: Who is told.
     """
 
@@ -233,12 +239,13 @@ class Schedule(Searcher):
         max_concurrent: int | None = None,
         cost: Callable[[Cell], float] = lambda cell: 1.0,
         worthwhile: Callable[[Cell], float] = lambda cell: 1.0,
+        replicas: Callable[[Cell], int] = lambda cell: 1,
         watch: Watch | None = None,
     ) -> None:
         super().__init__()
         self.study, self.book, self.capacity, self.watch = study, book, capacity, watch
         self.max_concurrent = max_concurrent or capacity.slots
-        self.cost, self.worthwhile = cost, worthwhile
+        self.cost, self.worthwhile, self.replicas = cost, worthwhile, replicas
         self.running: dict[str, Job] = {}
         self.failed: list[tuple[Cell, str]] = []
         self._waiting: list[Cell] | None = None
@@ -284,8 +291,11 @@ class Schedule(Searcher):
         return job
 
     def _job(self, waiting: Sequence[Cell], free: int) -> Job:
-        """The first cell; seeds and methods that ask for a group of one size share as few groups as fit."""
+        """The first cell, with its replicas; what asks for a group of one size shares as few as fit."""
         first = waiting[0]
+        kin = self._kin(first, waiting) if first.asked_workers == 1 else []
+        if len(kin) > 1:
+            return Job(tuple(kin))
         if first.num_workers == AUTO:
             share = 1 if len(waiting) >= free else free // len(waiting) // self.capacity.share
             return Job((first,), max(1, min(share, int(self.worthwhile(first)))))
@@ -295,6 +305,17 @@ class Schedule(Searcher):
         same = [cell for cell in waiting if cell.num_workers == workers]
         groups = max(1, free // self.capacity.width(workers))
         return Job(tuple(same[: math.ceil(len(same) / groups)]), workers)
+
+    def _kin(self, first: Cell, waiting: Sequence[Cell]) -> list[Cell]:
+        """A cell and those that are trained at once with it: spread over all slots, in as few rounds."""
+        most, slots = self.replicas(first), min(self.capacity.slots, self.max_concurrent)
+        if most == 1:
+            return [first]
+        kin = [cell for cell in waiting if cell.kind == first.kind]
+        at_work = [cell for job in self.running.values() for cell in job.cells if cell.kind == first.kind]
+        total = len(kin) + len(at_work)
+        rounds = math.ceil(total / (most * slots))
+        return kin[: math.ceil(total / (rounds * slots))]
 
     def complete(self, name: str, metrics: Mapping[str, Any]) -> None:
         """Books a job that ended."""
@@ -355,7 +376,7 @@ class Schedule(Searcher):
         """Nothing to take back: a rerun plans anew from the rows."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None}
+        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None, "replicas": None}
 
 
 def _mean_metrics(finals: Sequence[Final]) -> dict[str, float]:
@@ -375,7 +396,7 @@ def trial(
     driver: str,
     arithmetic: Mapping[str, Arithmetic],
 ) -> None:
-    """What a trial runs: a cell in this process, or several in a worker group of their own.
+    """What a trial runs: cells in this process, or in a worker group of their own.
 
     A death of the process, or of the group's controller, is Tune's to retry, one in the group Ray Train's. An
     exception would come again: it is reported as the trial's `error`.
@@ -418,7 +439,11 @@ def trial(
             device = "cuda" if use_gpu else "cpu"
             how = in_which(arithmetic, cells[0])
             began = config["handed_out"]
-            final = loop.run_cell(cells[0], dataset, store, device, report, how, began)
+            if len(cells) > 1:
+                loop.run_cells(cells, dataset, store, device, report, how, began)
+                final = _mean_metrics([loop.final_metrics(loop.finished_rows(store, cell)) for cell in cells])
+            else:
+                final = loop.run_cell(cells[0], dataset, store, device, report, how, began)
     except ray.exceptions.RayActorError:
         raise  # a death in the group's own machinery, which a new group gets over
     except Exception as error:

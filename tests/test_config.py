@@ -200,6 +200,7 @@ BAD = [
     (f"name={'a' * 300}", "must be up to 100 letters"),
     ("study.check_workers=auto", "study.check_workers=auto: must be"),
     ("precision=half", "precision=half: must be auto, float32, tf32 or bfloat16"),
+    ("replicas=0", "replicas=0: must be auto or a whole number from 1 to 1,000"),
     ("precision=tf32", "precision=tf32: must be float32, bfloat16 or auto, since there is no GPU"),
     ("study.check_precision=half", "study.check_precision=half: must be null, float32, tf32 or bfloat16"),
     ("lr_rule=cubic", "lr_rule=cubic: must be none, linear, sqrt or adam"),
@@ -532,7 +533,13 @@ def test_every_key_has_its_default_and_its_word() -> None:
     ],
 )
 def test_schema_types_every_key(key: str) -> None:
-    if key in ("num_workers", "precision", "lr_rule", "schedule.decay"):  # what a type does not tell
+    if key in (
+        "num_workers",
+        "precision",
+        "replicas",
+        "lr_rule",
+        "schedule.decay",
+    ):  # what a type does not tell
         with pytest.raises(InputError, match=f"^{key}=abc: must be "):
             check(compose([f"{key}=abc"]))
     else:

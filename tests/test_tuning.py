@@ -138,6 +138,21 @@ def test_cells_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path)
     assert order[0][1].label.startswith("SB seed 0")
 
 
+@pytest.mark.parametrize(
+    ("slots", "most", "sizes"),
+    [(1, 4, [3, 2, 3, 2]), (1, 8, [5, 5]), (2, 8, [3, 2, 3, 1, 1]), (2, 1, [1] * 10), (16, 8, [1] * 10)],
+)
+def test_seeds_of_a_kind_share_a_process(slots: int, most: int, sizes: list[int], tmp_path: Path) -> None:
+    """As many as are said to pay, but every slot gets something first."""
+    schedule = make_schedule(tmp_path, "experiment=gap", "seeds=5", slots=slots, replicas=lambda cell: most)
+    order = drive(schedule, tmp_path, quality)
+    assert [len(job.cells) for _, job in order] == sizes
+    assert all(len({cell.kind for cell in job.cells}) == 1 and job.workers == 1 for _, job in order)
+    assert sorted(cell.id for _, job in order for cell in job.cells) == sorted(schedule.cells())
+    assert {job.replicas for _, job in order if len(job.cells) > 1} <= {True}
+    assert schedule.failed == []
+
+
 def test_what_is_finished_of_a_group_that_fails_is_kept(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=2", slots=2)
     drive(schedule, tmp_path, lambda cell: None if cell.seed else 50.0)

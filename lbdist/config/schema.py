@@ -82,6 +82,7 @@ class Config:
     micro_batch_size: int | None = MISSING
     evaluations: int = MISSING
     precision: str = MISSING
+    replicas: Any = MISSING
     lr_rule: str = MISSING
     schedule: Schedule = field(default_factory=Schedule)
     patience: int | None = MISSING
@@ -133,6 +134,9 @@ def check(config: DictConfig) -> None:
         workers,
         "auto or a whole number from 1 to 100,000",
     )
+    replicas = config.replicas
+    number = isinstance(replicas, int) and replicas is not True and 1 <= replicas <= 1000
+    require(replicas == "auto" or number, "replicas", replicas, "auto or a whole number from 1 to 1,000")
     for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
     if config.micro_batch_size and config.ghost_batch_size:

@@ -20,6 +20,7 @@ from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers
 from lbdist.training.dropout import Dropouts
 from lbdist.training.precision import EXACT, Arithmetic
+from lbdist.training.replicas import Replicas
 
 
 def _generator_states() -> list[Any]:
@@ -53,6 +54,7 @@ class Learner:
         micro_batch_size: Samples taken through the network at once; None for all of this worker's share.
         criterion: What is learnt; None for cross-entropy over classes.
         arithmetic: Of forward and backward passes.
+        replicas: Other cells whose gradients are computed together with this one's; None for none.
     """
 
     def __init__(
@@ -64,8 +66,9 @@ class Learner:
         micro_batch_size: int | None = None,
         criterion: Loss | None = None,
         arithmetic: Arithmetic = EXACT,
+        replicas: Replicas | None = None,
     ) -> None:
-        self.network, self.arithmetic = network.train(), arithmetic
+        self.network, self.arithmetic, self.replicas = network.train(), arithmetic, replicas
         self.criterion = criterion or CrossEntropy()
         self.workers = workers
         self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
@@ -92,7 +95,20 @@ class Learner:
         if not self._proven:
             self._prove(batch)
         before = self.g.clone() if add else None
-        self._track(statistics)
+        if self.replicas is not None:
+            self.replicas.gradient(self, batch, weight, statistics)
+        else:
+            self.backward(batch, weight, statistics)
+        self.loss_samples += weight * batch.size
+        self.workers.sum(self.g)
+        if before is not None:
+            self.g += before
+        self.counts["gradient_evaluations"] += 1
+        self.counts["samples"] += batch.size
+
+    def backward(self, batch: Batch, weight: float, statistics: bool) -> None:
+        """This worker's share of `gradient`, in g, and of the loss."""
+        self.track(statistics)
         scale = torch.full((), weight / batch.size, dtype=self.x.dtype, device=self.x.device)
         for number, (start, stop) in enumerate(self._micro_batches(len(batch.labels))):
             micro = batch if stop - start == len(batch.labels) else batch.local(start, stop)
@@ -107,14 +123,18 @@ class Learner:
         if self.ghost_batch_size is not None:
             for norm in self.norms:
                 norm.finish()
-        self.loss_samples += weight * batch.size
-        self.workers.sum(self.g)
-        if before is not None:
-            self.g += before
-        self.counts["gradient_evaluations"] += 1
-        self.counts["samples"] += batch.size
 
-    def _track(self, statistics: bool) -> None:
+    @property
+    def joinable(self) -> bool:
+        """Whether its gradients may be computed together with those of replicas: all of a batch at once."""
+        return not (self.ghost_batch_size or self.micro_batch_size or self.workers.size > 1)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """g, cut into the parameters' own."""
+        return [view for _, view in self._views]
+
+    def track(self, statistics: bool) -> None:
         """Whether the running averages of batch norm take part."""
         for norm in self.norms:
             if norm.tracking is not statistics:  # a module takes long to set an attribute
@@ -163,7 +183,7 @@ class Learner:
 
     def input_gradient(self, batch: Batch) -> Tensor:
         """The gradient of the summed loss with respect to this worker's inputs, in training mode."""
-        self._track(False)
+        self.track(False)
         inputs = batch.inputs.detach().requires_grad_()
         with self.dropouts.drawing(batch):
             loss = self._loss(inputs, batch.labels)

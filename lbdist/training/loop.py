@@ -36,6 +36,7 @@ from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.learner import Learner, optimizer_factory
 from lbdist.training.precision import EXACT, Arithmetic
+from lbdist.training.replicas import Replicas
 from lbdist.training.schedule import Schedule
 
 Row = dict[str, Any]
@@ -124,12 +125,16 @@ def make_remedy(nodes: Sequence[Node]) -> Remedy:
 
 
 def make_learner(
-    cell: Cell, network: torch.nn.Module, workers: Workers, arithmetic: Arithmetic = EXACT
+    cell: Cell,
+    network: torch.nn.Module,
+    workers: Workers,
+    arithmetic: Arithmetic = EXACT,
+    replicas: Replicas | None = None,
 ) -> Learner:
     """A cell's learner, around its network."""
     loss: Loss = build(cell.loss, "loss", kind=Loss)
     sizes = cell.ghost_batch_size, cell.micro_batch_size
-    return Learner(network, optimizer_factory(cell.optimizer), workers, *sizes, loss, arithmetic)
+    return Learner(network, optimizer_factory(cell.optimizer), workers, *sizes, loss, arithmetic, replicas)
 
 
 def train(
@@ -143,6 +148,7 @@ def train(
     store: Store | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
     allow: Callable[[float, str], None] = lambda seconds, what: None,
+    replicas: Replicas | None = None,
 ) -> tuple[list[Row], Tensor]:
     """Trains one cell from its resume file or its start to its last epoch.
 
@@ -157,6 +163,7 @@ def train(
             models of the epochs that the cell keeps and of the last; None keeps nothing.
         report: Called by every worker after every epoch with the latest metrics.
         allow: Told, before each step that may take its time, how many seconds it has, and what it is.
+        replicas: Other cells that are trained at the same time; each has its share of the seconds.
 
     Returns:
         The cell's rows (the same on every worker) and the final parameters, shape (n,).
@@ -170,7 +177,7 @@ def train(
 
     def begin() -> tuple[Learner, Remedy]:
         network = checkpoint.starting_point(store, cell, device, dtype)
-        return make_learner(cell, network, workers, arithmetic), make_remedy(cell.remedies)
+        return make_learner(cell, network, workers, arithmetic, replicas), make_remedy(cell.remedies)
 
     learner, remedy = begin()
     start = learner.x.clone()
@@ -207,8 +214,9 @@ def train(
                 {**point, "metric": name, "value": value, "split": split} for name, value in found.items()
             ]
             metrics |= found
-        longest = max(longest, time.perf_counter() - began)
-        course.seconds += time.perf_counter() - began
+        spent = time.perf_counter() - began
+        longest = max(longest, spent)
+        course.seconds += spent / (replicas.size if replicas else 1)
         if writes is not None:
             if epoch + 1 in cell.keep:
                 checkpoint.save_model(writes, checkpoint.model_name(epoch + 1), learner.model())
@@ -311,6 +319,7 @@ def run_cell(
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
     arithmetic: Arithmetic = EXACT,
     began: float | None = None,
+    replicas: Replicas | None = None,
 ) -> dict[str, float]:
     """Trains a cell and writes its rows and models; a cell that has them is only read.
 
@@ -324,6 +333,7 @@ def run_cell(
         report: Called by every worker after every epoch with the latest metrics.
         arithmetic: In which it is trained.
         began: When the cell was handed out, in seconds since the epoch; None for now.
+        replicas: Other cells that are trained at the same time.
 
     Returns:
         The final metrics, for Tune.
@@ -349,6 +359,7 @@ def run_cell(
                     store=store,
                     report=report,
                     allow=deadline.allow,
+                    replicas=replicas,
                 )
             else:
                 from lbdist.training.procedures import Task  # which imports this module
@@ -357,14 +368,34 @@ def run_cell(
                 task = Task(cell, data, workers, torch.device(device), arithmetic, store)
                 rows = build(cell.procedure, "procedure")(task)
         if workers.rank == 0:
-            spent = sum(row["value"] for row in rows if row["metric"] == "seconds")
+            size = replicas.size if replicas else 1
+            spent = size * sum(row["value"] for row in rows if row["metric"] == "seconds")
             rows = [*rows, {"metric": "overhead_seconds", "value": time.time() - began - spent}]
-            fixed = {"cell": cell.id, "num_workers": workers.size}
+            fixed = {"cell": cell.id, "num_workers": workers.size, "replicas": size}
             fixed |= {name: rows[0].get(name) for name in ("precision", "memory_format")}
             results.write_rows(store, results.cell_file(cell.id), [{**fixed, **row} for row in rows])
             store.remove(f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}")
             store.remove(results.late_file(cell.id))
     return final_metrics(rows)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    data: Dataset,
+    store: Store,
+    device: torch.device | str,
+    report: Callable[[dict[str, float]], None],
+    arithmetic: Arithmetic,
+    began: float,
+) -> None:
+    """`run_cell` for several cells of one kind, which are trained at once, as replicas."""
+    replicas = Replicas()
+    todo = [cell for cell in cells if not finished_rows(store, cell)]
+
+    def training(cell: Cell) -> Callable[[Callable[[dict[str, float]], None]], Any]:
+        return lambda say: run_cell(cell, data, store, device, say, arithmetic, began, replicas)
+
+    replicas.run([training(cell) for cell in todo], report)
 
 
 def finished_rows(store: Store, cell: Cell) -> list[Row]:

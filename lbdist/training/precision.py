@@ -47,13 +47,12 @@ class Arithmetic:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Allows TF32, or not, for the whole process while the context lasts."""
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "tf32"
+        before = tf32()
+        set_tf32((self.precision == "tf32",) * 2)
         try:
             yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
+            set_tf32(before)
 
     def forward(self, x: Tensor) -> contextlib.AbstractContextManager[object]:
         """The context of a network's forward pass, given its parameters."""
@@ -65,6 +64,16 @@ class Arithmetic:
         if self.channels_last and inputs.ndim == 4:
             return inputs.contiguous(memory_format=torch.channels_last)
         return inputs
+
+
+def tf32() -> tuple[bool, bool]:
+    """Whether the process may use TF32: in matrix products, in convolutions."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def set_tf32(allowed: tuple[bool, bool]) -> None:
+    """Sets what `tf32` gives."""
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
 
 
 EXACT = Arithmetic()

@@ -7,7 +7,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -19,7 +19,8 @@ from lbdist.plan import AUTO, Cell
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.loop import make_learner, make_remedy, on_device
-from lbdist.training.precision import Arithmetic, candidates, plainest
+from lbdist.training.precision import Arithmetic, candidates, in_which, plainest
+from lbdist.training.replicas import Replicas
 
 CONTEXT_BYTES = 0.6 * 2**30
 """What CUDA takes of a GPU's memory for each process, beside its tensors."""
@@ -145,6 +146,58 @@ def speeds(
             except Exception:  # a layer without a kernel for it, a view that wants another memory format
                 continue
     return found
+
+
+def replicas(
+    kinds: Sequence[tuple[Cell, int]], data: Dataset, device: str, arithmetic: Mapping[str, Arithmetic]
+) -> dict[str, float]:
+    """How much faster several cells of a kind are trained at once than one after the other.
+
+    Args:
+        kinds: A cell of each kind, and how many of it at once.
+        data: Training and test set.
+        device: Where to measure.
+        arithmetic: What each precision that cells ask for comes to.
+
+    Returns:
+        For each kind, the time of a step of all cells one by one over that of one together; 0 where their
+        gradients cannot be computed together.
+    """
+    found: dict[str, float] = {}
+    for cell, count in kinds:
+        try:
+            how = in_which(arithmetic, cell)
+            (alone, _), (together, joined) = (_step(cell, many, data, device, how) for many in (1, count))
+            found[cell.kind] = count * alone / together if joined else 0.0
+        except torch.OutOfMemoryError:
+            found[cell.kind] = 0.0
+    return found
+
+
+def _step(cell: Cell, count: int, data: Dataset, device: str, arithmetic: Arithmetic) -> tuple[float, bool]:
+    """The median time of a step of so many cells at once, and whether their gradients are taken together."""
+    size = min(cell.global_batch_size, len(data.train))
+    some = on_device(data.train.first(size), device)
+    together, times = Replicas(), []
+
+    def steps(number: int, say: object) -> None:
+        network = networks.make(cell.network, cell.seed + number).to(device).float()
+        learner = make_learner(cell, network, Workers(), arithmetic, together)
+        (batch,) = batches(
+            *some, global_batch_size=size, seed=number, epoch=0, workers=Workers(), device=learner.x.device
+        )
+        began = time.perf_counter()
+        for _ in range(MEASURED_TIMES):
+            learner.gradient(batch)
+            learner.update()
+            if number == 0:  # the first steps warm up
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                began, before = time.perf_counter(), began
+                times.append(began - before)
+
+    together.run([functools.partial(steps, number) for number in range(count)], lambda metrics: None)
+    return statistics.median(times[2:]), bool(together.works)
 
 
 @contextlib.contextmanager
