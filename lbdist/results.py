@@ -24,13 +24,15 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
+
+if TYPE_CHECKING:
+    import pandas as pd  # which writing needs not, and which takes its time
 
 SCHEMA = pa.schema(
     [

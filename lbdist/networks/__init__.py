@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
 
 from lbdist.config.build import build
 from lbdist.data.base import to_float
@@ -133,6 +132,8 @@ def sample_flops(network: nn.Module, inputs: np.ndarray, outputs: tuple[int, ...
     Raises:
         InputError: The network does not take such samples or gives another shape.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes a Triton along, which only the driver needs
+
     network.eval()
     batch = to_float(torch.from_numpy(inputs.copy()))
     try:

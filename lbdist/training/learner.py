@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from lbdist.errors import InputError, require
 from lbdist.losses import CrossEntropy, Loss
 from lbdist.networks.flat import Flat, buffers, trainable
 from lbdist.remedies.base import Batch
+from lbdist.training import buckets
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers
 from lbdist.training.dropout import Dropouts
@@ -83,6 +84,11 @@ class Learner:
         flat = Flat(network)
         self.x, self.g = flat.x, flat.g
         self._views = [(p, p.grad) for _, p in trainable(network) if p.grad is not None]
+        self.buckets: buckets.Buckets | None = None
+        if workers.size > 1 and self.g.nbytes > buckets.BUCKET_BYTES:
+            self.buckets = buckets.Buckets(
+                [p for p, _ in self._views], self.g, workers, self._attach_gradients
+            )
         self.optimizer = make_optimizer(trainable(network))
         self.loss = torch.zeros((), dtype=torch.float64, device=self.x.device)  # summed over samples
         self.loss_samples = 0.0
@@ -100,7 +106,10 @@ class Learner:
         else:
             self.backward(batch, weight, statistics)
         self.loss_samples += weight * batch.size
-        self.workers.sum(self.g)
+        if self.buckets is None:
+            self.workers.sum(self.g)
+        else:
+            self.buckets.finish()
         if before is not None:
             self.g += before
         self.counts["gradient_evaluations"] += 1
@@ -110,15 +119,18 @@ class Learner:
         """This worker's share of `gradient`, in g, and of the loss."""
         self.track(statistics)
         scale = torch.full((), weight / batch.size, dtype=self.x.dtype, device=self.x.device)
-        for number, (start, stop) in enumerate(self._micro_batches(len(batch.labels))):
+        parts = self._micro_batches(len(batch.labels))
+        for number, (start, stop) in enumerate(parts):
             micro = batch if stop - start == len(batch.labels) else batch.local(start, stop)
             if number == 0:
                 self._detach_gradients()
             with self.dropouts.drawing(micro):
                 loss = self._loss(micro.inputs, micro.labels)
+                if self.buckets is not None and number == len(parts) - 1:
+                    self.buckets.begin()
                 loss.backward(scale)
-            if number == 0:
-                self._attach_gradients()
+            if number == 0 and (self.buckets is None or len(parts) > 1):
+                self._attach_gradients(range(len(self._views)))
             self.loss.add_(loss.detach(), alpha=weight)
         if self.ghost_batch_size is not None:
             for norm in self.norms:
@@ -146,11 +158,17 @@ class Learner:
             parameter.grad = None
 
     @torch.no_grad()
-    def _attach_gradients(self) -> None:
-        """Takes the gradients over into g."""
-        found = [(view, p.grad) for p, view in self._views if p.grad is not None]
-        torch._foreach_copy_([view for view, _ in found], [gradient for _, gradient in found])
-        for parameter, view in self._views:
+    def _attach_gradients(self, which: Sequence[int]) -> None:
+        """Takes the gradients of some parameters over into g, where they are not there yet."""
+        views = [
+            self._views[number]
+            for number in which
+            if self._views[number][0].grad is not self._views[number][1]
+        ]
+        found = [(view, p.grad) for p, view in views if p.grad is not None]
+        if found:
+            torch._foreach_copy_([view for view, _ in found], [gradient for _, gradient in found])
+        for parameter, view in views:
             if parameter.grad is None:  # the loss does not depend on it
                 view.zero_()
             parameter.grad = view

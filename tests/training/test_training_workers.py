@@ -90,8 +90,10 @@ CASES = {label: (cell, data) for label, cell, data in test_remedies.cases()} | c
 
 @pytest.fixture(scope="module")
 def groups():
-    return {size: dict(zip(CASES, train_in_group(size, list(CASES.values()), torch.float64), strict=True))
-            for size in (2, 4)}  # fmt: skip
+    """Each number of workers, and what it gives; four of them sum their gradients in small buckets."""
+    given = list(CASES.values()), torch.float64
+    return {size: dict(zip(CASES, train_in_group(size, *given, bucket=bucket), strict=True))
+            for size, bucket in ((2, None), (4, 500))}  # fmt: skip
 
 
 def live(cell):

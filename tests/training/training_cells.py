@@ -91,10 +91,14 @@ def start_group(
     arithmetic: Arithmetic = EXACT,
     store: Store | None = None,
     whole: bool = False,
+    bucket: int | None = None,
     **streams: Any,
 ) -> list[subprocess.Popen]:
-    """`size` processes, joined by gloo, that train cells one after the other."""
-    (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype, arithmetic, store, whole)))
+    """`size` processes, joined by gloo, that train cells one after the other.
+
+    Gradients are summed in buckets of at least so many bytes, if any.
+    """
+    (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype, arithmetic, store, whole, bucket)))
     command = [sys.executable, str(Path(__file__)), str(home)]
     return [subprocess.Popen([*command, str(rank), str(size)], **streams) for rank in range(size)]
 
@@ -119,11 +123,13 @@ def train_in_group(
 def _member(home: Path, rank: int, size: int) -> None:
     import torch.distributed as dist
 
+    from lbdist.training import buckets
     from lbdist.training.loop import run_cell, train
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{home}/store", rank=rank, world_size=size)
-    work, dtype, arithmetic, store, whole = pickle.loads((home / "work.pickle").read_bytes())
+    work, dtype, arithmetic, store, whole, bucket = pickle.loads((home / "work.pickle").read_bytes())
+    buckets.BUCKET_BYTES = bucket or buckets.BUCKET_BYTES
     how = {"arithmetic": arithmetic, "store": store}
     results: list[Any] = [
         run_cell(cell, data, **how) if whole else train(cell, data, dtype=dtype, **how) for cell, data in work
