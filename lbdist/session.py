@@ -345,7 +345,7 @@ class Session:
             data = ray.put(self.data)
             arithmetic = self._arithmetic(capacity, book, data, progress.note)
             replicas = self._replicas(capacity, book, data, arithmetic, progress.note)
-            capacity = self._share(capacity, book, data, max(replicas.values(), default=1), progress.note)
+            capacity = self._share(capacity, book, data, replicas, progress.note)
             self._check_workers(capacity)
             device = "GPU" if capacity.gpus else "CPU"
             for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
@@ -358,7 +358,7 @@ class Session:
                     max_concurrent=config.max_concurrent,
                     cost=weight,
                     worthwhile=lambda cell: cost(cell)[1] * self.flops / GROUP_WORK[device],
-                    replicas=lambda cell: replicas.get(cell.kind, 1),
+                    replicas=replicas,
                     watch=progress,
                 )
                 tuning.run(
@@ -373,13 +373,15 @@ class Session:
                 self._check_files(book)  # of cells that were found finished only now
             failed += [(cell, "its files were damaged again") for cell in self._unfinished(book)]
             missing = self._missing(book)
+            slots = min(capacity.slots, config.max_concurrent or capacity.slots)
             progress.begin_measurements(len(missing))
             lost = measure_all(
                 missing,
                 data,
                 self.store,
                 capacity=capacity,
-                shards=self._shards(len(missing), capacity),
+                slots=slots,
+                shards=self._shards(len(missing), slots, device),
                 retries=config.retries,
                 done=progress.measured,
             )
@@ -399,41 +401,39 @@ class Session:
         data: ray.ObjectRef,
         arithmetic: Mapping[str, Arithmetic],
         say: Callable[[str], None],
-    ) -> dict[str, int]:
-        """How many cells of a kind a process trains at once: as configured, or as it pays on a GPU.
+    ) -> Callable[[Cell], int]:
+        """How many cells of its kind a process trains at once: as configured, or as it pays on a GPU.
 
-        On a CPU, `auto` is one: a gain is small there, and a run that is resumed, with other cells beside it
-        or none, would no longer end with the same bits.
+        On a CPU, `auto` is one: it does not pay there, and a run that is resumed beside other cells than
+        before would no longer end with the same bits.
         """
-        waiting: dict[str, list[Cell]] = {}
-        for cell in self._unfinished(book):
-            if cell.procedure is None and cell.asked_workers == 1:
-                waiting.setdefault(cell.kind, []).append(cell)
-        asked = self.config.replicas
-        several = {kind: cells for kind, cells in waiting.items() if len(cells) > 1}
-        if asked != AUTO:
-            return dict.fromkeys(several, asked)
-        if not capacity.gpus or not several:
-            return {}
-        kinds = [(cells[0], min(len(cells), MOST_REPLICAS)) for cells in several.values()]
-        measure = ray.remote(num_cpus=0, num_gpus=1)(rehearsal.replicas)
-        try:
-            gains = ray.get(measure.remote(kinds, data, "cuda", dict(arithmetic)))
-        except ray.exceptions.RayError as error:
-            say(f"replicas=auto: could not be measured ({one_line(error)[:100]})")
-            return {}
-        found = {cell.kind: count for cell, count in kinds if GAIN * gains[cell.kind] > 1}
-        lines = [f"{c.label_without_seed} {gains[c.kind]:.2g} times" for c, _ in kinds if c.kind in found]
-        listed = f"as fast, several seeds at once: {', '.join(lines)}" if lines else "one seed at a time"
-        say(f"replicas=auto: {listed}")
-        return found
+        seeds = Counter(cell.kind for cell in self.cells.values())
+        asked, several = self.config.replicas, {}
+        for cell in self.cells.values():
+            if cell.procedure is None and cell.asked_workers == 1 and seeds[cell.kind] > 1:
+                several[_pass(cell)] = cell, min(seeds[cell.kind], MOST_REPLICAS)
+        most = dict.fromkeys(several, 1 if asked == AUTO else asked)
+        if asked == AUTO and capacity.gpus and several and self._unfinished(book):
+            measure = ray.remote(num_cpus=0, num_gpus=1)(rehearsal.replicas)
+            try:
+                gains = ray.get(measure.remote(list(several.values()), data, "cuda", dict(arithmetic)))
+            except ray.exceptions.RayError as error:
+                say(f"replicas=auto: could not be measured ({one_line(error)[:100]})")
+                gains = [0.0] * len(several)
+            lines = []
+            for (key, (cell, count)), gain in zip(several.items(), gains, strict=True):
+                most[key] = count if GAIN * gain > 1 else 1
+                what = f"{count} take {1 / gain:.2g} of their time" if gain else "gradients come one by one"
+                lines.append(f"{most[key]} at batch {cell.global_batch_size:,} ({what})")
+            say(f"replicas=auto: seeds at once: {', '.join(lines)}")
+        return lambda cell: 1 if cell.procedure else most.get(_pass(cell), 1)
 
     def _share(
         self,
         capacity: cluster.Capacity,
         book: tuning.Book,
         data: ray.ObjectRef,
-        replicas: int,
+        replicas: Callable[[Cell], int],
         say: Callable[[str], None],
     ) -> cluster.Capacity:
         """The capacity, with as many processes on a GPU as its memory holds of what the study runs."""
@@ -444,7 +444,7 @@ class Session:
         measure = ray.remote(num_cpus=0, num_gpus=1)(rehearsal.memory)
         try:
             need, memory = ray.get(measure.remote(list(alike.values()), data))
-            need *= replicas
+            need *= max(map(replicas, alike.values()))
         except ray.exceptions.RayError as error:  # where a cell does not fit, its own run will say so
             say(f"one process a GPU: its memory could not be measured ({one_line(error)[:100]})")
             return capacity
@@ -483,10 +483,10 @@ class Session:
             say(f"precision=auto: {found[AUTO]}, {why}")
         return found
 
-    def _shards(self, measurements: int, capacity: cluster.Capacity) -> int:
+    def _shards(self, measurements: int, slots: int, device: str) -> int:
         """Actors that compute an f together: more than one where they would stand idle and it pays."""
-        pays = self.flops * len(self.data.train) >= PASS_WORK["GPU" if capacity.gpus else "CPU"]
-        return max(1, capacity.slots // max(1, measurements)) if pays else 1
+        pays = self.flops * len(self.data.train) >= PASS_WORK[device]
+        return max(1, slots // max(1, measurements)) if pays else 1
 
     def _unfinished(self, book: Done) -> list[Cell]:
         """The known cells that have not ended."""
@@ -544,6 +544,11 @@ class Session:
                 (cells.get(row.cell, row.method), f"{row.measure}: {row.error}") for row in wrong.itertuples()
             )
         ]
+
+
+def _pass(cell: Cell) -> tuple[object, ...]:
+    """What a forward and backward pass of a cell depends on, whatever its remedy makes of it."""
+    return repr(cell.network), cell.global_batch_size, cell.ghost_batch_size, cell.micro_batch_size
 
 
 def _targets(node: Any) -> Iterator[str]:

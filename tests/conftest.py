@@ -45,6 +45,7 @@ UNMEASURED = [
     "data.train_samples=400",
     "data.test_samples=200",
     "network.widths=[16,16]",
+    "max_concurrent=1",
 ]
 """The default study, shrunk, but for what it measures."""
 

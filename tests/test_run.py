@@ -341,7 +341,7 @@ def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkey
     out = finish(
         start(tmp_path, "experiment=gap", "data=parquet", f"data.root={SHARED / 'mnist'}", "data.channels=1",
               "network=f1", "network.widths=[64,64]", "data.train_samples=2000", "data.test_samples=500",
-              "small_batch=64", "seeds=2", "replicas=2", "max_concurrent=1", "epochs=3", "data.memory_gib=0",
+              "small_batch=64", "seeds=2", "replicas=2", "epochs=3", "data.memory_gib=0",
               "measure.sharpness.solvers=[converged]")
     )  # fmt: skip
     final = results.load(tmp_path / "gap").query("metric == 'accuracy' and split == 'test' and epoch.isna()")

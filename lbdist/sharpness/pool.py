@@ -187,6 +187,7 @@ def measure_all(
     store: Store,
     *,
     capacity: Capacity,
+    slots: int | None = None,
     shards: int = 1,
     retries: int = 2,
     done: Callable[[Measurement, list[Row]], None] = lambda measurement, rows: None,
@@ -198,6 +199,7 @@ def measure_all(
         data: Reference to training and test set, put once; f is over the training set.
         store: The storage folder, with the models; rows are written there.
         capacity: What the cluster has.
+        slots: Processes that may be taken of it; None for all.
         shards: Actors that compute each f together.
         retries: Restarts of a measurement whose actor died.
         done: Called on the driver with each measurement that ended and its rows.
@@ -242,7 +244,7 @@ def measure_all(
         models[actor] = chosen[0].at
         return chosen
 
-    size = min(max(1, capacity.slots // shards), len(measurements))
+    size = min(max(1, (slots or capacity.slots) // shards), len(measurements))
     tolerated = size * (retries + 1)  # deaths of actors before they could be asked anything
     for _ in range(size):
         start()

@@ -150,7 +150,7 @@ def speeds(
 
 def replicas(
     kinds: Sequence[tuple[Cell, int]], data: Dataset, device: str, arithmetic: Mapping[str, Arithmetic]
-) -> dict[str, float]:
+) -> list[float]:
     """How much faster several cells of a kind are trained at once than one after the other.
 
     Args:
@@ -163,14 +163,14 @@ def replicas(
         For each kind, the time of a step of all cells one by one over that of one together; 0 where their
         gradients cannot be computed together.
     """
-    found: dict[str, float] = {}
+    found: list[float] = []
     for cell, count in kinds:
         try:
             how = in_which(arithmetic, cell)
             (alone, _), (together, joined) = (_step(cell, many, data, device, how) for many in (1, count))
-            found[cell.kind] = count * alone / together if joined else 0.0
+            found.append(count * alone / together if joined else 0.0)
         except torch.OutOfMemoryError:
-            found[cell.kind] = 0.0
+            found.append(0.0)
     return found
 
 
