@@ -156,12 +156,21 @@ def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
     assert kept == {"model.safetensors", *(f"model-{epoch}.safetensors" for epoch in (1, 2, 4))}
     # LB without a warm start is the one of the sweep, and is not trained again
     assert f"[{len(set(rows['cell'])) - 1}/" in warm and "LB seed 0: test" not in warm
+    for name in ("batch_size", "warm_start"):
+        drawn(tmp_path / name)
+
+
+def drawn(study):
+    assert (study / "figures" / f"{study.name}.png").exists() and "<svg" in (
+        study / "report.html"
+    ).read_text()
+
+
+def test_a_benchmark_runs_to_its_report(tmp_path, cache):
     own = ["study.workers=[1]", "~study.procedures.DataLoader", "epochs=2"]
     timed = finish(start(tmp_path, "experiment=benchmark", cache, *own, shrunk=UNMEASURED))
     assert "Samples a second at batch 40: lbdist takes " in timed
-    for name in ("batch_size", "warm_start", "benchmark"):
-        assert (tmp_path / name / "figures" / f"{name}.png").exists()
-        assert "<svg" in (tmp_path / name / "report.html").read_text()
+    drawn(tmp_path / "benchmark")
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:

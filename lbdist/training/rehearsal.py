@@ -18,6 +18,7 @@ from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
+from lbdist.training.learner import Learner
 from lbdist.training.loop import make_learner, make_remedy, on_device
 from lbdist.training.precision import Arithmetic, candidates, in_which, plainest
 from lbdist.training.replicas import Replicas
@@ -135,16 +136,11 @@ def speeds(
         number, samples = gradients(cell, len(data.train))
         first, gone_before = work.get(size, (cell, 0.0))
         work[size] = first, gone_before + max(number, samples / size)
-    found: dict[Arithmetic, float] = {}
+    found = dict.fromkeys(choice, 0.0)
     with using(threads or torch.get_num_threads()):
-        for arithmetic in choice:
-            try:
-                found[arithmetic] = sum(
-                    number * _seconds(cell, size, data, device, arithmetic)
-                    for size, (cell, number) in work.items()
-                )
-            except Exception:  # a layer without a kernel for it, a view that wants another memory format
-                continue
+        for size, (cell, steps) in work.items():
+            seconds = _seconds(cell, size, data, device, list(found))
+            found = {arithmetic: found[arithmetic] + steps * taken for arithmetic, taken in seconds.items()}
     return found
 
 
@@ -211,20 +207,35 @@ def using(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _seconds(cell: Cell, size: int, data: Dataset, device: str, arithmetic: Arithmetic) -> float:
-    """The median time of a gradient of `size` samples."""
-    network = networks.make(cell.network, cell.seed).to(device).float()
-    learner = make_learner(cell, network, Workers(), arithmetic)
+def _seconds(
+    cell: Cell, size: int, data: Dataset, device: str, choice: Sequence[Arithmetic]
+) -> dict[Arithmetic, float]:
+    """The time of a gradient of `size` samples in each arithmetic that the network bears.
+
+    It is the least of several, taken in turn, since whatever else the machine does can only add to it.
+    """
     some = on_device(data.train.first(size), device)
     (batch,) = batches(*some, global_batch_size=size, seed=0, epoch=0, workers=Workers())
-    times: list[float] = []
-    with arithmetic.applied():
-        learner.gradient(batch)  # the first warms up
-        while len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS:  # once at least
-            began = time.perf_counter()
-            learner.gradient(batch)
-            learner.update()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    learners: dict[Arithmetic, Learner] = {}
+    for arithmetic in choice:
+        network = networks.make(cell.network, cell.seed).to(device).float()
+        learner = make_learner(cell, network, Workers(), arithmetic)
+        try:
+            with arithmetic.applied():
+                learner.gradient(batch)  # the first warms up
+        except Exception:  # a layer without a kernel for it, a view that wants another memory format
+            continue
+        learners[arithmetic] = learner
+    times: dict[Arithmetic, list[float]] = {arithmetic: [] for arithmetic in learners}
+    for _ in range(MEASURED_TIMES):
+        for arithmetic, learner in learners.items():
+            with arithmetic.applied():
+                began = time.perf_counter()
+                learner.gradient(batch)
+                learner.update()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                times[arithmetic].append(time.perf_counter() - began)
+        if sum(map(sum, times.values())) > MEASURED_SECONDS * len(times):
+            break
+    return {arithmetic: min(taken) for arithmetic, taken in times.items()}

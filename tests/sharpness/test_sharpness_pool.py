@@ -276,6 +276,8 @@ def test_no_jobs_start_no_actor(data: ray.ObjectRef, tmp_path: Path) -> None:
 
 
 def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Path, tmp_path: Path) -> None:
+    """In one process, where no more may be taken."""
+    psutil.wait_procs(list(evaluators().values()), timeout=30)  # of the tests before
     model = folder / "cells" / CELL.id / "model-1.safetensors"
     torch.save(safetensors.torch.load_file(model), tmp_path / "mine.pt")
     points = [Point(CELL, 1), Point(CELL, file=str(tmp_path / "mine.pt")), Point(CELL, file=str(model))]
@@ -287,10 +289,11 @@ def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Pa
         for row in rows:
             assert row.get("error") is None
             found.setdefault(row["metric"], []).append(row["value"])
+        assert len(evaluators()) == 1
 
     jobs = [Measurement(node, (point,)) for node in nodes for point in points]
     assert len({job.id for job in jobs[:3]}) == 3
-    assert pool.measure_all(jobs, data, Store(folder), capacity=Capacity(1, 0), done=done) == []
+    assert pool.measure_all(jobs, data, Store(folder), capacity=Capacity(2, 0), slots=1, done=done) == []
     assert set(found) == {"distance_from_start", "relative_distance", "lambda_max"}
     for values in found.values():
         assert len(values) == 3 and values == pytest.approx([values[0]] * 3) and values[0] > 0
