@@ -119,7 +119,7 @@ def cache(mnist1d_cache: Path) -> str:
 
 @pytest.fixture(scope="session")
 def remedies(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, str]:
-    """The default study, run to its end undisturbed: a copy of its storage, and what it printed."""
+    """The default study, undisturbed, two cells at once: a copy of its storage, and what it printed."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # of all processes of this run
@@ -128,7 +128,8 @@ def remedies(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
             storage.mkdir()
-            printed.write_text(finish(start(storage, "experiment=remedies", cache)))
+            fields = ["experiment=remedies", "max_concurrent=null", cache]
+            printed.write_text(finish(start(storage, *fields)))
     own = tmp_path_factory.mktemp("remedies") / "results"
     shutil.copytree(storage, own)
     return own, printed.read_text()

@@ -324,12 +324,14 @@ def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
         yield lambda: math.nan
 
 
+RATE_SECONDS = 1.0
+"""What the measure of a rate may take, but for the first of its products."""
+
+
 @functools.cache
 def _rates(device: str, reduced: bool, threads: int, tf32: bool) -> tuple[float, float]:
     """See `rates`, which these four decide."""
-    size = 2048 if device == "cpu" else 8192
     dtype = torch.bfloat16 if reduced else torch.float32
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
     source = torch.empty((2**26 if device == "cpu" else 2**30) // 4, device=device)
     target = torch.empty_like(source)
 
@@ -343,12 +345,18 @@ def _rates(device: str, reduced: bool, threads: int, tf32: bool) -> tuple[float,
             if device != "cpu":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
+            if sum(times) > RATE_SECONDS:  # bfloat16 on a CPU that has none takes long
+                break
         return min(times)
 
+    for size in (256, 512, 1024, 2048) if device == "cpu" else (8192,):
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        if fastest(functools.partial(torch.matmul, a, b)) > RATE_SECONDS / 50:  # large enough
+            break
     images = torch.randn(64, 64, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
     kernel = torch.randn(64, 64, 3, 3, device=device).to(dtype)
-    products = {
-        2 * size**3: lambda: a @ b,
+    products: dict[int, Callable[[], object]] = {
+        2 * size**3: functools.partial(torch.matmul, a, b),
         2 * images.numel() * 64 * 9: lambda: conv2d(images, kernel, padding=1),
     }
     flops = max(count / fastest(work) for count, work in products.items())
