@@ -18,7 +18,6 @@ from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
-from lbdist.training.learner import Learner
 from lbdist.training.loop import make_learner, make_remedy, on_device
 from lbdist.training.precision import Arithmetic, candidates, in_which, plainest
 from lbdist.training.replicas import Replicas
@@ -216,26 +215,27 @@ def _seconds(
     """
     some = on_device(data.train.first(size), device)
     (batch,) = batches(*some, global_batch_size=size, seed=0, epoch=0, workers=Workers())
-    learners: dict[Arithmetic, Learner] = {}
-    for arithmetic in choice:
-        network = networks.make(cell.network, cell.seed).to(device).float()
-        learner = make_learner(cell, network, Workers(), arithmetic)
-        try:
-            with arithmetic.applied():
-                learner.gradient(batch)  # the first warms up
-        except Exception:  # a layer without a kernel for it, a view that wants another memory format
-            continue
-        learners[arithmetic] = learner
-    times: dict[Arithmetic, list[float]] = {arithmetic: [] for arithmetic in learners}
-    for _ in range(MEASURED_TIMES):
-        for arithmetic, learner in learners.items():
-            with arithmetic.applied():
-                began = time.perf_counter()
-                learner.gradient(batch)
-                learner.update()
-                if device != "cpu":
-                    torch.cuda.synchronize()
+    learners = {
+        arithmetic: make_learner(
+            cell, networks.make(cell.network, cell.seed).to(device).float(), Workers(), arithmetic
+        )
+        for arithmetic in choice
+    }
+    times: dict[Arithmetic, list[float]] = {arithmetic: [] for arithmetic in choice}
+    for turn in range(MEASURED_TIMES + 1):
+        for arithmetic in list(times):
+            try:
+                with arithmetic.applied():
+                    began = time.perf_counter()
+                    learners[arithmetic].gradient(batch)
+                    learners[arithmetic].update()
+                    if device != "cpu":
+                        torch.cuda.synchronize()
+            except Exception:  # a layer without a kernel for it, a view that wants another memory format
+                del times[arithmetic]
+                continue
+            if turn > 0:  # the first warms up
                 times[arithmetic].append(time.perf_counter() - began)
-        if sum(map(sum, times.values())) > MEASURED_SECONDS * len(times):
+        if turn > 0 and sum(map(sum, times.values())) > MEASURED_SECONDS * len(times):
             break
     return {arithmetic: min(taken) for arithmetic, taken in times.items()}
