@@ -462,15 +462,14 @@ class Session:
         asked = {cell.precision for cell in self.cells.values()}
         if not self._unfinished(book):
             return {}
-        cells = list(self.cells.values())
+        cells, failed = list(self.cells.values()), ""
         if capacity.gpus or capacity.nodes > 1:
             gpu = capacity.gpus > 0
             there: Any = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(rehearsal.speeds)
             try:
                 seconds = ray.get(there.remote(cells, data, "cuda" if gpu else "cpu", None if gpu else 1))
             except ray.exceptions.RayError as error:
-                say(f"precision: could not be measured ({one_line(error)[:100]})")
-                seconds = {}
+                seconds, failed = {}, f"since no step could be measured ({one_line(error)[:100]})"
         else:
             seconds = rehearsal.speeds(cells, self.data, "cpu", threads=1)
         files = (results.cell_file(cell.id) for cell in cells if cell.precision == AUTO and book(cell))
@@ -479,8 +478,11 @@ class Session:
         if AUTO in asked:
             known = next((str(precision) for precision, _ in before.most_common(1) if precision), AUTO)
             found[AUTO] = choose(seconds, known)
-            why = reason(seconds, found[AUTO]) if known == AUTO else "as in the cells that are finished"
+            why = failed or reason(seconds, found[AUTO])
+            why = why if known == AUTO else "as in the cells that are finished"
             say(f"precision=auto: {found[AUTO]}, {why}")
+        elif failed:
+            say(f"memory format: the usual one, {failed}")
         return found
 
     def _shards(self, measurements: int, slots: int, device: str) -> int:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -30,10 +31,18 @@ def table(out: str) -> str:
     return out[out.index("Mean ±") : out.index("report:")]
 
 
-def values(folder: Path) -> pd.Series:
+def values(folder: Path | str) -> pd.Series:
     """Every number of a study that does not depend on the clock."""
     rows = results.load(folder).query("metric not in ('seconds', 'overhead_seconds')")
     return rows.set_index(KEY)["value"].sort_index()
+
+
+def agree(found: pd.Series, alone: pd.Series, least: int) -> None:
+    """At least so many numbers are in both studies, and equal; those that are not are shown."""
+    shared = found.index.intersection(alone.index)
+    both = pd.DataFrame({"found": found[shared], "alone": alone[shared]})
+    differ = both[~np.isclose(both["found"], both["alone"], rtol=0, atol=1e-6, equal_nan=True)]
+    assert len(shared) >= least and differ.empty, f"{len(shared)} shared\n{differ.reset_index().to_string()}"
 
 
 @pytest.mark.timeout(400)

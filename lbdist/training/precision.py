@@ -7,8 +7,9 @@ differs is how matrix products and convolutions multiply. What is reported of a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,9 @@ def set_tf32(allowed: tuple[bool, bool]) -> None:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
 
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""A CPU's instructions for products in bfloat16, on x86 and ARM, as PyTorch names them."""
+
 EXACT = Arithmetic()
 """float32: what everything is evaluated in."""
 
@@ -85,20 +89,34 @@ def plainest(asked: str) -> Arithmetic:
     return EXACT if asked == AUTO else Arithmetic(asked)
 
 
-def candidates(asked: Iterable[str], images: bool, gpu: bool) -> list[Arithmetic]:
+def native(gpu: bool) -> set[str]:
+    """The precisions that this machine's GPU or CPU multiplies in.
+
+    A CPU has no TF32. Without instructions for it, bfloat16 is emulated: it is never faster, and where a
+    network is so small that it takes about as long, a choice by measurement could differ from run to run.
+    """
+    if gpu:
+        return set(PRECISIONS)
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
+    return {"float32"} | ({"bfloat16"} if any(known.get(name) for name in BFLOAT16) else set())
+
+
+def candidates(asked: Iterable[str], images: bool, there: Collection[str]) -> list[Arithmetic]:
     """What there is to choose from.
 
     Args:
-        asked: Precisions, `auto` among them.
+        asked: Precisions, `auto` among them; what is asked for by name is taken as it is.
         images: Whether samples have a place for channels.
-        gpu: Whether the device is a GPU; a CPU has no TF32.
+        there: What `auto` may be: the `native` precisions.
 
     Example:
-        >>> [str(found) for found in candidates(["auto"], images=False, gpu=False)]
+        >>> [str(found) for found in candidates(["auto"], images=False, there=["float32", "bfloat16"])]
+        ['float32', 'bfloat16']
+        >>> [str(found) for found in candidates(["auto", "bfloat16"], images=False, there=["float32"])]
         ['float32', 'bfloat16']
     """
     asked = set(asked)
-    some = [p for p in PRECISIONS if (gpu or p != "tf32") and (AUTO in asked or p in asked)]
+    some = [p for p in PRECISIONS if p in asked or (AUTO in asked and p in there)]
     return [
         Arithmetic(precision, last) for precision in some for last in ([False, True] if images else [False])
     ]
@@ -135,7 +153,11 @@ def reason(seconds: Mapping[Arithmetic, float], chosen: Arithmetic) -> str:
         >>> seconds = {Arithmetic(): 1.0, Arithmetic("bfloat16"): 0.4}
         >>> reason(seconds, Arithmetic("bfloat16")), reason({**seconds, Arithmetic(): 0.3}, Arithmetic())
         ('2.5 times as fast as float32 in a measured step', 'the fastest other takes 1.3 times as long')
+        >>> reason({}, Arithmetic())
+        'the only one that this device has instructions for'
     """
+    if not seconds:
+        return "the only one that this device has instructions for"
     plain, others = seconds.get(EXACT), [time for other, time in seconds.items() if other != chosen]
     if chosen != EXACT and plain and chosen in seconds:
         return f"{plain / seconds[chosen]:.2g} times as fast as float32 in a measured step"

@@ -19,7 +19,7 @@ from lbdist.plan import AUTO, Cell
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.loop import make_learner, make_remedy, on_device
-from lbdist.training.precision import Arithmetic, candidates, in_which, plainest
+from lbdist.training.precision import Arithmetic, candidates, in_which, native, plainest
 from lbdist.training.replicas import Replicas
 
 CONTEXT_BYTES = 0.6 * 2**30
@@ -124,10 +124,9 @@ def speeds(
     """
     cells = list(cells)
     images = data.train.inputs.ndim == 4
-    choice = candidates({cell.precision for cell in cells}, images, gpu=device != "cpu")
-    if len({arithmetic.channels_last for arithmetic in choice}) == 1 and all(
-        cell.precision != AUTO for cell in cells
-    ):
+    choice = candidates({cell.precision for cell in cells}, images, native(gpu=device != "cpu"))
+    one_format = len({arithmetic.channels_last for arithmetic in choice}) == 1
+    if one_format and (len(choice) == 1 or all(cell.precision != AUTO for cell in cells)):
         return {}
     work: dict[int, tuple[Cell, float]] = {}
     for cell in cells:

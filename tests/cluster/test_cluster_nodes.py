@@ -19,7 +19,7 @@ import ray
 import yaml
 from conftest import UNMEASURED, start
 from ray.cluster_utils import Cluster
-from test_run import cmdline, table, values
+from test_run import agree, cmdline, table, values
 
 import lbdist
 from lbdist import cluster, nodes, processes, results
@@ -72,7 +72,7 @@ class Run:
             reader.start()
             self._readers.append(reader)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 90) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 180) -> Any:
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert self.process.poll() is None and time.monotonic() < end, "".join(self.out + self.err)
@@ -106,7 +106,7 @@ def holder(of: Cluster, name: str) -> Any:
     return next((node for node in of.worker_nodes if processes_at(node, name)), None)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 def test_nodes_come_and_go_and_the_table_is_the_same(
     two: Cluster, remedies: tuple[Path, str], cache: str, tmp_path: Path
 ) -> None:
@@ -143,7 +143,8 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
     assert "3 nodes with 2 CPUs and 0 GPUs" in out
     undisturbed, found = values(remedies[0] / "remedies"), values(tmp_path / "mine" / "remedies")
     undisturbed = undisturbed[undisturbed.index.get_level_values("remedy").isin(["none", "robust"])]
-    assert found.index.equals(undisturbed.index) and (found - undisturbed).abs().max() < 1e-6
+    assert found.index.equals(undisturbed.index)
+    agree(found, undisturbed, least=len(found))
 
     def plain(text: str) -> list[list[str]]:  # but for the seconds
         rows = [line.split() for line in table(text).splitlines() if line.startswith(("SB  ", "LB "))]
@@ -155,7 +156,7 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
     assert ray.available_resources().get("CPU") == 2  # all that was taken is free again
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     two: Cluster, cache: str, tmp_path: Path
 ) -> None:

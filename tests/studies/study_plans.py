@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lbdist.config.build import build
 from lbdist.config.compose import compose, config_root
@@ -19,13 +20,19 @@ from lbdist.tuning import settings
 SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"sharpness"})
 
 
-def make_study(*overrides: str, train_size: int = 4000) -> Study:
-    """The study of overrides of the default one."""
+@functools.cache
+def composed_of(overrides: tuple[str, ...]) -> DictConfig:
+    """The default study with these overrides, resolved."""
     composed = compose(overrides)
     composed.derived.update({"inputs": 40, "channels": 1, "classes": 10, "outputs": 10})
     OmegaConf.resolve(composed)
     check(composed)
-    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    return composed
+
+
+def make_study(*overrides: str, train_size: int = 4000) -> Study:
+    """The study of overrides of the default one."""
+    config: Config = OmegaConf.to_object(composed_of(overrides))  # type: ignore[assignment]
     samples = config.search.samples
     remedies = {
         name: Candidates({**node, "name": name}, settings(node.get("search"), samples, f"remedy.{name}"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from lbdist.training import rehearsal
 from lbdist.training.batches import Workers
 from lbdist.training.learner import Learner
 from lbdist.training.loop import train
-from lbdist.training.precision import EXACT, Arithmetic, candidates, choose
+from lbdist.training.precision import EXACT, Arithmetic, candidates, choose, native
 
 BF16, LAST = Arithmetic("bfloat16"), Arithmetic("float32", channels_last=True)
 SHAPES = {"mlp": (40,), "f1": (784,), "f2": (360,), "c1": (3, 32, 32), "c2": (3, 32, 32),
@@ -161,19 +163,34 @@ class Particular(nn.Module):
         return self.head(self.body(x).view(len(x), -1))
 
 
-def test_speeds_are_of_what_the_network_bears() -> None:
+def test_speeds_are_of_what_the_network_bears(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [make_cell(network={"_target_": f"{__name__}.Particular"}, global_batch_size=b) for b in (8, 16)]
     before = torch.get_num_threads()
+    monkeypatch.setattr(rehearsal, "native", lambda gpu: {"float32", "bfloat16"})  # whatever CPU this is
     assert set(rehearsal.speeds(cells, images(), "cpu", threads=1)) == {EXACT}
     assert torch.get_num_threads() == before
     assert rehearsal.speeds([make_cell(precision="bfloat16")], signals(), "cpu") == {}
     found = rehearsal.speeds([make_cell(network=CONVOLUTIONAL)], images(), "cpu")
-    assert set(found) == set(candidates(["auto"], images=True, gpu=False)) and min(found.values()) > 0
+    both = candidates(["auto"], images=True, there=["float32", "bfloat16"])
+    assert set(found) == set(both) and min(found.values()) > 0
+
+
+def test_auto_is_what_the_cpu_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated bfloat16 is not measured, so that no run can choose it; one that is asked for is taken."""
+    flags = set(Path("/proc/cpuinfo").read_text().split()) & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+    told = hasattr(torch.cpu, "get_capabilities")
+    assert native(gpu=False) == ({"float32", "bfloat16"} if flags and told else {"float32"})
+    monkeypatch.setattr(rehearsal, "native", lambda gpu: {"float32"})
+    assert rehearsal.speeds([make_cell()], signals(), "cpu") == {}
+    convolutional = make_cell(network=CONVOLUTIONAL)
+    assert {a.precision for a in rehearsal.speeds([convolutional], images(), "cpu")} == {"float32"}
+    asked = [convolutional, replace(convolutional, precision="bfloat16")]
+    assert {a.precision for a in rehearsal.speeds(asked, images(), "cpu")} == {"float32", "bfloat16"}
 
 
 @given(
     seconds=st.dictionaries(
-        st.sampled_from(candidates(["auto"], images=True, gpu=True)), st.floats(1e-3, 10), min_size=1
+        st.sampled_from(candidates(["auto"], images=True, there=PRECISIONS)), st.floats(1e-3, 10), min_size=1
     ),
     asked=st.sampled_from(["auto", *PRECISIONS]),
 )
