@@ -106,7 +106,7 @@ def start(storage: Path, *arguments: str, shrunk: Sequence[str] = SMALL) -> subp
 
 def finish(process: subprocess.Popen) -> str:
     """What the command printed; it must have ended well."""
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out + err
     return out
 

@@ -18,10 +18,9 @@ def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
 
 
 def wait_for_one(process: subprocess.Popen, name: str) -> None:
-    wait_for(lambda: named(process, name), process, seconds=90)
+    wait_for(lambda: named(process, name), process, seconds=240)
 
 
-@pytest.mark.timeout(120)
 def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: Path) -> None:
     part = "gcs_server"  # or the raylet, with whose death Ray adds lines of its own
     process = start(tmp_path, "experiment=gap", "num_workers=2", "epochs=2000", cache)
@@ -39,23 +38,21 @@ def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: P
     gone(members, seconds=20)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_while_ray_starts(number: int, cache: str, tmp_path: Path) -> None:
     """It comes as Ray makes its core in the driver, for which it starts its first worker beforehand."""
     process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
-    end = time.monotonic() + 90
+    end = time.monotonic() + 240
     while not any("default_worker.py" in " ".join(cmdline(p)[1:3]) for p in family(process)):
         assert process.poll() is None and time.monotonic() < end
     members = family(process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, out + err
     assert err.count("lbdist: interrupted") == 1 and "Traceback" not in err
     gone(members, seconds=20)
 
 
-@pytest.mark.timeout(120)
 def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
     process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
     wait_for_one(process, "ray::ImplicitFunc")
@@ -70,7 +67,6 @@ def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
     gone(members, seconds=20)
 
 
-@pytest.mark.timeout(250)
 def test_two_studies_at_once_do_not_share_a_life(
     remedies: tuple[Path, str], cache: str, tmp_path: Path
 ) -> None:
@@ -79,7 +75,7 @@ def test_two_studies_at_once_do_not_share_a_life(
     process = start(tmp_path, "experiment=gap", cache)
     wait_for_one(other, "ray::ImplicitFunc")
     other.kill()
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0 and "Traceback" not in out + err, out + err
     alone, found = values(remedies[0] / "remedies"), values(tmp_path / "gap")
     agree(found, alone, least=len(found))

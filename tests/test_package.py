@@ -23,7 +23,7 @@ def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
         env={**clean, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -84,7 +84,6 @@ def test_a_command_is_taken_as_written(
     assert not (home / "results").exists()
 
 
-@pytest.mark.timeout(300)
 def test_the_code_runs_as_written(remedies, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     storage, _ = remedies
     monkeypatch.chdir(storage.parent)

@@ -45,7 +45,6 @@ def agree(found: pd.Series, alone: pd.Series, least: int) -> None:
     assert len(shared) >= least and differ.empty, f"{len(shared)} shared\n{differ.reset_index().to_string()}"
 
 
-@pytest.mark.timeout(400)
 def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     storage, out = remedies
     folder = storage / "remedies"
@@ -79,7 +78,6 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     }  # fmt: skip
 
 
-@pytest.mark.timeout(120)
 def test_a_finished_study_is_not_run_again(remedies, cache):
     storage, out = remedies
     before = (storage / "remedies" / "rows.parquet").read_bytes()
@@ -124,7 +122,6 @@ def test_tunes_own_folder_stays_readable(remedies):
     assert {"ray/tune/test_accuracy", "ray/tune/validation_accuracy"} & set(events.Tags()["scalars"])
 
 
-@pytest.mark.timeout(200)
 def test_studies_of_a_storage_folder_share_cells_and_measurements(remedies, cache):
     """`gap` after `remedies` has nothing to train or measure; a report says which code trained its cells."""
     storage, _ = remedies
@@ -146,7 +143,6 @@ def test_studies_of_a_storage_folder_share_cells_and_measurements(remedies, cach
     assert "commit 0123abc" in (storage / "gap" / "report.html").read_text()
 
 
-@pytest.mark.timeout(300)
 def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
     batches = finish(start(tmp_path, "experiment=batch_size", cache, "measure=[sharpness,lambda_max]"))
     assert "Test accuracy is highest at batch" in batches and "lambda max" in batches
@@ -181,7 +177,7 @@ def test_a_benchmark_runs_to_its_report(tmp_path, cache):
     drawn(tmp_path / "benchmark")
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -259,7 +255,6 @@ def leftovers():
     gone(members)
 
 
-@pytest.mark.timeout(600)
 def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp_path, cache, leftovers):
     arguments = ["experiment=gap", cache]
     folder = tmp_path / "gap"
@@ -273,7 +268,7 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     members = family(process)
     assert members
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert re.search(r"To go on: python -m lbdist.run .*experiment=gap", err) and "Traceback" not in out + err
 
@@ -281,7 +276,7 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     wait_for(lambda: done() >= 3, process)
     leftovers += family(process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     before = done()
 
     process = start(tmp_path, *arguments)  # 3: to the end
@@ -294,7 +289,6 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     gone(members)
 
 
-@pytest.mark.timeout(200)
 def test_a_study_whose_cells_all_fail_says_so_in_one_line(tmp_path, cache):
     (tmp_path / "failing.py").write_text(
         "import torch\n"
@@ -307,7 +301,7 @@ def test_a_study_whose_cells_all_fail_says_so_in_one_line(tmp_path, cache):
         "        return super().step(closure)\n"
     )
     process = start(tmp_path, "experiment=gap", cache, "optimizer._target_=failing.Adam")
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 1, out + err
     assert "Traceback" not in out + err
     assert err.splitlines()[-1] == "lbdist: no cell finished, so there is nothing to report"
@@ -350,7 +344,6 @@ def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatc
     assert "LB + robust (the best)" in out and "LB + robust rho=0.2" in out
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.skipif(not SHARED.exists(), reason="the real MNIST is not here")
 def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkeypatch):
     """They lie in a file of the cache, which is where every process of the study reads them."""
@@ -366,18 +359,17 @@ def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkey
     assert "SB" in out
 
 
-@pytest.mark.timeout(200)
 def test_two_runs_do_not_share_a_folder_and_sigterm_ends_one(tmp_path, cache):
     first = start(tmp_path, "experiment=gap", cache)
     wait_for(lambda: (tmp_path / "gap" / ".lock").exists(), first)
     second = start(tmp_path, "experiment=gap", cache)
-    _, err = second.communicate(timeout=60)
+    _, err = second.communicate(timeout=120)
     assert second.returncode == 2 and err.count("\n") == 1 and "another lbdist is at work" in err
     # SIGTERM, once a cell trains, ends like Ctrl-C; what comes while Ray starts is tested with the kills
     wait_for(lambda: any("ray::ImplicitFunc" in " ".join(cmdline(p)) for p in family(first)), first)
     members = family(first)
     first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=120)
     assert first.returncode == 143, out + err
     assert err.strip().count("\n") == 0 and "To go on: python -m lbdist.run" in err, err
     gone(members)

@@ -103,7 +103,6 @@ class Own(nn.Sequential):
 """
 
 
-@pytest.mark.timeout(200)
 def test_a_folder_of_checkpoints_of_a_network_of_ones_own_is_ranked(tmp_path: Path, cache: str) -> None:
     """The same function under two scales of its layers: the rescaled one is the sharper."""
     (tmp_path / "own_network.py").write_text(OWN)
@@ -122,7 +121,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own_is_ranked(tmp_path: Pa
 
     def run() -> str:
         done = subprocess.run([*command, "--config-dir", "conf"], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=180)  # fmt: skip
+                              capture_output=True, text=True, timeout=500)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

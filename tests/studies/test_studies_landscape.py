@@ -36,14 +36,13 @@ def test_another_study_refuses_a_measure_of_two_models(
     assert capsys.readouterr().err == "lbdist: measure=slice: must be a measure of one model\n"
 
 
-@pytest.mark.timeout(200)
 def test_the_study_ends_in_its_figures(remedies: tuple[Path, str], tmp_path: Path, cache: str) -> None:
     """At the models of a finished study, so that nothing is trained."""
     storage, _ = remedies
     arguments = ["experiment=landscape", "measure.slice.count=7", "measure.curve.count=7", cache]
     arguments += ["measure.plane.count=4", *UNMEASURED, f"storage={storage}"]
     done = subprocess.run([sys.executable, "-m", "lbdist.run", *arguments], capture_output=True, text=True,
-                          timeout=180, cwd=tmp_path)  # fmt: skip
+                          timeout=500, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     out = done.stdout
     assert "epoch" not in out
