@@ -90,13 +90,14 @@ def plainest(asked: str) -> Arithmetic:
 
 
 def native(gpu: bool) -> set[str]:
-    """The precisions that this machine's GPU or CPU multiplies in.
+    """The precisions that this machine's GPU or CPU has instructions for.
 
-    A CPU has no TF32. Without instructions for it, bfloat16 is emulated: it is never faster, and where a
-    network is so small that it takes about as long, a choice by measurement could differ from run to run.
+    A CPU has no TF32; NVIDIA's GPUs have it since they have bfloat16. An emulated bfloat16 gains nothing, and
+    where a network is so small that it costs little, a choice by measurement could differ from run to run.
     """
     if gpu:
-        return set(PRECISIONS)
+        reduced = torch.cuda.is_bf16_supported(including_emulation=False)
+        return set(PRECISIONS) if reduced else {"float32"}
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
     return {"float32"} | ({"bfloat16"} if any(known.get(name) for name in BFLOAT16) else set())
 

@@ -180,6 +180,7 @@ def test_auto_is_what_the_cpu_has_instructions_for(monkeypatch: pytest.MonkeyPat
     flags = set(Path("/proc/cpuinfo").read_text().split()) & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
     told = hasattr(torch.cpu, "get_capabilities")
     assert native(gpu=False) == ({"float32", "bfloat16"} if flags and told else {"float32"})
+    assert torch.cuda.is_available() or native(gpu=True) == {"float32"}
     monkeypatch.setattr(rehearsal, "native", lambda gpu: {"float32"})
     assert rehearsal.speeds([make_cell()], signals(), "cpu") == {}
     convolutional = make_cell(network=CONVOLUTIONAL)
