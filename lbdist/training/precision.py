@@ -20,6 +20,9 @@ from lbdist.plan import AUTO, Cell
 GAIN = 0.9
 """`auto` leaves float32, and the usual memory format, for what takes at most this share of the time."""
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""A CPU's instructions for products in bfloat16, on x86 and ARM, as PyTorch names them."""
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -76,9 +79,6 @@ def set_tf32(allowed: tuple[bool, bool]) -> None:
     """Sets what `tf32` gives."""
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
 
-
-BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""A CPU's instructions for products in bfloat16, on x86 and ARM, as PyTorch names them."""
 
 EXACT = Arithmetic()
 """float32: what everything is evaluated in."""
@@ -155,10 +155,10 @@ def reason(seconds: Mapping[Arithmetic, float], chosen: Arithmetic) -> str:
         >>> reason(seconds, Arithmetic("bfloat16")), reason({**seconds, Arithmetic(): 0.3}, Arithmetic())
         ('2.5 times as fast as float32 in a measured step', 'the fastest other takes 1.3 times as long')
         >>> reason({}, Arithmetic())
-        'the only one that this device has instructions for'
+        'the only choice on this device'
     """
     if not seconds:
-        return "the only one that this device has instructions for"
+        return "the only choice on this device"
     plain, others = seconds.get(EXACT), [time for other, time in seconds.items() if other != chosen]
     if chosen != EXACT and plain and chosen in seconds:
         return f"{plain / seconds[chosen]:.2g} times as fast as float32 in a measured step"
