@@ -463,23 +463,30 @@ class Session:
         if not self._unfinished(book):
             return {}
         cells, failed = list(self.cells.values()), ""
+        seconds: dict[Arithmetic, float] = {}
+        native: set[str] = set()
         if capacity.gpus or capacity.nodes > 1:
             gpu = capacity.gpus > 0
             there: Any = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(rehearsal.speeds)
             try:
-                seconds = ray.get(there.remote(cells, data, "cuda" if gpu else "cpu", None if gpu else 1))
+                seconds, native = ray.get(
+                    there.remote(cells, data, "cuda" if gpu else "cpu", None if gpu else 1)
+                )
             except ray.exceptions.RayError as error:
-                seconds, failed = {}, f"since no step could be measured ({one_line(error)[:100]})"
+                failed = f"since no step could be measured ({one_line(error)[:100]})"
         else:
-            seconds = rehearsal.speeds(cells, self.data, "cpu", threads=1)
+            seconds, native = rehearsal.speeds(cells, self.data, "cpu", threads=1)
         files = (results.cell_file(cell.id) for cell in cells if cell.precision == AUTO and book(cell))
         before = Counter(row["precision"] for file in files for row in book.rows(file)[:1])
         found = {precision: choose(seconds, precision) for precision in asked}
         if AUTO in asked:
             known = next((str(precision) for precision, _ in before.most_common(1) if precision), AUTO)
-            found[AUTO] = choose(seconds, known)
-            why = failed or reason(seconds, found[AUTO])
-            why = why if known == AUTO else "as in the cells that are finished"
+            if known == AUTO:  # an emulated one was measured if other cells ask for it by name
+                own = {how: taken for how, taken in seconds.items() if how.precision in native}
+                found[AUTO] = choose(own, AUTO)
+                why = failed or reason(own, found[AUTO])
+            else:
+                found[AUTO], why = choose(seconds, known), "as in the cells that are finished"
             say(f"precision=auto: {found[AUTO]}, {why}")
         elif failed:
             say(f"memory format: the usual one, {failed}")

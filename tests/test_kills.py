@@ -47,7 +47,7 @@ def test_an_interrupt_while_ray_starts(number: int, cache: str, tmp_path: Path) 
         assert process.poll() is None and time.monotonic() < end
     members = family(process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, out + err
     assert err.count("lbdist: interrupted") == 1 and "Traceback" not in err
     gone(members, seconds=20)

@@ -268,7 +268,7 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     members = family(process)
     assert members
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.search(r"To go on: python -m lbdist.run .*experiment=gap", err) and "Traceback" not in out + err
 
@@ -276,7 +276,7 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     wait_for(lambda: done() >= 3, process)
     leftovers += family(process)
     process.kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=60)
     before = done()
 
     process = start(tmp_path, *arguments)  # 3: to the end
@@ -363,13 +363,13 @@ def test_two_runs_do_not_share_a_folder_and_sigterm_ends_one(tmp_path, cache):
     first = start(tmp_path, "experiment=gap", cache)
     wait_for(lambda: (tmp_path / "gap" / ".lock").exists(), first)
     second = start(tmp_path, "experiment=gap", cache)
-    _, err = second.communicate(timeout=120)
+    _, err = second.communicate(timeout=60)
     assert second.returncode == 2 and err.count("\n") == 1 and "another lbdist is at work" in err
     # SIGTERM, once a cell trains, ends like Ctrl-C; what comes while Ray starts is tested with the kills
     wait_for(lambda: any("ray::ImplicitFunc" in " ".join(cmdline(p)) for p in family(first)), first)
     members = family(first)
     first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=60)
     assert first.returncode == 143, out + err
     assert err.strip().count("\n") == 0 and "To go on: python -m lbdist.run" in err, err
     gone(members)

@@ -109,7 +109,7 @@ def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:
 
 def speeds(
     cells: Iterable[Cell], data: Dataset, device: str, threads: int | None = None
-) -> dict[Arithmetic, float]:
+) -> tuple[dict[Arithmetic, float], set[str]]:
     """What the gradients of cells of one network take in each arithmetic that they could be computed in.
 
     Args:
@@ -119,15 +119,15 @@ def speeds(
         threads: Of the CPU, for as long as it lasts; None for as many as there are.
 
     Returns:
-        Seconds of all gradients together. What the network does not bear is left out; nothing is measured
-        where there is nothing to choose.
+        Seconds of all gradients together, and the precisions that `auto` may come to on this device. What
+        the network does not bear is left out; nothing is measured where there is nothing to choose.
     """
     cells = list(cells)
-    images = data.train.inputs.ndim == 4
-    choice = candidates({cell.precision for cell in cells}, images, native(gpu=device != "cpu"))
+    images, there = data.train.inputs.ndim == 4, native(gpu=device != "cpu")
+    choice = candidates({cell.precision for cell in cells}, images, there)
     one_format = len({arithmetic.channels_last for arithmetic in choice}) == 1
     if one_format and (len(choice) == 1 or all(cell.precision != AUTO for cell in cells)):
-        return {}
+        return {}, there
     work: dict[int, tuple[Cell, float]] = {}
     for cell in cells:
         size = min(cell.global_batch_size, MEASURED_SAMPLES, len(data.train))
@@ -139,7 +139,7 @@ def speeds(
         for size, (cell, steps) in work.items():
             seconds = _seconds(cell, size, data, device, list(found))
             found = {arithmetic: found[arithmetic] + steps * taken for arithmetic, taken in seconds.items()}
-    return found
+    return found, there
 
 
 def replicas(

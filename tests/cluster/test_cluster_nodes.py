@@ -180,7 +180,7 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
 def test_what_does_not_fit_is_one_line(two: Cluster, cache: str, tmp_path: Path) -> None:
     """More workers than there are; other code on a node; results in the folder of a job."""
     run = Run(two, tmp_path, "experiment=gap", "num_workers=9", cache)
-    run.ended(2)
+    run.ended(2, 60)
     (line,) = run.err
     assert line.startswith(
         "lbdist: num_workers=9: must be at most 2, what the cluster has (3 nodes with 2 CPUs"
@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_one_line(two: Cluster, cache: str, tmp_path: Path)
     storage.mkdir()
     node = two.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other)})
     run = Run(two, storage, "experiment=gap", cache)
-    run.ended(2)
+    run.ended(2, 60)
     (line,) = run.err
     assert (
         line.startswith("lbdist: RAY_ADDRESS=")
