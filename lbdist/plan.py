@@ -69,6 +69,7 @@ class Cell:
         precision: Of its products, or `auto`; what `auto` comes to is no part of the id.
         schedule: Of the learning rate; None for a constant one.
         patience: Epochs after which it ends if its loss does not improve; None runs all epochs.
+        target_loss: Training loss, as evaluated, at which it ends; None runs all epochs.
         procedure: Node of what runs instead of training; None for training.
         origin: Where the run begins; None for the seed's x0.
         method: `SB` or `LB`. This and what follows is no part of the id.
@@ -95,6 +96,7 @@ class Cell:
     precision: str = AUTO
     schedule: Mapping[str, Any] | None = None
     patience: int | None = None
+    target_loss: float | None = None
     procedure: Node | None = None
     origin: Origin | None = None
     method: str = "LB"
@@ -116,7 +118,7 @@ class Cell:
             "procedure": _defining(self.procedure) if self.procedure else None,
         }
         names = ("global_batch_size", "epochs", "seed", "ghost_batch_size", "micro_batch_size")
-        more = ("evaluations", "validation_fraction", "schedule", "patience")
+        more = ("evaluations", "validation_fraction", "schedule", "patience", "target_loss")
         defining |= {name: getattr(self, name) for name in names + more}
         return digest({key: value for key, value in defining.items() if value is not None})
 

@@ -114,16 +114,17 @@ def _main(arguments: list[str], command: str) -> int:
     wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
     if wrong:
         raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
-    config = configuration.compose(arguments, folders)
+    config, parts = configuration.compose_parts(arguments, folders)
     if show == ["--cfg", "job"]:
         print(OmegaConf.to_yaml(config), end="")
         return 0
-    schema.check(config)
+    for checked in (config, *parts.values()):
+        schema.check(checked)
     with _uncollected():
         # torch and Ray take seconds to import: not before the configuration is known to be good
         from lbdist import session
 
-        ready = session.prepare(config)
+        ready = session.prepare(config, parts)
     return ready.run(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections import Counter
@@ -33,6 +34,7 @@ from lbdist.sharpness.measure import Measure
 from lbdist.sharpness.pool import measure_all
 from lbdist.storage import Store
 from lbdist.studies.base import Candidates, Done, Plan, Study, cells_of, whole
+from lbdist.studies.paper import Paper
 from lbdist.training import checkpoint, loop, rehearsal
 from lbdist.training.precision import GAIN, Arithmetic, choose, reason
 
@@ -46,67 +48,51 @@ MOST_REPLICAS = 8
 """Seeds that `replicas=auto` trains at once."""
 
 
-def prepare(config: DictConfig) -> Session:
+def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -> Session:
     """Builds everything that a configuration names, once, and tries every way in which a run could refuse it.
 
     Args:
         config: Composed and checked; `derived` is filled in here.
+        parts: The configurations of the studies that it consists of, by name, likewise.
 
     Raises:
         InputError: What is wrong, before anything is written or a worker starts.
     """
     source: DataSource = build(config.data, "data", kind=DataSource)
     loss: Loss = build(config.loss, "loss", kind=Loss)
-    data = source.load()
+    data = source.load(config.scale.samples)
     outputs, inputs, labels = loss.check(data), data.train.inputs, data.train.labels
     if len(labels) > 1 and (labels == labels[0]).all():  # a network that ignores its input would be right
         raise InputError(f"data: every label of the train split is {labels[0]}; must be of two kinds or more")
-    config.derived.inputs = int(torch.Size(data.shape).numel())
-    config.derived.channels = int(data.shape[0]) if data.shape else 1
-    config.derived.classes = config.derived.outputs = outputs[-1] if outputs else 1
-    config.derived.tokens = (
-        1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0
-    )
-    OmegaConf.resolve(config)
+    for each in (config, *(parts or {}).values()):
+        each.derived.inputs = int(torch.Size(data.shape).numel())
+        each.derived.channels = int(data.shape[0]) if data.shape else 1
+        each.derived.classes = each.derived.outputs = outputs[-1] if outputs else 1
+        each.derived.tokens = (
+            1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0
+        )
+        OmegaConf.resolve(each)
     text = OmegaConf.to_yaml(config)
     settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
-    remedies = {
-        name: _candidates(name, node, settings.search.samples) for name, node in settings.remedy.items()
-    }
-    remedies.pop("none", None)
-    measures: dict[str, tuple[Node, Measure]] = {
-        name: (node, build(node, f"measure.{name}", kind=Measure))
-        for name, node in settings.measure.items()
-        # a study may have settings for a measure that was not chosen
-        if not isinstance(node, Mapping) or "_target_" in node
-    }
     networks.check_start(settings.network)
     network = networks.make(settings.network)
     networks.check(network)
     network = network.float()
     flops = networks.sample_flops(network, inputs[:2], outputs)
-    for name, (_, measure) in measures.items():
-        try:
-            measure.check(networks.parameter_count(network))
-        except InputError as error:
-            raise InputError(f"measure.{name}.{error}") from error
-    plan = Plan(
-        settings,
-        train_size=len(data.train),
-        remedies=remedies,
-        measures=measures,
-        data={key: value for key, value in settings.data.items() if key not in source.place},
-        score=loss.score,
-    )
-    study: Study = build(settings.study, "study", kind=Study)
-    study.plan = plan
-    study.check()
-    for name, (_, measure) in measures.items():
-        allowed = "a measure of one model" if study.points == (1,) else "a measure of one or two models"
-        require(measure.points in study.points, "measure", name, allowed)
+    node = _data_node(settings.data, source, data)
+    made = functools.partial(
+        _study, train_size=len(data.train), data=node, score=loss.score,
+        parameters=networks.parameter_count(network),
+    )  # fmt: skip
+    study = made(settings)
+    if isinstance(study, Paper):
+        study.studies = {
+            name: made(OmegaConf.to_object(part))  # type: ignore[arg-type]
+            for name, part in (parts or {}).items()
+        }
     for file in sorted({point.file for m in study.measurements([]) for point in m.at if point.file}):
         checkpoint.load_file(network, file)
-    session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops)
+    session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops, source.totals)
     alike = {
         (cell.remedy, cell.setting, cell.stage == "search", cell.precision): cell
         for cell in session.cells.values()
@@ -118,11 +104,48 @@ def prepare(config: DictConfig) -> Session:
     }
     for cell in learners.values():
         rehearsal.rehearse(cell, data)
-    if measures:
+    if study.plan.measures or isinstance(study, Paper):
         few = loop.on_device(data.train.first(16), "cpu")
         f = Objective(networks.make(settings.network), few, loss=loss)
         f(f.x)
     return session
+
+
+def _study(settings: Config, *, train_size: int, data: Node, score: str, parameters: int) -> Study:
+    """The study of a configuration, with the plan that it makes its cells of."""
+    remedies = {
+        name: _candidates(name, node, settings.search.samples) for name, node in settings.remedy.items()
+    }
+    remedies.pop("none", None)
+    measures: dict[str, tuple[Node, Measure]] = {
+        name: (node, build(node, f"measure.{name}", kind=Measure))
+        for name, node in settings.measure.items()
+        # a study may have settings for a measure that was not chosen
+        if not isinstance(node, Mapping) or "_target_" in node
+    }
+    for name, (_, measure) in measures.items():
+        try:
+            measure.check(parameters)
+        except InputError as error:
+            raise InputError(f"measure.{name}.{error}") from error
+    study: Study = build(settings.study, "study", kind=Study)
+    study.plan = Plan(
+        settings, train_size=train_size, remedies=remedies, measures=measures, data=data, score=score
+    )
+    study.check()
+    for name, (_, measure) in measures.items():
+        allowed = "a measure of one model" if study.points == (1,) else "a measure of one or two models"
+        require(measure.points in study.points, "measure", name, allowed)
+    return study
+
+
+def _data_node(node: Node, source: DataSource, data: Dataset) -> Node:
+    """A data set's node without where it lies, with the samples that the study's scale has left of it."""
+    kept = {key: value for key, value in node.items() if key not in source.place}
+    for key, split in (("train_samples", data.train), ("test_samples", data.test)):
+        if source.totals.get(key, 0) > len(split):
+            kept[key] = len(split)
+    return kept
 
 
 def _check_run(cell: Cell, train_size: int) -> None:
@@ -182,6 +205,7 @@ class Session:
         study: The study.
         score: What its loss is scored by.
         flops: Of a forward and backward pass of one sample.
+        totals: The samples that there are, of which the study's scale may leave some out.
     """
 
     config: Config
@@ -190,6 +214,7 @@ class Session:
     study: Study
     score: Score
     flops: float
+    totals: Mapping[str, int]
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.storage)

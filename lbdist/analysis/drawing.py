@@ -119,6 +119,37 @@ def name_ends(axes: Axes, ends: list[tuple[str, float, float]], style: dict[str,
         axes.text(1.06, values[1], label, transform=beside, va="center", fontweight=weight(label))
 
 
+def draw_curve(axes: Axes, line: pd.DataFrame, mark: Mark, label: str, place: int, every: int) -> None:
+    """A line with its band of one standard deviation: columns `epoch, mean, std`.
+
+    Args:
+        axes: Where.
+        line: The points.
+        mark: How.
+        label: Its name in a legend.
+        place: Which of the lines it is, by which its marks are staggered; later ones lie on top.
+        every: Points from one mark to the next.
+    """
+    line = line.sort_values("epoch")
+    axes.plot(
+        line["epoch"],
+        line["mean"],
+        color=mark.color,
+        linestyle=mark.line,
+        linewidth=mark.width,
+        marker=mark.marker,
+        markersize=5 * mark.size,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.6,
+        markevery=(place % every, every),  # staggered, so that marks of close lines do not coincide
+        label=label,
+        zorder=3 + place,
+    )
+    if line["std"].notna().any():
+        low, high = line["mean"] - line["std"].fillna(0), line["mean"] + line["std"].fillna(0)
+        axes.fill_between(line["epoch"], low, high, color=mark.color, alpha=0.15, linewidth=0)
+
+
 def weight(label: str) -> str:
     """SB and LB stand out."""
     return "bold" if label in ("SB", "LB") else "normal"

@@ -15,6 +15,9 @@ import pandas as pd
 from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.statistics import Summary, summarise
 
+CHOICES = "choices"
+"""The measure whose values stand in for no others."""
+
 COSTS = ["steps", "gradient_evaluations", "seconds"]
 
 
@@ -81,8 +84,9 @@ class Runs:
     def cells(self) -> pd.DataFrame:
         """One row a trained cell, indexed by its id.
 
-        Columns: what the cell is, `label`, `epochs`, and the final `score`, off the training set, `steps`,
-        `gradient_evaluations`, `seconds`, `diverged`; then the score is NaN.
+        Columns: what the cell is, `label`, `epochs`, and the final `score` and `loss`, off the training set,
+        `train_score`, `train_loss`, `distance` from the start, `steps`, `gradient_evaluations`, `seconds`,
+        `diverged`, where scores are NaN; `best`, the highest score of the test curve.
         """
         identity = ["cell", "method", "remedy", "setting", "global_batch_size", "num_workers", "seed"]
         identity += ["stage", "origin_epoch", "precision", "memory_format"]
@@ -96,22 +100,33 @@ class Runs:
             for method, remedy, epoch in named
         ]
         final = trained[trained["epoch"].isna()]
-        scored = final["metric"] == self.score.name
-        metrics = {"score": scored & (final["split"] != "train")}
+        metrics = {}
+        for name, metric in (("score", self.score.name), ("loss", "loss")):
+            found, on_train = final["metric"] == metric, final["split"] == "train"
+            metrics |= {name: found & ~on_train, f"train_{name}": found & on_train}
+        metrics["distance"] = final["metric"] == "distance_from_start"
         metrics |= {metric: final["metric"] == metric for metric in (*COSTS, "diverged")}
         for name, chosen in metrics.items():
             values = final[chosen].drop_duplicates("cell", keep="last").set_index("cell")["value"]
             cells[name] = values.reindex(cells.index).astype(float)
         cells["diverged"] = cells["diverged"] == 1
-        cells.loc[cells["diverged"], "score"] = math.nan
+        cells["best"] = self._curve("test").groupby("cell")["value"].max().reindex(cells.index)
+        cells.loc[cells["diverged"], ["score", "train_score", "loss", "train_loss", "best"]] = math.nan
         epochs = trained[trained["metric"] == "running_loss"].groupby("cell")["epoch"].max()
         cells["epochs"] = epochs.reindex(cells.index).astype(float)
         return cells
 
     @functools.cached_property
     def measurements(self) -> pd.DataFrame:
-        """The rows of measurements at trained models."""
-        return self.rows[self.rows["measurement"].notna()]
+        """The rows of measurements at trained models, but for those of `choices`."""
+        return self.rows[self.rows["measurement"].notna() & (self.rows["measure"] != CHOICES)]
+
+    @functools.cached_property
+    def choices(self) -> pd.DataFrame:
+        """The rows of what was measured once more for each choice that the paper leaves open."""
+        names = self.counted["label"]
+        rows = self.rows[(self.rows["measure"] == CHOICES) & self.rows["cell"].isin(names.index)]
+        return rows.assign(label=rows["cell"].map(names))
 
     @functools.cached_property
     def counted(self) -> pd.DataFrame:
@@ -132,16 +147,25 @@ class Runs:
     @functools.cached_property
     def curves(self) -> pd.DataFrame:
         """Test score during training: columns `label, epoch, mean, std, n`, one row a method and epoch."""
+        return self.curves_on("test")
+
+    def curves_on(self, split: str) -> pd.DataFrame:
+        """`curves` on the training or on the test set."""
         cells = self.counted[~self.counted["diverged"]]
-        rows = self.rows
-        found = rows[
-            (rows["metric"] == self.score.name) & (rows["split"] == "test") & rows["measurement"].isna()
-        ]
-        found = found[found["epoch"].notna() & found["value"].notna() & found["cell"].isin(cells.index)]
-        found = found.sort_values("step", kind="stable").drop_duplicates(["cell", "epoch"], keep="last")
+        found = self._curve(split)
+        found = found[found["cell"].isin(cells.index)]
         found = found.assign(label=found["cell"].map(cells["label"]))
         data = found.groupby(["label", "epoch"])["value"].agg(mean="mean", std="std", n="size").reset_index()
         return data.astype({"epoch": int})
+
+    def _curve(self, split: str) -> pd.DataFrame:
+        """The rows of the score during training on a split, one an epoch and cell."""
+        rows = self.rows
+        found = rows[
+            (rows["metric"] == self.score.name) & (rows["split"] == split) & rows["measurement"].isna()
+        ]
+        found = found[found["epoch"].notna() & found["value"].notna()]
+        return found.sort_values("step", kind="stable").drop_duplicates(["cell", "epoch"], keep="last")
 
     @functools.cached_property
     def sharpness(self) -> pd.DataFrame:
@@ -151,7 +175,7 @@ class Runs:
         `failed` of the `measured` draws; `evaluations`, their mean. φ along a run, at an `epoch`, stays out.
         """
         cells = self.counted[~self.counted["diverged"]]
-        rows = self.rows
+        rows = self.measurements
         at_end = (rows["metric"] == "sharpness") & rows["epoch"].isna()
         found = rows[at_end & rows["cell"].isin(cells.index)]
         found = found.assign(

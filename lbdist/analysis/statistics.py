@@ -83,6 +83,23 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(mean, std, n, mean - half, mean + half)
 
 
+def geometric(values: Iterable[float]) -> Summary:
+    """Summarises positive values by their logarithms: the geometric mean, and the t interval's ends.
+
+    The standard deviation is that of the values themselves; values that are not positive are left out.
+
+    Example:
+        >>> summary = geometric([1.0, 4.0])
+        >>> summary.mean, summary.n, summary.low < 1 < 4 < summary.high
+        (2.0, 2, True)
+    """
+    kept = _finite(values)
+    kept = kept[kept > 0]
+    logs = summarise(np.log(kept))
+    ends = np.exp([logs.mean, logs.low, logs.high])
+    return Summary(float(ends[0]), summarise(kept).std, logs.n, float(ends[1]), float(ends[2]))
+
+
 def difference(a: Iterable[float], b: Iterable[float]) -> Difference:
     """The mean of `a` minus the mean of `b`, with Welch's interval (Welch, Biometrika 1947).
 
@@ -100,6 +117,76 @@ def difference(a: Iterable[float], b: Iterable[float]) -> Difference:
     freedom = (u + v) ** 2 / (u**2 / (len(first) - 1) + v**2 / (len(second) - 1))
     half = _quantile(freedom) * math.sqrt(u + v)
     return Difference(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a score begins to fall with the batch; the ends are NaN where no batch has two runs.
+
+    Attributes:
+        batch: The break of the best fit.
+        low: Lower end of its 95 % bootstrap interval.
+        high: Its upper end.
+        fall: How far the score falls from there for each doubling of the batch.
+        fall_low: Lower end of its 95 % bootstrap interval.
+        fall_high: Its upper end.
+        inside: Whether the interval of the break is inside the sweep: some batches are on the plateau.
+    """
+
+    batch: float
+    low: float
+    high: float
+    fall: float
+    fall_low: float
+    fall_high: float
+    inside: bool
+
+
+def threshold(batches: Iterable[float], scores: Iterable[float], resamples: int = 2000) -> Threshold | None:
+    """Fits a plateau that turns into a line that falls with log2 of the batch, by least squares over runs.
+
+    The break is looked for on a grid of 101 points between the smallest and the largest batch. Runs are drawn
+    again within each batch for the interval (percentile bootstrap, Efron & Tibshirani 1993).
+
+    Args:
+        batches: The batch of each run.
+        scores: Its score; runs that have none are left out.
+        resamples: Of the bootstrap.
+
+    Returns:
+        None for fewer than four different batches, which a break cannot be told from.
+
+    Example:
+        >>> found = threshold([16, 32, 64, 128, 256, 512] * 2, [70, 70, 70, 70, 65, 60] * 2)
+        >>> round(found.batch), round(found.fall, 2), found.inside
+        (128, 5.0, True)
+    """
+    x, y = np.log2(np.asarray(list(batches), dtype=float)), np.asarray(list(scores), dtype=float)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    sizes = np.unique(x)
+    if len(sizes) < 4:
+        return None
+    random, again = np.random.default_rng(0), np.empty((1 + resamples, len(y)))
+    again[0] = y
+    for size in sizes:
+        own = np.flatnonzero(x == size)
+        again[1:, own] = y[random.choice(own, (resamples, len(own)))]
+    breaks = np.linspace(sizes[0], sizes[-1], 101)[:-1]
+    errors, falls = [], []
+    for at in breaks:
+        design = np.column_stack([np.ones_like(x), -np.maximum(x - at, 0.0)])
+        fitted = again @ np.linalg.pinv(design).T
+        errors.append(((again - fitted @ design.T) ** 2).sum(1))
+        falls.append(fitted[:, 1])
+    best = np.argmin(errors, axis=0)
+    ends, fall = breaks[best], np.asarray(falls)[best, np.arange(1 + resamples)]
+    several = len(y) > len(sizes)
+    part = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(ends[1:], [part, 1 - part]) if several else (math.nan, math.nan)
+    fall_low, fall_high = np.quantile(fall[1:], [part, 1 - part]) if several else (math.nan, math.nan)
+    inside = bool(low >= sizes[1] - 1e-9) if several else False
+    batch = (float(2**end) for end in (ends[0], low, high))
+    return Threshold(*batch, float(fall[0]), float(fall_low), float(fall_high), inside)
 
 
 def rank_correlation(a: Iterable[float], b: Iterable[float]) -> float:

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lbdist.config.build import allowed_type
-from lbdist.config.schema import Config, Search
-from lbdist.errors import InputError, one_line
+from lbdist.config.schema import Config, Scale, Search
+from lbdist.errors import InputError, one_line, require
 
 SEVERAL = ("remedy", "measure")
 """Groups of which a study may choose several."""
@@ -84,6 +84,54 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
     return config
 
 
+def compose_parts(
+    overrides: Sequence[str] = (), folders: Sequence[Path] = ()
+) -> tuple[DictConfig, dict[str, DictConfig]]:
+    """`compose`, and the configuration of each study that the chosen one consists of (`study.parts`).
+
+    An override goes to every part that has its key, and is refused where neither one of them nor the study
+    itself has it. Remedies go to the parts that have some.
+
+    Raises:
+        InputError: An unknown study, key or type.
+    """
+    chosen = [text for text in overrides if text.startswith("experiment=")]
+    plain = compose(chosen, folders)
+    parts = plain.study.get("parts")
+    if parts is None:
+        return compose(overrides, folders), {}
+    require(OmegaConf.is_list(parts) and len(parts) > 0, "study.parts", parts, "a list of experiments")
+    rest = [text for text in overrides if text not in chosen]
+    for text in rest:
+        if text.lstrip("+~").startswith(("measure=", "study.parts")):
+            raise InputError(f"{text}: must be left out, since each part has its own; run the part alone")
+    bare = {"": plain, **{name: compose([f"experiment={name}"], folders) for name in parts}}
+    takers = {text: [name for name, config in bare.items() if _has(config, text)] for text in rest}
+    made = {
+        name: compose(
+            [*(chosen if not name else [f"experiment={name}"]),
+             *(text for text in rest if name in takers[text] or not takers[text])], folders)
+        for name in bare
+    }  # fmt: skip
+    return made.pop(""), made
+
+
+def _has(config: DictConfig, override: str) -> bool:
+    """Whether a configuration has an override's key, or is to be given it."""
+    key = override.lstrip("+~").partition("=")[0]
+    if key == "remedy":
+        return len(config.remedy) > 1
+    if override.startswith("+") or "." not in key:
+        return True
+    node: Any = config
+    for name in key.split("."):
+        if not (OmegaConf.is_dict(node) and name in node):
+            return False
+        node = OmegaConf.to_container(node, resolve=False).get(name)  # type: ignore[union-attr]
+        node = OmegaConf.create(node) if isinstance(node, dict) else node
+    return True
+
+
 def _fields(schema: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)]
 
@@ -124,7 +172,7 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
                 raise InputError(f"{text}: must be {number} of {', '.join(known)}")
 
 
-_SECTIONS = {"search": Search}
+_SECTIONS = {"search": Search, "scale": Scale}
 
 
 def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence[Path]) -> str:

@@ -49,6 +49,18 @@ class Schedule:
 
 
 @dataclass
+class Scale:
+    """How large a study is: `quick`, or `paper`, the published protocol."""
+
+    name: str = MISSING
+    samples: int | None = MISSING
+    fixed_epochs: int = MISSING
+    batches: list[Any] = MISSING
+    warm_starts: Any = MISSING
+    along: Any = MISSING
+
+
+@dataclass
 class Derived:
     """What the network takes from the data and the loss, filled in once the data is read."""
 
@@ -85,6 +97,7 @@ class Config:
     replicas: Any = MISSING
     lr_rule: str = MISSING
     schedule: Schedule = field(default_factory=Schedule)
+    scale: Scale = field(default_factory=Scale)
     patience: int | None = MISSING
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
@@ -139,6 +152,8 @@ def check(config: DictConfig) -> None:
     require(replicas == "auto" or number, "replicas", replicas, "auto or a whole number from 1 to 1,000")
     for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
+    samples = config.scale.samples
+    require(samples is None or samples >= 2, "scale.samples", samples, "null or at least 2")
     if config.micro_batch_size and config.ghost_batch_size:
         require(
             config.micro_batch_size % config.ghost_batch_size == 0,

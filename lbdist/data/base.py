@@ -132,6 +132,10 @@ class DataSource(ABC):
     test_samples: int | None = None
 
     def __post_init__(self) -> None:
+        self._at_most: int | None = None
+        self.totals: dict[
+            str, int
+        ] = {}  # the samples that there are, by the field that asks for some of them
         for field in ("train_samples", "test_samples"):
             value = getattr(self, field)
             require(
@@ -145,12 +149,16 @@ class DataSource(ABC):
     def read(self) -> Dataset:
         """The data set, unchecked; it is whole, or already what `subset` leaves of it."""
 
-    def load(self) -> Dataset:
+    def load(self, at_most: int | None = None) -> Dataset:
         """Reads, checks and subsets the data set.
+
+        Args:
+            at_most: Samples of a split whose field does not say how many; None for all.
 
         Raises:
             InputError: If the data is missing, unreadable, inconsistent, or smaller than asked for.
         """
+        self._at_most = at_most
         dataset = self.read()
         for name, split in (("train", dataset.train), ("test", dataset.test)):
             _check(name, split)
@@ -161,10 +169,23 @@ class DataSource(ABC):
                 f"and the test split {test_shape}"
             )
         return Dataset(
-            _subset("train_samples", dataset.train, self.train_samples),
-            _subset("test_samples", dataset.test, self.test_samples),
+            self._subset("train_samples", dataset.train),
+            self._subset("test_samples", dataset.test),
             dataset.classes,
         )
+
+    def count(self, field: str, total: int) -> int | None:
+        """How many of the samples that there are `train_samples` or `test_samples` asks for; None for all."""
+        asked: int | None = getattr(self, field)
+        total = self.totals.setdefault(field, total)
+        return asked if asked is not None or self._at_most is None else min(self._at_most, total)
+
+    def _subset(self, field: str, split: Split) -> Split:
+        count, total = self.count(field, len(split)), len(split)
+        if count in (None, total):
+            return split
+        require(count <= total, f"data.{field}", count, f"at most {total}, which is all there are, or null")
+        return split.take(subset(total, count))
 
 
 def subset(total: int, count: int | None) -> np.ndarray:
@@ -232,12 +253,3 @@ def _check(name: str, split: Split) -> None:
         )
     if not len(split):
         raise InputError(f"data: the {name} split is empty; it needs at least 1 sample")
-
-
-def _subset(field: str, split: Split, count: int | None) -> Split:
-    if count in (None, len(split)):
-        return split
-    require(
-        count <= len(split), f"data.{field}", count, f"at most {len(split)}, which is all there are, or null"
-    )
-    return split.take(subset(len(split), count))

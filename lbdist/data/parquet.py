@@ -149,8 +149,8 @@ class Parquet(DataSource):
                     + ("; data.splits={test: NAME} takes another split" if values.max() < 0 else "")
                 )
         return Dataset(
-            self._split("train", train, labels, self.train_samples),
-            self._split("test", test, labels, self.test_samples),
+            self._split("train", train, labels),
+            self._split("test", test, labels),
             classes,
         )
 
@@ -185,11 +185,9 @@ class Parquet(DataSource):
             raise InputError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
         return values.to_numpy().astype(np.int64), _named_classes(opened.schema_arrow, column)
 
-    def _split(
-        self, part: str, files: list[Path], labels: dict[Path, np.ndarray], count: int | None
-    ) -> Split:
+    def _split(self, part: str, files: list[Path], labels: dict[Path, np.ndarray]) -> Split:
         joined = np.concatenate([labels[file] for file in files])
-        kept = subset(len(joined), count)  # so that only these are decoded
+        kept = subset(len(joined), self.count(f"{part}_samples", len(joined)))  # only these are decoded
         file, encoded = next(self._chosen(files, kept), (None, []))
         shape = self._decode(*encoded[0], file).shape if file is not None else (1, 1, 1)
         source = replace(self, root=str(Path(str(self.root)).expanduser().absolute()))  # wherever it is sent

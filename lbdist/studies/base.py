@@ -142,6 +142,8 @@ class Plan:
         origin: Origin | None = None,
         keep: frozenset[int] = frozenset(),
         procedure: Node | None = None,
+        target_loss: float | None = None,
+        longest: float = 1.0,
     ) -> Cell:
         """A cell.
 
@@ -156,6 +158,8 @@ class Plan:
             origin: Where it begins.
             keep: Epochs whose model is kept.
             procedure: What runs, alone, instead of training.
+            target_loss: Training loss at which it ends, instead of any patience.
+            longest: So many times the epochs are its cap.
         """
         config, searching, remedies = self.config, stage == "search", remedies or {}
         nodes: list[Node] = []
@@ -180,13 +184,14 @@ class Plan:
             **made,
             optimizer={**base, **optimizer},
             remedies=tuple(nodes),
-            epochs=math.ceil(epochs * (config.search.epochs if searching else 1)),
+            epochs=math.ceil(epochs * (config.search.epochs if searching else longest)),
             seed=seed,
             num_workers=num_workers or config.num_workers,
             evaluations=config.evaluations,
             precision=precision or config.precision,
             schedule=self._schedule,
-            patience=config.patience,
+            patience=config.patience if target_loss is None else None,
+            target_loss=target_loss,
             validation_fraction=config.search.validation_fraction if searching else None,
             origin=origin,
             method=method,
@@ -239,6 +244,28 @@ class Study(ABC):
     @abstractmethod
     def sections(self, runs: Runs) -> list[Section]:
         """What is shown of the runs."""
+
+
+def chosen_epochs(given: Any, last: int, patience: int | None) -> list[int]:
+    """The epochs of a run that `study.epochs` names: numbers, shares of all of them below 1, or `all`.
+
+    Raises:
+        InputError: An epoch that the run does not come to.
+
+    Example:
+        >>> chosen_epochs([1, 0.5, 20], 20, None), chosen_epochs("all", 3, None)
+        ([1, 10, 20], [1, 2, 3])
+    """
+    require(patience is None, "patience", patience, "null: a run must come to the epochs that are asked for")
+    if given == "all":
+        return list(range(1, last + 1))
+    allowed = f"all, or a list of epochs from 1 to {last}, or shares of them below 1"
+    require(isinstance(given, list) and len(given) > 0, "study.epochs", given, allowed)
+    for epoch in given:
+        good = isinstance(epoch, int | float) and not isinstance(epoch, bool)
+        good = good and (0 < epoch < 1 or (1 <= epoch <= last and float(epoch).is_integer()))
+        require(good, "study.epochs", given, allowed)
+    return sorted({max(1, round(epoch * last)) if epoch < 1 else int(epoch) for epoch in given})
 
 
 def whole(study: Study) -> Done:

@@ -17,6 +17,9 @@ from lbdist.errors import require
 from lbdist.plan import Cell, Measurement, Point
 from lbdist.studies.base import SEARCH_SEED, Done, Study
 
+EQUAL_LOSS = "LB to SB's loss"
+"""What LB is called that is trained until its training loss is SB's."""
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -32,10 +35,13 @@ class Comparison(Study):
             move the numbers; None does without.
         check_precision: LB's first seed runs, and is measured, once more in this precision, to show the same
             of that; the check of workers is then in this precision too. None does without.
+        equal_loss: LB runs once more a seed until its training loss is that of the seed's SB, for at most so
+            many times the epochs, to show whether it was only trained too little; None does without.
     """
 
     check_workers: int | None = None
     check_precision: str | None = None
+    equal_loss: float | None = None
 
     def check(self) -> None:
         """The checks need a whole number of workers, and a precision."""
@@ -43,12 +49,15 @@ class Comparison(Study):
         require(precision in (None, *PRECISIONS), "study.check_precision", precision, known)
         workers = self.check_workers
         require(workers is None or workers >= 1, "study.check_workers", workers, "null or at least 1")
+        longest, allowed = self.equal_loss, "null, or from 1 to 1,000 times the epochs"
+        require(longest is None or 1 <= longest <= 1000, "study.equal_loss", longest, allowed)
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """Baselines, then each remedy's search and, once that is over, its confirmation."""
         plan = self.plan
         for method in ("SB", "LB"):
             yield from (plan.cell(method, seed=seed) for seed in plan.seeds)
+        yield from self._equally_trained(done)
         checked: dict[str, Any] = {"seed": 0, "stage": "check", "precision": self.check_precision}
         if self.check_precision:
             yield plan.cell("LB", **checked)
@@ -75,6 +84,16 @@ class Comparison(Study):
             if all(name in chosen for name in names):
                 together = {name: chosen[name] for name in names}
                 yield from (plan.cell("LB", together, seed=seed) for seed in plan.seeds)
+
+    def _equally_trained(self, done: Done) -> Iterator[Cell]:
+        """LB of each seed whose SB is over and has a training loss, until it has the same."""
+        for seed in self.plan.seeds if self.equal_loss is not None else ():
+            final = done(self.plan.cell("SB", seed=seed))
+            if final and not final.get("diverged"):
+                target = float(final.get("train_loss", 0.0))
+                yield self.plan.cell(
+                    EQUAL_LOSS, seed=seed, target_loss=target, longest=self.equal_loss or 1.0
+                )
 
     def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
         """Every measure at every confirmed end, and the sharpness of what ran in another precision."""

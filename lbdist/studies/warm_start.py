@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import warm_start
-from lbdist.errors import require
 from lbdist.plan import Cell, Origin
-from lbdist.studies.base import Done, Study
+from lbdist.studies.base import Done, Study, chosen_epochs
 
 
 @dataclass
@@ -18,33 +18,29 @@ class WarmStart(Study):
     """SB, LB, and LB begun at the model that SB of the same seed kept after each of some epochs.
 
     Attributes:
-        epochs: After which epochs of SB; a number below 1 is a share of its epochs, at least one epoch.
+        epochs: After which epochs of SB: numbers, or shares of all of them below 1; or `all`.
     """
 
-    epochs: list[float] = field(default_factory=list)
+    epochs: Any = "all"
 
     def check(self) -> None:
         """The epochs are among SB's, which runs all of them."""
-        patience = self.plan.config.patience
-        require(patience is None, "patience", patience, "null: SB must come to the epochs that LB begins at")
-        last = self.plan.config.epochs
-        allowed = f"epochs of SB, from 1 to {last}, or shares of them below 1"
-        for epoch in self.epochs or [0]:
-            good = 0 < epoch < 1 or (1 <= epoch <= last and float(epoch).is_integer())
-            require(good, "study.epochs", self.epochs, allowed)
+        self._epochs()
+
+    def _epochs(self) -> list[int]:
+        return chosen_epochs(self.epochs, self.plan.config.epochs, self.plan.config.patience)
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """SB and LB, and once SB of a seed is there, the runs that begin at it."""
         plan = self.plan
-        last = plan.config.epochs
-        epochs = {max(1, round(epoch * last)) if epoch < 1 else int(epoch) for epoch in self.epochs}
+        epochs = self._epochs()
         for seed in plan.seeds:
             small = plan.cell("SB", seed=seed, keep=frozenset(epochs))
             yield small
             yield plan.cell("LB", seed=seed)
             final = done(small)
             if final and not final.get("diverged"):  # else it has no later model to begin at
-                for epoch in sorted(epochs):
+                for epoch in epochs:
                     yield plan.cell("LB", seed=seed, origin=Origin(small.id, epoch))
 
     def sections(self, runs: Runs) -> list[Section]:

@@ -59,6 +59,7 @@ class Course:
         diverged: Whether the loss stopped being a number.
         lowest: The lowest running loss that counts as one, of `since` epochs ago.
         since: Epochs since the loss improved.
+        reached: Whether the training loss came down to the cell's `target_loss`.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Course:
     diverged: bool = False
     lowest: float = math.inf
     since: int = 0
+    reached: bool = False
 
     def ended(self, running: float) -> None:
         """Takes note of an epoch and its running loss."""
@@ -76,9 +78,14 @@ class Course:
         self.lowest, self.since = (running, 0) if improved else (self.lowest, self.since + 1)
 
     def over(self, cell: Cell) -> bool:
-        """Whether this was the last epoch: of all, or because the loss has ceased to improve."""
+        """Whether this was the last epoch: of all, or because the loss is where it was to come to, or still."""
         still = cell.patience is not None and self.since >= cell.patience
-        return self.epoch >= cell.epochs or self.diverged or still
+        return self.epoch >= cell.epochs or self.diverged or still or self.reached
+
+    def last(self) -> list[Row]:
+        """What was evaluated after the last epoch, as rows of the run's end."""
+        rows = [row for row in self.history if row["epoch"] == self.epoch and row["metric"] != "running_loss"]
+        return [{key: row[key] for key in ("metric", "value", "split")} for row in rows]
 
 
 PROCEDURE_SECONDS = 3600.0
@@ -206,14 +213,22 @@ def train(
         course.ended(running)
         course.history.append({**point, "metric": "running_loss", "value": running, "split": "train"})
         # NaN where there is no point of the test curve: Tune's CSV has the columns of the first report
-        score = learner.criterion.score
-        metrics = {"epoch": epoch + 1, "running_loss": running, "loss": math.nan, score: math.nan}
+        names = "loss", learner.criterion.score
+        metrics = {"epoch": epoch + 1, "running_loss": running} | dict.fromkeys(names, math.nan)
+        found: dict[str, tuple[float, float]] = {}
+        if cell.target_loss is not None:
+            found["train"] = learner.evaluate(train_split)
+            course.reached = found["train"][0] <= cell.target_loss
         if course.over(cell) or (epoch + 1) % every == 0:
-            found = dict(zip(("loss", score), learner.evaluate(test_split), strict=True))
-            course.history += [
-                {**point, "metric": name, "value": value, "split": split} for name, value in found.items()
-            ]
-            metrics |= found
+            if "train" not in found and (split == "test" or course.over(cell)):  # a search is not drawn
+                found["train"] = learner.evaluate(train_split)
+            found[split] = learner.evaluate(test_split)
+            metrics |= zip(names, found[split], strict=True)
+        course.history += [
+            {**point, "metric": name, "value": value, "split": where}
+            for where, values in found.items()
+            for name, value in zip(names, values, strict=True)
+        ]
         spent = time.perf_counter() - began
         longest = max(longest, spent)
         course.seconds += spent / (replicas.size if replicas else 1)
@@ -232,7 +247,14 @@ def train(
         report(metrics)
     if writes is not None:
         checkpoint.save_model(writes, checkpoint.model_name(), learner.model())
-    rows = course.history + _final(learner, train_split, test_split, split, start, course)
+    totals = {
+        **learner.counts,
+        "seconds": course.seconds,
+        "distance_from_start": float((learner.x - start).norm()),
+        "diverged": float(course.diverged),
+    }
+    ends = [{"metric": metric, "value": float(value)} for metric, value in totals.items()]
+    rows = course.history + course.last() + ends
     return [{**row, **learner.arithmetic.columns()} for row in rows], learner.x
 
 
@@ -285,30 +307,6 @@ def _resume(store: Store | None, device: torch.device | str) -> dict[str, Any] |
         return checkpoint.load(store, device)
     except (FileNotFoundError, InputError):
         return None
-
-
-def _final(
-    learner: Learner,
-    train_split: tuple[Tensor, Tensor],
-    test_split: tuple[Tensor, Tensor],
-    split: str,
-    start: Tensor,
-    course: Course,
-) -> list[Row]:
-    rows: list[Row] = []
-    for name, tensors in (("train", train_split), (split, test_split)):
-        loss, score = learner.evaluate(tensors)
-        rows += [
-            {"metric": "loss", "value": loss, "split": name},
-            {"metric": learner.criterion.score, "value": score, "split": name},
-        ]
-    totals = {
-        **learner.counts,
-        "seconds": course.seconds,
-        "distance_from_start": float((learner.x - start).norm()),
-        "diverged": float(course.diverged),
-    }
-    return rows + [{"metric": metric, "value": float(value)} for metric, value in totals.items()]
 
 
 def run_cell(
@@ -432,9 +430,9 @@ def unlabelled(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def final_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """The final values among a cell's rows, by name; score and loss are those off the training set."""
+    """The final values among a cell's rows, by name; those on the training set as `train_loss` and so on."""
     return {
-        row["metric"]: row["value"]
+        f"train_{row['metric']}" if row.get("split") == "train" else row["metric"]: row["value"]
         for row in rows
-        if row.get("epoch") is None and row.get("split") != "train"
+        if row.get("epoch") is None
     }

@@ -6,7 +6,10 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import (
     agreement,
+    beside,
+    choices,
     curves,
+    fit,
     leaderboard,
     reading,
     rescaling,
@@ -17,8 +20,8 @@ from lbdist.analysis.sections import (
 
 
 def sections(runs: Runs) -> list[Section]:
-    """Leaderboard, agreement between numbers of workers, curves, sharpness by solver, spectra, the search."""
-    parts = [part.section(runs) for part in (leaderboard, agreement, curves, solvers)]
-    for part in (spectrum, rescaling):
+    """Leaderboard, both splits, agreement, curves, sharpness by solver and choice, spectra, the search."""
+    parts = [part.section(runs) for part in (leaderboard, fit, beside, agreement, curves, solvers)]
+    for part in (choices, spectrum, rescaling):
         parts += part.sections(runs)
     return [*parts, search.section(runs), reading.section()]

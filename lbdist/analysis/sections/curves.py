@@ -56,25 +56,7 @@ def draw_curves(data: pd.DataFrame, axis: str = "test accuracy (%)") -> Drawing:
     shown = sorted(data["label"].unique(), key=lambda label: label in ("SB", "LB"))  # SB and LB on top
     for place, label in enumerate(shown):
         line = data[data["label"] == label].sort_values("epoch")
-        mark = style[label]
-        every = max(1, len(line) // 8)
-        axes.plot(
-            line["epoch"],
-            line["mean"],
-            color=mark.color,
-            linestyle=mark.line,
-            linewidth=mark.width,
-            marker=mark.marker,
-            markersize=5 * mark.size,
-            markeredgecolor=drawing.PAPER,
-            markeredgewidth=0.6,
-            markevery=(place % every, every),  # staggered, so that marks of close lines do not coincide
-            label=label,
-            zorder=3 + place,
-        )
-        if line["std"].notna().any():
-            low, high = line["mean"] - line["std"].fillna(0), line["mean"] + line["std"].fillna(0)
-            axes.fill_between(line["epoch"], low, high, color=mark.color, alpha=0.15, linewidth=0)
+        drawing.draw_curve(axes, line, style[label], label, place, max(1, len(line) // 8))
         ends.append((label, float(line["epoch"].iloc[-1]), float(line["mean"].iloc[-1])))
     axes.set_xlabel("epoch")
     axes.set_ylabel(axis)

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from lbdist.analysis import drawing
+from lbdist.analysis.derived import rise
 from lbdist.analysis.numbers import number, three_digits
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table
-from lbdist.analysis.sections import reading
+from lbdist.analysis.sections import beside, reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -23,7 +24,7 @@ _LOSS, _SCORE = "#0072B2", "#D55E00"
 
 def sections(runs: Runs) -> list[Section]:
     """Slices to each method, planes, how to read them."""
-    return [_slices(runs), _planes(runs), reading.section()]
+    return [_slices(runs), _planes(runs), beside.section(runs), reading.section()]
 
 
 def slices(runs: Runs) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def _slices(runs: Runs) -> Section:
             ends = [float(losses.iloc[np.abs(losses.index - at).argmin()]) for at in (0, 1)]
             between = losses[(losses.index > 0) & (losses.index < 1)]
             barrier = float(between.max()) - max(ends) if len(between) else math.nan
-            rise = [_rise(losses, at) for at in (0, 1)]
+            rise = [rise(losses, at) for at in (0, 1)]
             rows.append(
                 [
                     Entry(str(label)),
@@ -92,14 +93,6 @@ def _slices(runs: Runs) -> Section:
     )
     table = Table("slices", "Loss along the ways from SB to the others", heads, rows, note, left=2)
     return Section(title, _sentences(rows), [table], figures, brief=True)
-
-
-def _rise(losses: pd.Series, at: float) -> float:
-    """How far the loss rises a quarter to both sides, in the mean; NaN where the slice does not reach."""
-    if losses.index.min() > at - 0.25 or losses.index.max() < at + 0.25:
-        return math.nan
-    here, left, right = np.interp([at, at - 0.25, at + 0.25], losses.index, losses)
-    return float((left + right) / 2 - here)
 
 
 def _sentences(rows: list[list[Entry]]) -> list[str]:

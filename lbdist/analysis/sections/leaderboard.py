@@ -218,7 +218,8 @@ def conclusion(runs: Runs, table: pd.DataFrame) -> list[str]:
     cost = flatness("LB", "SB")
     sentences = [first + "."] + ([f"LB is {cost}."] if cost else [])
 
-    remedies = [label for label in table["method"] if label not in ("SB", "LB") and len(accuracy[label])]
+    plain = set(cells.loc[cells["remedy"] == "none", "label"])
+    remedies = [label for label in table["method"] if label not in plain and len(accuracy[label])]
     if not remedies:
         return [*sentences, "No remedy was measured."]
     best = remedies[0]

@@ -21,7 +21,7 @@ from lbdist.analysis.section import (
     of_summary,
     tables_of_others,
 )
-from lbdist.analysis.sections import reading, solvers
+from lbdist.analysis.sections import beside, reading, solvers
 from lbdist.analysis.statistics import difference, summarise
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def sections(runs: Runs) -> list[Section]:
     """The warm starts, the solvers, how to read it."""
-    return [section(runs), solvers.section(runs), reading.section()]
+    return [section(runs), beside.section(runs), solvers.section(runs), reading.section()]
 
 
 def section(runs: Runs) -> Section:

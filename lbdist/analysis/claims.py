@@ -1,0 +1,282 @@
+"""The claims of Keskar et al., one by one, and whether these runs bear them out: by a rule, never by eye.
+
+A verdict is `holds` or `fails` where a 95 % interval is on one side of what would refute the claim, `not settled`
+where the interval includes it or there is none (one seed), and `in part` as a claim's rule says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lbdist.analysis.derived import changes, points, rises
+from lbdist.analysis.numbers import epsilon_text, interval, number, three_digits
+from lbdist.analysis.published import DATA, published
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.statistics import Difference, Summary, difference, geometric, threshold
+
+HOLDS, FAILS, OPEN, PART = "holds", "fails", "not settled", "in part"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and what these runs say.
+
+    Attributes:
+        text: The claim.
+        where: Its place in the paper.
+        rule: What decides.
+        ours: Our numbers.
+        theirs: The published numbers, of the same network where it is one of the paper's.
+        verdict: `holds`, `fails`, `in part` or `not settled`.
+    """
+
+    text: str
+    where: str
+    rule: str
+    ours: str
+    theirs: str
+    verdict: str
+
+
+def claims(runs: Runs) -> list[Claim]:
+    """Every claim that the runs of a study have numbers for."""
+    parts: list[Callable[[Runs], Iterable[Claim]]] = [
+        _gap, _stopping, _longer, _sharper, _distance, _between, _threshold, _warm_start, _along, _remedies,
+    ]  # fmt: skip
+    return [claim for part in parts for claim in part(runs)]
+
+
+def _above(item: Difference | Summary, zero: float = 0.0) -> str:
+    """The verdict on `more than zero` by an interval."""
+    if math.isnan(item.low):
+        return OPEN
+    return HOLDS if item.low > zero else FAILS if item.high < zero else OPEN
+
+
+def _not_above(item: Difference | Summary, zero: float = 0.0) -> str:
+    """The verdict on `not clearly more than zero`, which an interval below or around it bears out."""
+    if math.isnan(item.low):
+        return OPEN
+    return FAILS if item.low > zero else HOLDS
+
+
+def _scores(runs: Runs, label: str, column: str = "score") -> pd.Series:
+    cells = runs.counted
+    return cells.loc[cells["label"] == label, column].dropna()
+
+
+def _with_interval(text: str, item: Difference | Summary, decimals: int = 2) -> str:
+    return text + (f" ({interval(item, decimals)})" if not math.isnan(item.low) else "")
+
+
+def _points(item: Difference) -> str:
+    return _with_interval(number(item.mean, 2), item)
+
+
+def _times(item: Summary) -> str:
+    return _with_interval(f"{number(item.mean, 1)} times", item, 1)
+
+
+def _theirs(runs: Runs, tell: Callable[[str], str]) -> str:
+    """What is published of the runs' network, or of all six where it is none of the paper's."""
+    own = runs.network.upper()
+    if own in DATA:
+        return tell(own)
+    return ", ".join(f"{name} {text}" for name in DATA if (text := tell(name)))
+
+
+def _gap(runs: Runs) -> Iterable[Claim]:
+    sb, lb = _scores(runs, "SB"), _scores(runs, "LB")
+    if sb.empty or lb.empty:
+        return
+
+    def tell(network: str) -> str:
+        means = [published(network, method, "test_accuracy") for method in ("SB", "LB")]
+        return number(means[0].mean - means[1].mean, 2) if means[0] and means[1] else ""
+
+    apart = difference(sb, lb)
+    text, rule = "LB generalises worse than SB", "SB − LB test score: 95 % Welch interval above 0"
+    yield Claim(text, "Table 2", rule, _points(apart), _theirs(runs, tell), _above(apart))
+
+
+def _stopping(runs: Runs) -> Iterable[Claim]:
+    sb, best = _scores(runs, "SB"), _scores(runs, "LB", "best")
+    if sb.empty or best.empty:
+        return
+    apart = difference(sb, best)
+    rule = "SB − the best epoch of LB, chosen on the test set: 95 % Welch interval above 0"
+    text = "Early stopping does not close the gap"
+    yield Claim(text, "section 2.1, Figure 2", rule, _points(apart), "not quantified", _above(apart))
+
+
+def _longer(runs: Runs) -> Iterable[Claim]:
+    sb = _scores(runs, "SB")
+    for label in sorted(set(runs.counted["label"])):
+        lb = _scores(runs, label)
+        if label.startswith("LB to ") and len(lb) and len(sb):
+            apart = difference(sb, lb)
+            rule = "SB − LB trained to SB's training loss: 95 % Welch interval above 0"
+            text = "The gap is not one of too little training"
+            yield Claim(text, "section 2.1", rule, _points(apart), "not quantified", _above(apart))
+
+
+def _sharper(runs: Runs) -> Iterable[Claim]:
+    phis = runs.sharpness[runs.sharpness["solver"] == "converged"]
+    for (space, epsilon), group in sorted(phis.groupby(["space", "epsilon"]), key=lambda item: (item[0][0], -item[0][1])):  # fmt: skip
+        by = {label: group[group["label"] == label].set_index("seed")["phi"] for label in ("SB", "LB")}
+        both = pd.DataFrame(by).dropna()
+        if both.empty:
+            continue
+        ratio = geometric(both["LB"] / both["SB"].where(both["SB"] > 0))
+        quantity = "sharpness_full" if space == "full" else "sharpness_subspace_p100"
+
+        def tell(network: str, quantity: str = quantity, epsilon: float = epsilon) -> str:
+            found = [published(network, method, quantity, epsilon) for method in ("SB", "LB")]
+            return number(found[1].mean / found[0].mean) if found[0] and found[1] else ""
+
+        text = f"LB is sharper than SB, {'in the full space' if space == 'full' else 'in a random subspace'}"
+        text += f", ε {epsilon_text(epsilon)}"
+        rule = "φ of LB over SB's, by seed: 95 % interval of the geometric mean above 1"
+        where = "Table 3" if space == "full" else "Table 4"
+        yield Claim(text, where, rule, _times(ratio), _theirs(runs, tell), _above(ratio, 1.0))
+
+
+def _distance(runs: Runs) -> Iterable[Claim]:
+    cells = runs.counted
+    by = {label: cells[cells["label"] == label].set_index("seed")["distance"] for label in ("SB", "LB")}
+    both = pd.DataFrame(by).dropna()
+    if both.empty:
+        return
+    ratio = geometric(both["SB"] / both["LB"])
+    verdict = _above(ratio, 1.0)
+    if verdict == HOLDS and not 3 <= ratio.mean <= 10:
+        verdict = PART
+    text = "SB ends 3 to 10 times as far from the starting point as LB"
+    rule = "ratio by seed: interval above 1 and geometric mean from 3 to 10; in part: above 1 alone"
+    yield Claim(text, "section 2.2", rule, _times(ratio), "3 to 10", verdict)
+
+
+def _between(runs: Runs) -> Iterable[Claim]:
+    found = rises(runs)
+    found = found[found["label"] == "LB"]
+    if found.empty:
+        return
+    ratio = geometric(found["there"] / found["own"])
+    text = "Along the line between them the loss rises more around LB than around SB"
+    rule = "rise at α ± 0.25, LB over SB by seed: 95 % interval above 1"
+    yield Claim(text, "Figure 3", rule, _times(ratio), "by eye", _above(ratio, 1.0))
+
+
+def _threshold(runs: Runs) -> Iterable[Claim]:
+    cells = runs.counted
+    found = threshold(cells["global_batch_size"], cells["score"])
+    plain = (cells["remedy"] == "none").all() and cells["origin_epoch"].isna().all()
+    if found is None or not plain:
+        return
+    ours = f"from batch {number(found.batch)}"
+    if not math.isnan(found.low):
+        ours += f" ({number(found.low)} to {number(found.high)})"
+    ours += f", {number(found.fall, 2)} a doubling"
+    if math.isnan(found.fall_low):
+        verdict = OPEN
+    elif found.fall_low > 0:
+        verdict = HOLDS if found.inside else PART
+    else:
+        verdict = FAILS if found.fall_high < 0 else OPEN
+    theirs = {"F2": "about 15,000", "C1": "about 500"}.get(
+        runs.network.upper(), "F2 about 15,000, C1 about 500"
+    )
+    text = "There is a batch from which on the test score falls"
+    rule = (
+        "plateau and falling line in log2 of the batch: bootstrap interval of the fall above 0, that of the "
+    )
+    rule += "break above the smallest batch; in part: the fall alone"
+    yield Claim(text, "Figure 4", rule, ours, theirs, verdict)
+
+
+def _warm_start(runs: Runs) -> Iterable[Claim]:
+    cells = runs.counted
+    begun = cells[cells["origin_epoch"].notna()]
+    cold = cells[(cells["label"] == "LB")]
+    if begun.empty or cold.empty:
+        return
+    last = begun["origin_epoch"].max()
+    late = begun[begun["origin_epoch"] == last]
+    gain = difference(late["score"].dropna(), cold["score"].dropna())
+    phis = {name: runs.headline.reindex(group.index) for name, group in (("late", late), ("cold", cold))}
+    by = pd.DataFrame({name: phi.set_axis(cells["seed"].reindex(phi.index)) for name, phi in phis.items()})
+    ratio = geometric(by["cold"] / by["late"])
+    verdicts = {_above(gain), _above(ratio, 1.0) if ratio.n else HOLDS}
+    verdict = (
+        HOLDS if verdicts == {HOLDS} else FAILS if verdicts == {FAILS} else OPEN if OPEN in verdicts else PART
+    )
+    ours = f"{_points(gain)} at epoch {number(last)}"
+    ours += f", {_times(ratio)} as flat" if ratio.n else ""
+    text = "After enough epochs of SB, LB ends at a flat minimiser that generalises"
+    rule = "LB begun at the last epoch against LB from x0: intervals of the gain above 0 and of φ's ratio above 1"
+    yield Claim(text, "Figure 5", rule, ours, "by eye", verdict)
+
+
+def _along(runs: Runs) -> Iterable[Claim]:
+    found = changes(points(runs))
+    for label, text, judge in (
+        ("LB", "Sharpness rises along the run of LB", _above),
+        ("SB", "Sharpness does not rise along the run of SB", _not_above),
+    ):
+        change = found.get(label)
+        if change is not None and change.n:
+            rule = f"φ at the last epoch over the first that is measured: 95 % interval {'' if label == 'LB' else 'not '}above 1"  # fmt: skip
+            yield Claim(text, "Figure 6", rule, _times(change), "by eye", judge(change, 1.0))
+
+
+def _remedies(runs: Runs) -> Iterable[Claim]:
+    names = {
+        "augmentation": "Table 6",
+        "conservative": "Table 7",
+        "adversarial": "section 4.3",
+        "robust": "section 4.3",
+    }
+    sb, lb = _scores(runs, "SB"), _scores(runs, "LB")
+    for name, where in names.items():
+        label = f"LB + {name}"
+        own = _scores(runs, label)
+        if own.empty or lb.empty:
+            continue
+        gain = difference(own, lb)
+        helped = where.startswith("Table")
+
+        def tell(network: str, name: str = name) -> str:
+            found, plain = (published(network, m, "test_accuracy") for m in (f"LB+{name}", "LB"))
+            return f"{found.mean - plain.mean:+.2f}".replace("-", "−") if found and plain else ""
+
+        text = f"{name.capitalize()} {'gains on LB' if helped else 'does not gain on LB'}"
+        rule = f"its test score − LB's: 95 % Welch interval {'' if helped else 'not '}above 0"
+        judge = _above if helped else _not_above
+        theirs = _theirs(runs, tell) if helped else "did not help"
+        yield Claim(text, where, rule, _points(gain), theirs or "–", judge(gain))
+        if not helped or sb.empty:
+            continue
+        cells, phi = runs.counted, runs.headline
+        by = {
+            key: phi.reindex(cells.index[cells["label"] == key]).set_axis(
+                cells.loc[cells["label"] == key, "seed"]
+            )
+            for key in ("SB", label)
+        }
+        both = pd.DataFrame(by).dropna()
+        if both.empty:
+            continue
+        ratio = geometric(both[label] / both["SB"].where(both["SB"] > 0))
+
+        def sharp(network: str, name: str = name) -> str:
+            found = published(network, f"LB+{name}", "sharpness_full", 1e-3)
+            plain = published(network, "SB", "sharpness_full", 1e-3)
+            return three_digits(found.mean / plain.mean) if found and plain else ""
+
+        text = f"LB with {name} stays sharper than SB"
+        rule = "its φ over SB's, by seed: 95 % interval of the geometric mean above 1"
+        yield Claim(text, where, rule, _times(ratio), _theirs(runs, sharp), _above(ratio, 1.0))

@@ -1,0 +1,67 @@
+"""Tables of measured rows that both a section and a claim need."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.statistics import Summary, geometric
+
+
+def points(runs: Runs) -> pd.DataFrame:
+    """One row a run and epoch: `label, cell, seed, epoch, loss` (training), `score` (test), `phi, epsilon`."""
+    rows, cells = runs.measurements, runs.counted
+    rows = rows[rows["cell"].isin(cells.index[~cells["diverged"]])]
+    phis = rows[(rows["metric"] == "sharpness") & (rows["space"] == "full") & (rows["solver"] == "converged")]
+    phis = phis[(phis["epsilon"] == phis["epsilon"].max()) & phis["value"].notna()]
+    losses = rows[rows["metric"] == "train_loss"]
+    scores = rows[rows["metric"] == f"test_{runs.score.name}"]
+
+    def at(found: pd.DataFrame) -> pd.Series:
+        epoch = found["epoch"].astype(float).fillna(found["cell"].map(cells["epochs"]))
+        return pd.Series(
+            found["value"].to_numpy(float), index=pd.MultiIndex.from_arrays([found["cell"], epoch])
+        )
+
+    table = pd.DataFrame({"phi": at(phis), "loss": at(losses), "score": at(scores)})
+    table = table.dropna(subset=["phi", "loss"])
+    table.index.names = ["cell", "epoch"]
+    table = table.reset_index()
+    table["label"], table["seed"] = table["cell"].map(cells["label"]), table["cell"].map(cells["seed"])
+    table["epsilon"] = phis["epsilon"].max() if len(phis) else float("nan")
+    return table.sort_values(["label", "seed", "epoch"]).reset_index(drop=True)
+
+
+def changes(data: pd.DataFrame) -> dict[str, Summary]:
+    """By method, φ at the end of a run over φ at its first point: the geometric mean over seeds."""
+    found = {}
+    for label, group in data.groupby("label"):
+        runs = [run.sort_values("epoch") for _, run in group.groupby("cell") if len(run) > 1]
+        found[str(label)] = geometric(run["phi"].iloc[-1] / run["phi"].iloc[0] for run in runs)
+    return found
+
+
+def rises(runs: Runs) -> pd.DataFrame:
+    """One row a seed and method: how far the training loss rises along the line, at SB (`own`) and `there`."""
+    rows = runs.measurements
+    rows = rows[rows["position"].notna() & rows["value"].notna() & rows["position_2"].isna()]
+    rows = rows[(rows["metric"] == "loss") & (rows["split"] == "train")]
+    rows = rows[rows["other_cell"].isin(runs.counted.index)]
+    rows = rows[['"curvilinear": true' not in str(options) for options in rows["options"]]]
+    found = []
+    for cell, group in rows.groupby("other_cell"):
+        losses = group.set_index("position")["value"].sort_index()
+        own = {"own": rise(losses, 0), "there": rise(losses, 1)}
+        found.append({"label": runs.counted["label"][cell], "seed": runs.counted["seed"][cell], **own})
+    return pd.DataFrame(found, columns=["label", "seed", "own", "there"])
+
+
+def rise(losses: pd.Series, at: float) -> float:
+    """How far the loss rises a quarter to both sides, in the mean; NaN where the slice does not reach."""
+    if losses.index.min() > at - 0.25 or losses.index.max() < at + 0.25:
+        return math.nan
+    here, left, right = np.interp([at, at - 0.25, at + 0.25], losses.index, losses)
+    return float((left + right) / 2 - here)

@@ -1,0 +1,143 @@
+"""Our numbers beside the published ones, and the verdict on each claim (Keskar et al., Tables 2, 3, 4, 6, 7)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from lbdist.analysis.claims import Claim, claims
+from lbdist.analysis.numbers import epsilon_text
+from lbdist.analysis.published import DATA, published
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Section, Table, of_summary
+from lbdist.analysis.statistics import Summary, summarise
+
+TITLE = "Beside the paper"
+
+
+def section(runs: Runs) -> Section:
+    """The claims that the runs have numbers for, then our numbers in the tables of the paper."""
+    found = claims(runs)
+    if not found:
+        return Section(TITLE, ["The runs have no numbers for a claim of the paper."])
+    return Section(TITLE, [verdicts(found)], [claim_table(found), *_tables(runs)], brief=True)
+
+
+def verdicts(found: Sequence[Claim]) -> str:
+    """How many claims came to which verdict."""
+    counts = Counter(claim.verdict for claim in found)
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    return f"Of {len(found)} claim{'s' * (len(found) > 1)} of the paper: {said}."
+
+
+def claim_table(found: Sequence[Claim]) -> Table:
+    """The claims: where they stand, both numbers, the verdict; the rule is the small line."""
+    rows = [
+        [
+            Entry(claim.text, f"{claim.where}; {claim.rule}"),
+            Entry(claim.ours),
+            Entry(claim.theirs),
+            Entry(claim.verdict),
+        ]
+        for claim in found
+    ]
+    note = (
+        "Intervals in brackets are 95 %. A difference is in points of the test score. “holds” and “fails”: the "
+        "interval is on one side of what would refute the claim; “not settled”: it includes it, or one seed "
+        "has none; the rule of each is the small line."
+    )
+    return Table(
+        "claims", "Claims of the paper", ["claim", "here", "published", "verdict"], rows, note, left=4
+    )
+
+
+def _tables(runs: Runs) -> list[Table]:
+    """Our row, then those of the six networks, in the forms of the paper's tables."""
+    cells, own = runs.counted, f"{runs.network} on {runs.data}"
+    tables = []
+    fit = {
+        (label, quantity): summarise(cells.loc[cells["label"] == label, column])
+        for label in ("SB", "LB")
+        for quantity, column in (("train_accuracy", "train_score"), ("test_accuracy", "score"))
+    }
+    if runs.score.name == "accuracy" and all(item.n for item in fit.values()):
+        keys = [
+            (label, quantity, None)
+            for quantity in ("train_accuracy", "test_accuracy")
+            for label in ("SB", "LB")
+        ]
+        heads = [f"{label} {quantity.split('_')[0]}\naccuracy %" for label, quantity, _ in [*keys]]
+        ours = [fit[label, quantity] for label, quantity, _ in keys]
+        tables.append(_table("table2", "Table 2: accuracy", heads, own, ours, keys, "percent"))
+    phis = runs.sharpness[runs.sharpness["solver"] == "converged"]
+    for space, name, title in (
+        ("full", "table3", "Table 3: sharpness in the full space"),
+        ("subspace", "table4", "Table 4: sharpness in random subspaces"),
+    ):
+        there = phis[phis["space"] == space]
+        boxes = sorted(there["epsilon"].unique(), reverse=True)
+        quantity = "sharpness_full" if space == "full" else "sharpness_subspace_p100"
+        sharp = [(label, quantity, box) for box in boxes for label in ("SB", "LB")]
+        ours = [
+            summarise(there.loc[(there["label"] == label) & (there["epsilon"] == box), "phi"])
+            for label, _, box in sharp
+        ]
+        if sharp and all(item.n for item in ours):
+            heads = [f"{label}\nφ({epsilon_text(box)})" for label, _, box in sharp]
+            tables.append(_table(name, title, heads, own, ours, sharp, "phi"))
+    for remedy, name in (("augmentation", "table6"), ("conservative", "table7")):
+        label, title = f"LB + {remedy}", f"Table {name[-1]}: {remedy}"
+        scores = [summarise(cells.loc[cells["label"] == key, "score"]) for key in ("SB", "LB", label)]
+        sharp_here = [
+            summarise(
+                phis.loc[
+                    (phis["space"] == "full") & (phis["label"] == label) & (phis["epsilon"] == box), "phi"
+                ]
+            )
+            for box in (1e-3, 5e-4)
+        ]
+        if scores[2].n and runs.score.name == "accuracy":
+            theirs = f"LB+{remedy}"
+            lines = [
+                ("SB", "test_accuracy", None),
+                ("LB", "test_accuracy", None),
+                (theirs, "test_accuracy", None),
+            ]
+            lines += [(theirs, "sharpness_full", box) for box in (1e-3, 5e-4)]
+            heads = ["SB test\naccuracy %", "LB test\naccuracy %", f"{label} test\naccuracy %"]
+            heads += [f"{label}\nφ({epsilon_text(box)})" for box in (1e-3, 5e-4)]
+            tables.append(_table(name, title, heads, own, [*scores, *sharp_here], lines, "phi"))
+    return tables
+
+
+def _table(
+    name: str,
+    title: str,
+    heads: Sequence[str],
+    own: str,
+    ours: Sequence[Summary],
+    keys: Sequence[tuple[str, str, float | None]],
+    kind: str,
+) -> Table:
+    """One table: ours (n as it is), then the published rows that have a number."""
+
+    def entry(item: Summary | None, quantity: str) -> Entry:
+        return of_summary(item, "percent" if "accuracy" in quantity else kind)
+
+    rows = [
+        [
+            Entry(own),
+            *[entry(item, key[1]) for item, key in zip(ours, keys, strict=True)],
+            Entry(str(ours[0].n)),
+        ]
+    ]
+    for network, data in DATA.items():
+        found = [published(network, method, quantity, box) for method, quantity, box in keys]
+        if any(found[2 if len(found) == 5 else 0 :]):
+            texts = [entry(item, key[1]) for item, key in zip(found, keys, strict=True)]
+            rows.append([Entry(f"{network} on {data}, published"), *texts, Entry("5")])
+    note = (
+        "Mean ± standard deviation over n runs; φ: ours by the converged solver, theirs by 10 iterations of "
+    )
+    note += "L-BFGS-B."
+    return Table(name, title, ["network", *heads, "n"], rows, note, groups=frozenset([1]), brief=False)

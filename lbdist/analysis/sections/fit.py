@@ -1,0 +1,125 @@
+"""Accuracy and loss on both splits, and whether LB is only overfitted or undertrained (Keskar et al., Table 2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lbdist.analysis import drawing
+from lbdist.analysis.numbers import interval, number
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.statistics import difference, geometric, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+def section(runs: Runs) -> Section:
+    """One table, the checks in words, and the curves on both splits."""
+    title = "Training and test set"
+    cells = runs.counted
+    if cells.empty or not cells["train_score"].notna().any():
+        return Section(title, ["No run is finished yet."])
+    name, head = runs.score.name, runs.score.head
+    heads = [
+        "method",
+        f"train\n{head}",
+        f"test\n{head}",
+        "train loss",
+        "test loss",
+        f"best epoch's\ntest {head}",
+    ]
+    rows = []
+    for label in runs.order():
+        group = cells[cells["label"] == label]
+        columns = [(column, "percent") for column in ("train_score", "score")]
+        columns += [("train_loss", "phi"), ("loss", "phi"), ("best", "percent"), ("distance", "phi")]
+        rows.append(
+            [
+                Entry(label),
+                *[of_summary(summarise(group[column]), kind) for column, kind in columns],
+                of_number(group["epochs"].mean()),
+                of_number(int(group["score"].notna().sum())),
+            ]
+        )
+    note = (
+        f"Mean ± sample standard deviation over n seeds. Best epoch: the highest test {name} of the curve, "
+        "chosen with hindsight on the test set, so an upper bound on what early stopping could give. Distance "
+        "is ‖x − x0‖ over all parameters."
+    )
+    table = Table("fit", "Training and test set", [*heads, "‖x − x0‖", "epochs", "n"], rows, note)
+    figures = []
+    curves = {split: runs.curves_on(split) for split in ("train", "test")}
+    if all(len(data) for data in curves.values()):
+        caption = f"{name.capitalize()} against epoch, {drawing.bands(curves['test']['n'])}: "
+        caption += "on the training set (left) and on the test set (right)."
+        draw = lambda: _draw(curves, runs)  # noqa: E731
+        figures.append(Figure("train_test", f"{name.capitalize()} during training", caption, draw))
+    return Section(title, sentences(runs), [table], figures, brief=True)
+
+
+def paired(runs: Runs, column: str, one: str, other: str) -> pd.DataFrame:
+    """A column of the cells of two methods by seed, where both have it."""
+    cells = runs.counted
+    both = {label: cells[cells["label"] == label].set_index("seed")[column] for label in (one, other)}
+    return pd.DataFrame(both).dropna()
+
+
+def sentences(runs: Runs) -> list[str]:
+    """Whether early stopping or longer training closes the gap, and how far SB and LB moved."""
+    cells, found = runs.counted, []
+    scores = {label: group["score"].dropna() for label, group in cells.groupby("label")}
+    sb, points = scores.get("SB"), f"{runs.score.points} of test {runs.score.name}".lstrip()
+    best = cells.loc[cells["label"] == "LB", "best"].dropna()
+    if sb is not None and len(best):
+        left = difference(sb, best)
+        if left.sign is not None:
+            does = {1: "does not close the gap", 0: "cannot be told from closing the gap"}.get(
+                left.sign, "would more than close the gap"
+            )
+            found.append(
+                f"Early stopping {does}: SB is {number(left.mean, 2)} {points} above LB's best epoch, chosen "
+                f"with hindsight (95 % interval {interval(left)})."
+            )
+    for label in scores:
+        if label.startswith("LB to ") and sb is not None and len(scores[label]):
+            left = difference(sb, scores[label])
+            group = cells[cells["label"] == label]
+            losses = paired(runs, "train_loss", "SB", label)
+            reached = int((losses[label] <= losses["SB"]).sum()) if len(losses) else 0
+            text = (
+                f"Trained until its training loss is SB's ({reached} of {len(group)} came to it, after "
+                f"{number(group['epochs'].mean())} epochs on average), LB is {number(left.mean, 2)} {points} "
+                "below SB"
+            )
+            found.append(text + (f" (95 % interval {interval(left)})." if left.sign is not None else "."))
+    moved = paired(runs, "distance", "SB", "LB")
+    if len(moved):
+        ratio = geometric(moved["SB"] / moved["LB"])
+        text = f"SB ends {number(ratio.mean, 2)} times as far from its starting point as LB"
+        found.append(text + (f" (95 % interval {interval(ratio)})." if ratio.n > 1 else "."))
+    return found
+
+
+def _draw(curves: dict[str, pd.DataFrame], runs: Runs) -> Drawing:
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Canvas(figsize=(7.2, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    labels = runs.order()
+    style = drawing.marks(labels)
+    for axes, (split, data) in zip(panels, curves.items(), strict=True):
+        for place, label in enumerate(sorted(labels, key=lambda label: label in ("SB", "LB"))):
+            line = data[data["label"] == label]
+            drawing.draw_curve(axes, line, style[label], label, place, max(1, len(line) // 6))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(runs.score.axis.replace("test", split))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, names = panels[0].get_legend_handles_labels()
+    order = [names.index(label) for label in labels if label in names]
+    figure.legend([handles[place] for place in order], [names[place] for place in order], frameon=False,
+                  loc="outside upper center", ncols=min(4, len(order)))  # fmt: skip
+    return figure

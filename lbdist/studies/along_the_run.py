@@ -1,0 +1,51 @@
+"""Figure 6 of Keskar et al.: sharpness against the loss along a small-batch and a large-batch run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import along_the_run
+from lbdist.plan import Cell, Measurement, Point
+from lbdist.studies.base import Done, Study, chosen_epochs
+
+
+@dataclass
+class AlongTheRun(Study):
+    """SB, LB, and LB with each remedy that is chosen; every measure at the models of some of their epochs.
+
+    Attributes:
+        epochs: After which epochs: numbers, or shares of all of them below 1; or `all`.
+    """
+
+    epochs: Any = "all"
+
+    def check(self) -> None:
+        """The epochs are among the run's."""
+        self._epochs()
+
+    def _epochs(self) -> list[int]:
+        return chosen_epochs(self.epochs, self.plan.config.epochs, self.plan.config.patience)
+
+    def cells(self, done: Done) -> Iterator[Cell]:
+        """The runs, which keep the models that are measured; the last one is kept anyway."""
+        plan = self.plan
+        keep = frozenset(self._epochs()) - {plan.config.epochs}
+        for seed in plan.seeds:
+            yield plan.cell("SB", seed=seed, keep=keep)
+            yield plan.cell("LB", seed=seed, keep=keep)
+            for name, candidates in plan.remedies.items():
+                yield plan.cell("LB", {name: candidates.settings[0]}, seed=seed, keep=keep)
+
+    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
+        """Every measure at every model that is kept, and at the last."""
+        for cell in cells:
+            for epoch in (*sorted(cell.keep), None):
+                yield from (Measurement(node, (Point(cell, epoch),)) for node in self.plan.measured(cell))
+
+    def sections(self, runs: Runs) -> list[Section]:
+        """Sharpness against loss and epoch."""
+        return along_the_run.sections(runs)
