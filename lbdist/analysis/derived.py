@@ -50,7 +50,8 @@ def rises(runs: Runs) -> pd.DataFrame:
     rows = rows[rows["position"].notna() & rows["value"].notna() & rows["position_2"].isna()]
     rows = rows[(rows["metric"] == "loss") & (rows["split"] == "train")]
     rows = rows[rows["other_cell"].isin(runs.counted.index)]
-    rows = rows[['"curvilinear": true' not in str(options) for options in rows["options"]]]
+    curved = rows["options"].astype(str).str.contains('"curvilinear": true', regex=False)
+    rows = rows[~curved.astype(bool)]
     found = []
     for cell, group in rows.groupby("other_cell"):
         losses = group.set_index("position")["value"].sort_index()

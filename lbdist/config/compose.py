@@ -95,7 +95,7 @@ def compose_parts(
     Raises:
         InputError: An unknown study, key or type.
     """
-    chosen = [text for text in overrides if text.startswith("experiment=")]
+    chosen = [text for text in overrides if text.startswith(("experiment=", "study.parts="))]
     plain = compose(chosen, folders)
     parts = plain.study.get("parts")
     if parts is None:
@@ -103,7 +103,7 @@ def compose_parts(
     require(OmegaConf.is_list(parts) and len(parts) > 0, "study.parts", parts, "a list of experiments")
     rest = [text for text in overrides if text not in chosen]
     for text in rest:
-        if text.lstrip("+~").startswith(("measure=", "study.parts")):
+        if text.lstrip("+~").startswith("measure="):
             raise InputError(f"{text}: must be left out, since each part has its own; run the part alone")
     bare = {"": plain, **{name: compose([f"experiment={name}"], folders) for name in parts}}
     takers = {text: [name for name, config in bare.items() if _has(config, text)] for text in rest}
