@@ -443,7 +443,7 @@ class Session:
             try:
                 gains = ray.get(measure.remote(list(several.values()), data, "cuda", dict(arithmetic)))
             except ray.exceptions.RayError as error:
-                say(f"replicas=auto: could not be measured ({one_line(error)[:100]})")
+                say(f"replicas=auto: could not be measured ({_cause(error)})")
                 gains = [0.0] * len(several)
             lines = []
             for (key, (cell, count)), gain in zip(several.items(), gains, strict=True):
@@ -471,7 +471,7 @@ class Session:
             need, memory = ray.get(measure.remote(list(alike.values()), data))
             need *= max(map(replicas, alike.values()))
         except ray.exceptions.RayError as error:  # where a cell does not fit, its own run will say so
-            say(f"one process a GPU: its memory could not be measured ({one_line(error)[:100]})")
+            say(f"one process a GPU: its memory could not be measured ({_cause(error)})")
             return capacity
         share = cluster.sharing(need, memory, capacity.cpus / capacity.gpus)
         say(f"{share} processes a GPU: each takes up to {need / 2**30:.1f} of its {memory / 2**30:.0f} GiB")
@@ -498,7 +498,7 @@ class Session:
                     there.remote(cells, data, "cuda" if gpu else "cpu", None if gpu else 1)
                 )
             except ray.exceptions.RayError as error:
-                failed = f"since no step could be measured ({one_line(error)[:100]})"
+                failed = f"since no step could be measured ({_cause(error)})"
         else:
             seconds, native = rehearsal.speeds(cells, self.data, "cpu", threads=1)
         files = (results.cell_file(cell.id) for cell in cells if cell.precision == AUTO and book(cell))
@@ -578,6 +578,11 @@ class Session:
                 (cells.get(row.cell, row.method), f"{row.measure}: {row.error}") for row in wrong.itertuples()
             )
         ]
+
+
+def _cause(error: ray.exceptions.RayError) -> str:
+    """What went wrong in a task, without the traceback that Ray puts before it."""
+    return one_line(getattr(error, "cause", None) or error)[:100]
 
 
 def _pass(cell: Cell) -> tuple[object, ...]:

@@ -83,7 +83,9 @@ def batches(
     def sent(tensor: Tensor) -> Tensor:
         if device is None or tensor.device == device:
             return tensor
-        return tensor.pin_memory().to(device, non_blocking=True)
+        if tensor.device.type == "cpu":  # what is on a GPU may only be called otherwise: cuda, cuda:0
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
 
     for begin in range(0, len(labels), global_batch_size):
         size = min(global_batch_size, len(labels) - begin)

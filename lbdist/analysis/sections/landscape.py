@@ -70,12 +70,12 @@ def _slices(runs: Runs) -> Section:
             ends = [float(losses.iloc[np.abs(losses.index - at).argmin()]) for at in (0, 1)]
             between = losses[(losses.index > 0) & (losses.index < 1)]
             barrier = float(between.max()) - max(ends) if len(between) else math.nan
-            rise = [rise(losses, at) for at in (0, 1)]
+            rises = [rise(losses, at) for at in (0, 1)]
             rows.append(
                 [
                     Entry(str(label)),
                     Entry("curve" if curved else "line"),
-                    *[Entry(three_digits(value), values={"": value}) for value in (*ends, barrier, *rise)],
+                    *[Entry(three_digits(value), values={"": value}) for value in (*ends, barrier, *rises)],
                 ]
             )
         name = f"slices-{label.lower().replace(' + ', '-').replace(' ', '-')}"
