@@ -222,7 +222,7 @@ def provenance() -> dict[str, str]:
 def gather(
     place: Place,
     cells: Mapping[str, Row],
-    measurements: Iterable[str],
+    measurements: Mapping[str, str],
     study: str | None = None,
     read: Callable[[str], list[dict[str, Any]]] | None = None,
 ) -> pd.DataFrame:
@@ -231,7 +231,8 @@ def gather(
     Args:
         place: The storage folder.
         cells: Each cell's columns by its id; cells that are not finished have no rows.
-        measurements: Ids of measurements, at these cells or others; those that are not there have no rows.
+        measurements: What each measurement is called, by its id, at these cells or others; those that are not
+            there have no rows. Nothing leaves what the study called it that measured it first.
         study: What `experiment` is to be; the rows are then written to `<study>/rows.parquet` as well.
         read: Gives the rows of a file; None reads them from the folder.
 
@@ -245,9 +246,10 @@ def gather(
         for row in read(cell_file(cell)):
             ran[cell] = {name: row[name] for name in RAN}
             rows.append({**row, **columns, "experiment": study})
-    for measurement in measurements:
+    for measurement, measure in measurements.items():
         for row in read(measurement_file(measurement)):
             columns = {**ran.get(row["cell"], {}), **cells.get(row["cell"], {})}
+            columns["measure"] = measure or row["measure"]
             rows.append({**row, **columns, "experiment": study})
     table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
     if study is not None and rows:
@@ -281,7 +283,7 @@ def load(place: Place) -> pd.DataFrame:
     cells = {cell: read_cell(store, cell)["columns"] for cell in finished(store, CELLS)}
     if not cells:
         raise FileNotFoundError(f"no rows under {store}")
-    return gather(store, cells, finished(store, MEASUREMENTS))
+    return gather(store, cells, dict.fromkeys(finished(store, MEASUREMENTS), ""))
 
 
 def finished(place: Place, kind: str) -> list[str]:

@@ -52,6 +52,7 @@ def help_text(folders: Sequence[Path] = ()) -> str:
     lines = [_USAGE]
     titles = {
         "experiment": "studies (experiment=)",
+        "scale": "scales (scale=)",
         "network": "networks (network=)",
         "data": "data sets (data=)",
         "loss": "losses (loss=)",
@@ -125,7 +126,10 @@ def _main(arguments: list[str], command: str) -> int:
         from lbdist import session
 
         ready = session.prepare(config, parts)
-    return ready.run(command)
+    status = ready.run(command)
+    if config.dry_run and status == 0 and config.name in configuration.options("experiment"):
+        print(configuration.left_out(config, arguments, folders))
+    return status
 
 
 @contextlib.contextmanager

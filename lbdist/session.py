@@ -230,6 +230,8 @@ class Session:
         Returns:
             The exit status: 1 if anything failed.
         """
+        here = None if cluster.address() else cluster.Capacity(os.cpu_count() or 1, torch.cuda.device_count())
+        remarks = self._without_groups(here) if here else []
         measurements = list(self.study.measurements(list(self.cells.values())))
         network, data = title(self.config.network), title(self.config.data)
         head = (
@@ -237,8 +239,8 @@ class Session:
             f"{len(measurements)} measurements"
         )
         self.store.check()
-        if not cluster.address():
-            self._check_workers(cluster.Capacity(os.cpu_count() or 1, torch.cuda.device_count()))
+        if here:
+            self._check_workers(here)
         if self.config.dry_run:
             print(head)
             book = tuning.Book(self.store)
@@ -249,10 +251,12 @@ class Session:
                 return 0
             if done:
                 print(f"{done} of the cells are done, in {self.store}")
+            for line in (*remarks, *self._remarks()):
+                print(line)
             self._dry_run()
             return 0
         print(f"{head}, in {self.folder}", flush=True)
-        for line in self._remarks():
+        for line in (*remarks, *self._remarks()):
             print(line, flush=True)
         with self.folder.lock():
             book = tuning.Book(self.store, warn)
@@ -260,6 +264,12 @@ class Session:
         for line in failed:
             warn(line)
         return 1 if failed else 0
+
+    def _without_groups(self, capacity: cluster.Capacity) -> list[str]:
+        """What is left out where there is one device, on which a group cannot be."""
+        lines = self.study.without_groups() if (capacity.gpus or capacity.cpus) == 1 else []
+        self.cells = cells_of(self.study, whole(self.study))
+        return lines
 
     def _check_workers(self, capacity: cluster.Capacity) -> None:
         """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
@@ -288,12 +298,20 @@ class Session:
                 f"search.epochs={share}: search runs are shorter than confirmed ones, which favours weak "
                 "remedies"
             )
+        fewer = [
+            f"{len(split):,} of {self.totals[key]:,} {name} samples"
+            for key, name, split in (
+                ("train_samples", "training", self.data.train),
+                ("test_samples", "test", self.data.test),
+            )
+            if len(split) < self.totals.get(key, 0)
+        ]
+        if fewer:
+            lines.append(f"scale={self.config.scale.name}: {' and '.join(fewer)}")
         return lines
 
     def _dry_run(self) -> None:
-        """Prints the cells, one record for those that differ only in their seed."""
-        for line in self._remarks():
-            print(line)
+        """Prints the cells, one record for those that differ only in their seed, and how long they take."""
         known = cells_of(self.study, lambda cell: None)
         groups: dict[tuple[str, str, int | str], list[Cell]] = {}
         for cell in self.cells.values():
@@ -301,6 +319,9 @@ class Session:
             if cell.setting and cell.id not in known:  # which setting it is, the search will say
                 label = label.replace(cell.setting, "(the best)")
             groups.setdefault((cell.stage, label, cell.num_workers), []).append(cell)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        timed = [cell for cell in self.cells.values() if cell.procedure is None]
+        seconds = rehearsal.estimate(timed, self.data, device)
         records = []
         for (stage, label, workers), cells in groups.items():
             cell = cells[0]
@@ -316,12 +337,20 @@ class Session:
                     "per worker": share,
                     "accumulation": -(-share // (cell.micro_batch_size or share)),
                     "lr": cell.optimizer.get("lr", "default"),
+                    "seconds": "–" if cell.procedure else f"{seconds[cell.id]:,.0f}",
                 }
             )
         table = Table(*records[0], box=None, pad_edge=False)
         for record in records:
             table.add_row(*(str(value) for value in record.values()))
-        Console(width=None if sys.stdout.isatty() else 120).print(table)
+        Console(width=None if sys.stdout.isatty() else 130).print(table)
+        if timed:
+            total, where = sum(seconds.values()), "GPU" if device == "cuda" else "core"
+            print(
+                f"about {max(1, total / 60):,.0f} min of training on one {where}, one run after the other, by "
+                "a step of each batch measured here; patience and a target loss end runs sooner, and "
+                "measuring is not in it"
+            )
 
     def _missing(self, book: tuning.Book) -> list[Measurement]:
         """The measurements at finished cells that have no rows."""
@@ -371,6 +400,8 @@ class Session:
             arithmetic = self._arithmetic(capacity, book, data, progress.note)
             replicas = self._replicas(capacity, book, data, arithmetic, progress.note)
             capacity = self._share(capacity, book, data, replicas, progress.note)
+            for line in self._without_groups(capacity):
+                progress.note(line)
             self._check_workers(capacity)
             device = "GPU" if capacity.gpus else "CPU"
             for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
@@ -547,7 +578,7 @@ class Session:
         models = self.study.models()
         if not (finished or models):
             return ["no cell finished, so there is nothing to report"]
-        measurements = [m.id for m in self.measurements(book)]
+        measurements = {m.id: title(m.measure) for m in self.measurements(book)}
         columns = {key: cell.columns() for key, cell in finished.items()} | models
         rows = results.gather(self.store, columns, measurements, self.config.name, book.rows)
         runs = Runs(rows, self.score)

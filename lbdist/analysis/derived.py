@@ -12,7 +12,7 @@ from lbdist.analysis.statistics import Summary, geometric
 
 
 def points(runs: Runs) -> pd.DataFrame:
-    """One row a run and epoch: `label, cell, seed, epoch, loss` (training), `score` (test), `phi, epsilon`."""
+    """One row a run and epoch: `label, cell, seed, epoch`, training `loss`, test `score`, `phi, epsilon`."""
     rows, cells = runs.measurements, runs.counted
     rows = rows[rows["cell"].isin(cells.index[~cells["diverged"]])]
     phis = rows[(rows["metric"] == "sharpness") & (rows["space"] == "full") & (rows["solver"] == "converged")]
@@ -45,7 +45,7 @@ def changes(data: pd.DataFrame) -> dict[str, Summary]:
 
 
 def rises(runs: Runs) -> pd.DataFrame:
-    """One row a seed and method: how far the training loss rises along the line, at SB (`own`) and `there`."""
+    """One row a seed and method: how far the training loss rises on the line, at SB (`own`) and `there`."""
     rows = runs.measurements
     rows = rows[rows["position"].notna() & rows["value"].notna() & rows["position_2"].isna()]
     rows = rows[(rows["metric"] == "loss") & (rows["split"] == "train")]

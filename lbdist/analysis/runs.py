@@ -100,7 +100,7 @@ class Runs:
             for method, remedy, epoch in named
         ]
         final = trained[trained["epoch"].isna()]
-        metrics = {}
+        metrics: dict[str, pd.Series] = {}
         for name, metric in (("score", self.score.name), ("loss", "loss")):
             found, on_train = final["metric"] == metric, final["split"] == "train"
             metrics |= {name: found & ~on_train, f"train_{name}": found & on_train}

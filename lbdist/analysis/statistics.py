@@ -185,8 +185,8 @@ def threshold(batches: Iterable[float], scores: Iterable[float], resamples: int 
     low, high = np.quantile(ends[1:], [part, 1 - part]) if several else (math.nan, math.nan)
     fall_low, fall_high = np.quantile(fall[1:], [part, 1 - part]) if several else (math.nan, math.nan)
     inside = bool(low >= sizes[1] - 1e-9) if several else False
-    batch = (float(2**end) for end in (ends[0], low, high))
-    return Threshold(*batch, float(fall[0]), float(fall_low), float(fall_high), inside)
+    batch, first, last = (float(2**end) for end in (ends[0], low, high))
+    return Threshold(batch, first, last, float(fall[0]), float(fall_low), float(fall_high), inside)
 
 
 def rank_correlation(a: Iterable[float], b: Iterable[float]) -> float:

@@ -43,14 +43,15 @@ def show(sections: Sequence[Section], console: Console) -> None:
 
 def _table(table: Table) -> Rich:
     shown = Rich(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    deep = max(head.count("\n") for head in table.heads)
-    for place, head in enumerate(table.heads):
-        head = "\n" * (deep - head.count("\n")) + head
+    shown_columns = [place for place in range(len(table.heads)) if place not in table.wide]
+    deep = max(table.heads[place].count("\n") for place in shown_columns)
+    for place in shown_columns:
+        head = "\n" * (deep - table.heads[place].count("\n")) + table.heads[place]
         shown.add_column(head, justify="left" if place < table.left else "right", no_wrap=True)
-    for place, row in enumerate(table.rows):
-        if place in table.groups:
+    for number, row in enumerate(table.rows):
+        if number in table.groups:
             shown.add_row()
-        shown.add_row(*(Text(entry.text) for entry in row))
+        shown.add_row(*(Text(row[place].text) for place in shown_columns))
     starred = any(entry.text.endswith("*") for row in table.rows for entry in row)
     if starred:
         shown.caption, shown.caption_justify = STAR, "left"

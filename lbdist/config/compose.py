@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,6 +224,31 @@ def _keys(group: str, member: str, folders: Sequence[Path]) -> list[str]:
     paths = (root / group / f"{member}.yaml" for root in (config_root(), *folders))
     found = yaml.safe_load(next(path for path in paths if path.is_file()).read_text())
     return list((found or {}).get(member) or {})
+
+
+def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Path] = ()) -> str:
+    """What the published protocol has and this study has not; empty where that is nothing.
+
+    Args:
+        config: The study's configuration.
+        overrides: What it was composed of.
+        folders: Folders of the user's own.
+    """
+    rest = [text for text in overrides if not text.startswith("scale=")]
+    published, _ = compose_parts([*rest, "scale=paper"], folders)
+    shown = []
+    for section in ("", "scale", "study"):
+        ours, theirs = (OmegaConf.select(one, section) if section else one for one in (config, published))
+        for name in ("epochs", "seeds", "small_batch", "patience") if not section else sorted(theirs):
+            a, b = (
+                OmegaConf.to_container(one, resolve=True).get(name)  # type: ignore[union-attr]
+                for one in (ours, theirs)
+            )
+            grid = section == "scale" and name != "samples"  # of which a single study has its own
+            if a != b and not (grid and (name == "name" or "parts" not in config.study)):
+                key = f"{section}.{name}".lstrip(".")
+                shown.append(f"{key} {json.dumps(a)} instead of {json.dumps(b)}")
+    return f"short of the published protocol (scale=paper): {'; '.join(shown)}" if shown else ""
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:

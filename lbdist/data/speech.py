@@ -28,8 +28,8 @@ RATE, WINDOW, HOP, MELS, CONTEXT = 8000, 200, 80, 40, 4
 _TEST = 5  # recordings 0 to 4 of each speaker and digit, as the data set says
 _FLOOR = 1e-8
 _PLACE = (
-    "the folder with recordings/ of github.com/Jakobovski/free-spoken-digit-dataset, or with its Parquet files "
-    "of WAV: set data.root=DIR"
+    "the folder with recordings/ of github.com/Jakobovski/free-spoken-digit-dataset, or Parquet files of "
+    "its WAV: set data.root=DIR"
 )
 
 
@@ -66,8 +66,8 @@ class SpokenDigits(DataSource):
             features = spliced(log_mel(_samples(name, content)))
             states = np.arange(len(features)) * self.states // len(features)
             parts[int(match[2]) < _TEST].append((features, int(match[1]) * self.states + states))
-        for test, found in parts.items():
-            what = "test (numbers 0 to 4)" if test else "training (numbers from 5 on)"
+        for is_test, found in parts.items():
+            what = "test (numbers 0 to 4)" if is_test else "training (numbers from 5 on)"
             require(len(found) > 0, "data.root", self.root, f"a folder with {what} recordings in it")
         train, test = (Split(*map(np.concatenate, zip(*parts[part], strict=True))) for part in (False, True))
         return Dataset(train, test, 10 * self.states)
@@ -110,7 +110,7 @@ def _samples(name: str, content: bytes) -> np.ndarray:
 
 @functools.cache
 def _filters() -> np.ndarray:
-    """Triangles of equal width in mel from 0 Hz to half the rate, shape (bins, MELS) (Davis & Mermelstein 1980)."""
+    """Triangles of equal width in mel from 0 Hz to half the rate, shape (bins, 40) (Davis, 1980)."""
     bins = 256 // 2 + 1
     mel = lambda hertz: 2595 * np.log10(1 + hertz / 700)  # noqa: E731
     edges = 700 * (10 ** (np.linspace(0, mel(RATE / 2), MELS + 2) / 2595) - 1)

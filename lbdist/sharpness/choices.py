@@ -1,4 +1,4 @@
-"""Metric 2.1 once more for each choice that Keskar et al. leave open: batch norm's statistics, and A's draw."""
+"""Metric 2.1 once more for each choice that Keskar et al. leave open: batch norm's statistics, A's draw."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbdist.sharpness.subspace import CONVENTIONS
 
 @dataclass
 class Choices(Measure):
-    """Sharpness in one box, by the converged solver, under each choice in turn; remedies' models are left out.
+    """Sharpness in one box, by the converged solver, under each choice in turn, but not at remedies' models.
 
     Attributes:
         epsilon: Size of the box.

@@ -237,6 +237,10 @@ class Study(ABC):
             if cell.stage == "confirm":
                 yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
 
+    def without_groups(self) -> list[str]:
+        """Leaves out what needs several workers, since there is one; a line for each thing left out."""
+        return []
+
     def models(self) -> dict[str, Mapping[str, Any]]:
         """The columns of models that are no cell's, by the id that their rows have; by default none."""
         return {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import paper
-from lbdist.plan import Cell, Measurement
+from lbdist.plan import Cell, Measurement, title
 from lbdist.studies.base import Done, Study, cells_of
 
 
@@ -25,7 +25,7 @@ class Paper(Study):
     def __post_init__(self) -> None:
         self.studies: Mapping[str, Study] = {}
         self._cells: dict[str, dict[str, Cell]] = {}
-        self._measurements: dict[str, set[str]] = {}
+        self._measurements: dict[str, dict[str, str]] = {}
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """The cells of each part; what a part was asked for stays known to be its own."""
@@ -42,16 +42,22 @@ class Paper(Study):
         for name, study in self.studies.items():
             own = self._cells.get(name, {})
             for found in study.measurements([own[cell.id] for cell in cells if cell.id in own]):
-                self._measurements.setdefault(name, set()).add(found.id)
+                self._measurements.setdefault(name, {})[found.id] = title(found.measure)
                 if found.id not in known:
                     known.add(found.id)
                     yield found
+
+    def without_groups(self) -> list[str]:
+        """What each part leaves out."""
+        return list(dict.fromkeys(line for study in self.studies.values() for line in study.without_groups()))
 
     def sections(self, runs: Runs) -> list[Section]:
         """Every claim, then what each part shows of its own runs."""
         rows, found = runs.rows, {}
         for name in self.studies:
             own = rows["cell"].isin(self._cells.get(name, {})) & rows["measurement"].isna()
-            own |= rows["measurement"].isin(self._measurements.get(name, set()))
-            found[name] = Runs(rows[own], runs.score)
+            measured = self._measurements.get(name, {})
+            own |= rows["measurement"].isin(measured)
+            called = rows["measurement"].map(measured)  # parts may call one measurement differently
+            found[name] = Runs(rows.assign(measure=called.astype(object))[own], runs.score)
         return paper.sections({name: (found[name], study) for name, study in self.studies.items()})

@@ -78,7 +78,7 @@ class Course:
         self.lowest, self.since = (running, 0) if improved else (self.lowest, self.since + 1)
 
     def over(self, cell: Cell) -> bool:
-        """Whether this was the last epoch: of all, or because the loss is where it was to come to, or still."""
+        """Whether this was the last epoch: of all, or as the loss is where it was to come to, or still."""
         still = cell.patience is not None and self.since >= cell.patience
         return self.epoch >= cell.epochs or self.diverged or still or self.reached
 

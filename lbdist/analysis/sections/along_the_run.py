@@ -67,14 +67,15 @@ def sentences(data: pd.DataFrame, box: str) -> list[str]:
         if not change.n:
             continue
         run = data[data["label"] == label]
-        first, last = (run.loc[run["epoch"] == end, "phi"].mean() for end in (run["epoch"].min(), run["epoch"].max()))  # fmt: skip
+        ends = run["epoch"].min(), run["epoch"].max()
+        first, last = (run.loc[run["epoch"] == end, "phi"].mean() for end in ends)
         word = "rises" if change.mean > 1 else "falls"
         clear = "" if change.n < 2 or change.low > 1 or change.high < 1 else " (not clearly)"
         factor = max(change.mean, 1 / change.mean)
         text = f"{label}: {box} {word}{clear} by a factor of {number(factor, 1)} along the run, from "
         text += f"{three_digits(first)} to {three_digits(last)}"
-        ends = f" (95 % interval of the last over the first: {interval(change)})" if change.n > 1 else ""
-        found.append(text + ends + ".")
+        within = f" (95 % interval of the last over the first: {interval(change)})" if change.n > 1 else ""
+        found.append(text + within + ".")
     return found
 
 

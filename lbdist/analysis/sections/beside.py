@@ -1,4 +1,4 @@
-"""Our numbers beside the published ones, and the verdict on each claim (Keskar et al., Tables 2, 3, 4, 6, 7)."""
+"""Our numbers beside the published ones, and the verdict on each claim (Keskar et al., Tables 2 to 7)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from lbdist.analysis.published import DATA, published
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Section, Table, of_summary
 from lbdist.analysis.statistics import Summary, summarise
+
+Key = tuple[str, str, float | None]
+"""Method, quantity and box of a published number."""
 
 TITLE = "Beside the paper"
 
@@ -35,20 +38,19 @@ def claim_table(found: Sequence[Claim]) -> Table:
     rows = [
         [
             Entry(claim.text, f"{claim.where}; {claim.rule}"),
+            Entry(claim.verdict),
             Entry(claim.ours),
             Entry(claim.theirs),
-            Entry(claim.verdict),
         ]
         for claim in found
     ]
     note = (
-        "Intervals in brackets are 95 %. A difference is in points of the test score. “holds” and “fails”: the "
-        "interval is on one side of what would refute the claim; “not settled”: it includes it, or one seed "
-        "has none; the rule of each is the small line."
+        "Intervals in brackets are 95 %. A difference is in points of the test score. “holds” and “fails”: "
+        "the interval is on one side of what would refute the claim; “not settled”: it includes that, or "
+        "there is none, with one seed; “in part”: as the rule says, which is the small line."
     )
-    return Table(
-        "claims", "Claims of the paper", ["claim", "here", "published", "verdict"], rows, note, left=4
-    )
+    heads = ["claim", "verdict", "here", "published"]
+    return Table("claims", "Claims of the paper", heads, rows, note, left=4, wide=frozenset([3]))
 
 
 def _tables(runs: Runs) -> list[Table]:
@@ -98,7 +100,7 @@ def _tables(runs: Runs) -> list[Table]:
         ]
         if scores[2].n and runs.score.name == "accuracy":
             theirs = f"LB+{remedy}"
-            lines = [
+            lines: list[Key] = [
                 ("SB", "test_accuracy", None),
                 ("LB", "test_accuracy", None),
                 (theirs, "test_accuracy", None),
@@ -116,7 +118,7 @@ def _table(
     heads: Sequence[str],
     own: str,
     ours: Sequence[Summary],
-    keys: Sequence[tuple[str, str, float | None]],
+    keys: Sequence[Key],
     kind: str,
 ) -> Table:
     """One table: ours (n as it is), then the published rows that have a number."""

@@ -1,4 +1,4 @@
-"""Accuracy and loss on both splits, and whether LB is only overfitted or undertrained (Keskar et al., Table 2)."""
+"""Accuracy and loss on both splits; is LB only overfitted or undertrained? (Keskar et al., Table 2)."""
 
 from __future__ import annotations
 
@@ -23,33 +23,25 @@ def section(runs: Runs) -> Section:
     if cells.empty or not cells["train_score"].notna().any():
         return Section(title, ["No run is finished yet."])
     name, head = runs.score.name, runs.score.head
-    heads = [
-        "method",
-        f"train\n{head}",
-        f"test\n{head}",
-        "train loss",
-        "test loss",
-        f"best epoch's\ntest {head}",
-    ]
-    rows = []
+    rows: list[list[Entry]] = []
+    moved: list[list[Entry]] = []
     for label in runs.order():
         group = cells[cells["label"] == label]
-        columns = [(column, "percent") for column in ("train_score", "score")]
-        columns += [("train_loss", "phi"), ("loss", "phi"), ("best", "percent"), ("distance", "phi")]
-        rows.append(
-            [
-                Entry(label),
-                *[of_summary(summarise(group[column]), kind) for column, kind in columns],
-                of_number(group["epochs"].mean()),
-                of_number(int(group["score"].notna().sum())),
-            ]
-        )
+        fitted = [("train_score", "percent"), ("score", "percent"), ("train_loss", "phi"), ("loss", "phi")]
+        run = [("score", "percent"), ("best", "percent"), ("distance", "phi")]
+        for table, columns in ((rows, fitted), (moved, run)):
+            entries = [of_summary(summarise(group[column]), kind) for column, kind in columns]
+            table.append([Entry(label), *entries, of_number(int(group["score"].notna().sum()))])
+        moved[-1].insert(-1, of_number(group["epochs"].mean()))
+    over = "mean ± standard deviation over n seeds"
+    heads = ["method", f"train\n{head}", f"test\n{head}", "train loss", "test loss", "n"]
+    fit = Table("fit", f"Training and test set, {over}", heads, rows)
+    heads = ["method", f"test\n{head}", "of the\nbest epoch", "distance\nfrom x0", "epochs", "n"]
     note = (
-        f"Mean ± sample standard deviation over n seeds. Best epoch: the highest test {name} of the curve, "
-        "chosen with hindsight on the test set, so an upper bound on what early stopping could give. Distance "
-        "is ‖x − x0‖ over all parameters."
+        f"Of the best epoch: the highest test {name} of a run's curve, chosen with hindsight on the test "
+        "set, so an upper bound on what early stopping could give. Distance: ‖x − x0‖ over all parameters."
     )
-    table = Table("fit", "Training and test set", [*heads, "‖x − x0‖", "epochs", "n"], rows, note)
+    tables = [fit, Table("moved", f"The runs, {over}", heads, moved, note, brief=False)]
     figures = []
     curves = {split: runs.curves_on(split) for split in ("train", "test")}
     if all(len(data) for data in curves.values()):
@@ -57,7 +49,7 @@ def section(runs: Runs) -> Section:
         caption += "on the training set (left) and on the test set (right)."
         draw = lambda: _draw(curves, runs)  # noqa: E731
         figures.append(Figure("train_test", f"{name.capitalize()} during training", caption, draw))
-    return Section(title, sentences(runs), [table], figures, brief=True)
+    return Section(title, sentences(runs), tables, figures, brief=True)
 
 
 def paired(runs: Runs, column: str, one: str, other: str) -> pd.DataFrame:
