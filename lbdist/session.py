@@ -347,8 +347,8 @@ class Session:
         if timed:
             total, where = sum(seconds.values()), "GPU" if device == "cuda" else "core"
             print(
-                f"about {max(1, total / 60):,.0f} min of training on one {where}, one run after the other, by "
-                "a step of each batch measured here; patience and a target loss end runs sooner, and "
+                f"about {max(1, total / 60):,.0f} min of training on one {where}, one run after the other, "
+                "by a step of each batch measured here; patience and a target loss end runs sooner, and "
                 "measuring is not in it"
             )
 

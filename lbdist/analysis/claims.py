@@ -167,7 +167,7 @@ def _between(runs: Runs) -> Iterable[Claim]:
     if found.empty:
         return
     ratio = geometric(found["there"] / found["own"])
-    text = "On the line from SB to LB, it rises more at LB"
+    text = "On the line from SB, the loss rises more at LB"
     rule = "rise at α ± 0.25, LB over SB by seed: 95 % interval above 1"
     yield Claim(text, "Figure 3", rule, _times(ratio), "by eye", _above(ratio, 1.0))
 

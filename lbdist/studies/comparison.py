@@ -115,6 +115,15 @@ class Comparison(Study):
         return comparison.sections(runs)
 
 
+@dataclass
+class Sharpness(Comparison):
+    """A comparison of which the sharpness is shown (Keskar et al., Tables 3 and 4)."""
+
+    def sections(self, runs: Runs) -> list[Section]:
+        """Sharpness by solver and space, what the paper leaves open, the published numbers."""
+        return comparison.sharpness(runs)
+
+
 def best(trials: Mapping[Key, Sequence[Cell]], done: Done, score: str) -> Key | None:
     """The key whose cells have the highest mean score; None until all are over, or when none of them has one.
 

@@ -81,7 +81,7 @@ def sentences(data: pd.DataFrame, box: str) -> list[str]:
 
 def _draw(data: pd.DataFrame, box: str, runs: Runs) -> Drawing:
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     figure = Canvas(figsize=(7.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -99,12 +99,17 @@ def _draw(data: pd.DataFrame, box: str, runs: Runs) -> Drawing:
             axes.plot(mean[x], mean["phi"], color=mark.color, linestyle=mark.line, linewidth=2.0,
                       marker=mark.marker, markersize=6 * mark.size, markeredgecolor=drawing.PAPER,
                       markeredgewidth=0.7, label=label)  # fmt: skip
+    logarithmic = [axes.yaxis for axes in panels]
+    for axes in panels:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel(f"sharpness {box} (log scale)")
     if (data["loss"] > 0).all():
         panels[0].set_xscale("log")
+        logarithmic.append(panels[0].xaxis)
+    for axis in logarithmic:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
     panels[0].invert_xaxis()
     panels[0].set_xlabel("training loss (falls to the right)")
     panels[1].set_xlabel("epoch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -20,7 +21,7 @@ from lbdist.analysis.section import (
     tables_of_others,
 )
 from lbdist.analysis.sections import beside, reading, solvers
-from lbdist.analysis.statistics import Summary, difference, summarise
+from lbdist.analysis.statistics import Summary, Threshold, difference, summarise, threshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -56,6 +57,9 @@ def section(runs: Runs) -> Section:
     bars = drawing.bars(pd.Series([row.n for row in data["score"]]))
     caption = f"Mean test {runs.score.name} {bars}"
     caption += f"; below, {runs.box} in the full space, converged." if sharp else "."
+    found = _threshold(runs)
+    if found is not None and found.fall > 0:
+        caption += " Dotted: where the score begins to fall, by the best fit; shaded: its 95 % interval."
     picture = Figure("batch_size", "Against the global batch", caption, lambda: _draw(runs, data))
     figures = [picture] if any(row.n for row in data["score"]) else []
     heads = {row["label"]: f"batch {row['batch']:,}" for _, row in data.iterrows()}
@@ -96,6 +100,15 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         sentences.append(f"From batch {number(worse[-1])} on it is clearly lower (95 % intervals).")
     else:
         sentences.append("No larger batch is clearly lower (95 % intervals).")
+    found = _threshold(runs)
+    if found is not None and found.fall > 0:
+        text = (
+            f"A plateau that turns into a falling line fits best with the turn at batch {number(found.batch)}"
+        )
+        if not math.isnan(found.low):
+            text += f" (95 % bootstrap interval {number(found.low)} to {number(found.high)})"
+        points = runs.score.points
+        sentences.append(f"{text}; from there it falls by {number(found.fall, 2)}{points} a doubling.")
     sharp = measured[[item.n > 0 and item.mean > 0 for item in measured["phi"]]]
     if len(sharp) > 1:
         ends: list[Summary] = [sharp["phi"].iloc[0], sharp["phi"].iloc[-1]]
@@ -104,6 +117,10 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
             f"{runs.box} goes from {phi(ends[0])} at batch {batches[0]} to {phi(ends[1])} at {batches[1]}."
         )
     return sentences
+
+
+def _threshold(runs: Runs) -> Threshold | None:
+    return threshold(runs.counted["global_batch_size"], runs.counted["score"])
 
 
 def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
@@ -119,4 +136,11 @@ def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
     panels = [(runs.score.axis, line("score"))]
     if runs.epsilon is not None:
         panels.append((f"{runs.box} (log scale)", line("phi")))
-    return drawing.draw_panels(panels, "global batch (samples, log scale)", log=True, log_y=(1,))
+    figure = drawing.draw_panels(panels, "global batch (samples, log scale)", log=True, log_y=(1,))
+    found = _threshold(runs)
+    if found is not None and found.fall > 0:
+        for axes in figure.axes:
+            axes.axvline(found.batch, color=drawing.MUTED, linewidth=1, linestyle=(0, (1, 1.5)))
+            if not math.isnan(found.low):
+                axes.axvspan(found.low, found.high, color=drawing.MUTED, alpha=0.12, linewidth=0)
+    return figure

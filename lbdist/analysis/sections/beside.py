@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from lbdist.analysis.claims import Claim, claims
+from lbdist.analysis.claims import FAILS, HOLDS, OPEN, PART, Claim, claims
 from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.published import DATA, published
 from lbdist.analysis.runs import Runs
@@ -23,14 +23,16 @@ def section(runs: Runs) -> Section:
     found = claims(runs)
     if not found:
         return Section(TITLE, ["The runs have no numbers for a claim of the paper."])
-    return Section(TITLE, [verdicts(found)], [claim_table(found), *_tables(runs)], brief=True)
+    return Section(TITLE, [verdicts(found)], [claim_table(found), *tables(runs)], brief=True)
 
 
 def verdicts(found: Sequence[Claim]) -> str:
     """How many claims came to which verdict."""
     counts = Counter(claim.verdict for claim in found)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    return f"Of {len(found)} claim{'s' * (len(found) > 1)} of the paper: {said}."
+    words = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), PART: ("holds in part", "hold in part"),
+             OPEN: ("is not settled", "are not settled")}  # fmt: skip
+    said = [f"{counts[key]} {verb[counts[key] > 1]}" for key, verb in words.items() if counts[key]]
+    return f"Of {len(found)} claim{'s' * (len(found) > 1)} of the paper, {', '.join(said)}."
 
 
 def claim_table(found: Sequence[Claim]) -> Table:
@@ -53,10 +55,10 @@ def claim_table(found: Sequence[Claim]) -> Table:
     return Table("claims", "Claims of the paper", heads, rows, note, left=4, wide=frozenset([3]))
 
 
-def _tables(runs: Runs) -> list[Table]:
+def tables(runs: Runs) -> list[Table]:
     """Our row, then those of the six networks, in the forms of the paper's tables."""
     cells, own = runs.counted, f"{runs.network} on {runs.data}"
-    tables = []
+    found = []
     fit = {
         (label, quantity): summarise(cells.loc[cells["label"] == label, column])
         for label in ("SB", "LB")
@@ -70,7 +72,7 @@ def _tables(runs: Runs) -> list[Table]:
         ]
         heads = [f"{label} {quantity.split('_')[0]}\naccuracy %" for label, quantity, _ in [*keys]]
         ours = [fit[label, quantity] for label, quantity, _ in keys]
-        tables.append(_table("table2", "Table 2: accuracy", heads, own, ours, keys, "percent"))
+        found.append(_table("table2", "Table 2: accuracy", heads, own, ours, keys, "percent"))
     phis = runs.sharpness[runs.sharpness["solver"] == "converged"]
     for space, name, title in (
         ("full", "table3", "Table 3: sharpness in the full space"),
@@ -86,7 +88,7 @@ def _tables(runs: Runs) -> list[Table]:
         ]
         if sharp and all(item.n for item in ours):
             heads = [f"{label}\nφ({epsilon_text(box)})" for label, _, box in sharp]
-            tables.append(_table(name, title, heads, own, ours, sharp, "phi"))
+            found.append(_table(name, title, heads, own, ours, sharp, "phi"))
     for remedy, name in (("augmentation", "table6"), ("conservative", "table7")):
         label, title = f"LB + {remedy}", f"Table {name[-1]}: {remedy}"
         scores = [summarise(cells.loc[cells["label"] == key, "score"]) for key in ("SB", "LB", label)]
@@ -108,8 +110,8 @@ def _tables(runs: Runs) -> list[Table]:
             lines += [(theirs, "sharpness_full", box) for box in (1e-3, 5e-4)]
             heads = ["SB test\naccuracy %", "LB test\naccuracy %", f"{label} test\naccuracy %"]
             heads += [f"{label}\nφ({epsilon_text(box)})" for box in (1e-3, 5e-4)]
-            tables.append(_table(name, title, heads, own, [*scores, *sharp_here], lines, "phi"))
-    return tables
+            found.append(_table(name, title, heads, own, [*scores, *sharp_here], lines, "phi"))
+    return found
 
 
 def _table(
@@ -138,8 +140,7 @@ def _table(
         if any(found[2 if len(found) == 5 else 0 :]):
             texts = [entry(item, key[1]) for item, key in zip(found, keys, strict=True)]
             rows.append([Entry(f"{network} on {data}, published"), *texts, Entry("5")])
-    note = (
-        "Mean ± standard deviation over n runs; φ: ours by the converged solver, theirs by 10 iterations of "
-    )
-    note += "L-BFGS-B."
+    note = "Mean ± standard deviation over n runs."
+    if any("sharpness" in key[1] for key in keys):
+        note += " φ: ours by the converged solver, theirs by 10 iterations of L-BFGS-B."
     return Table(name, title, ["network", *heads, "n"], rows, note, groups=frozenset([1]), brief=False)

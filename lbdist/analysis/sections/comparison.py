@@ -25,3 +25,9 @@ def sections(runs: Runs) -> list[Section]:
     for part in (choices, spectrum, rescaling):
         parts += part.sections(runs)
     return [*parts, search.section(runs), reading.section()]
+
+
+def sharpness(runs: Runs) -> list[Section]:
+    """Sharpness by solver and space, what the paper leaves open, the claims, the runs behind them."""
+    parts = [solvers.section(runs), *choices.sections(runs), beside.section(runs)]
+    return [*parts, leaderboard.section(runs), reading.section()]

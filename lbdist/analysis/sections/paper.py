@@ -8,7 +8,7 @@ from typing import Protocol
 
 from lbdist.analysis.claims import Claim, claims
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Section
+from lbdist.analysis.section import Section, Table
 from lbdist.analysis.sections import beside, reading
 
 
@@ -27,29 +27,31 @@ def sections(parts: Mapping[str, tuple[Runs, Shown]]) -> list[Section]:
             known.setdefault(claim.text, claim)
     found = list(known.values())
     said = [beside.verdicts(found)] if found else ["No run is finished yet."]
+    ours: dict[str, Table] = {}
+    for runs, _ in parts.values():
+        for table in beside.tables(runs) if len(runs.cells) else []:
+            ours.setdefault(table.name, table)
     tables = [beside.claim_table(found)] if found else []
-    summary = Section(beside.TITLE, said, tables, brief=True)
+    summary = Section(beside.TITLE, said, [*tables, *(ours[name] for name in sorted(ours))], brief=True)
     shown = [
         _named(name, part, place == 0)
         for name, (runs, study) in parts.items()
         if len(runs.cells)
         for place, part in enumerate(study.sections(runs))
+        if part.title not in (reading.section().title, beside.TITLE) and (part.tables or part.figures)
     ]
-    return [summary, *[part for part in shown if part is not None], reading.section()]
+    return [summary, *shown, reading.section()]
 
 
-def _named(name: str, section: Section, first: bool) -> Section | None:
+def _named(name: str, section: Section, first: bool) -> Section:
     """A part's section under the part's name, with names of tables and figures that are its own.
 
     The first of a part is on the terminal as well.
     """
-    if section.title == reading.section().title:
-        return None
-    tables = [table for table in section.tables if table.name != "claims"]
     return replace(
         section,
         title=f"{name}: {section.title}",
-        tables=[replace(table, name=f"{name}-{table.name}") for table in tables],
+        tables=[replace(table, name=f"{name}-{table.name}") for table in section.tables],
         figures=[replace(figure, name=f"{name}-{figure.name}") for figure in section.figures],
         brief=section.brief and first,
     )
