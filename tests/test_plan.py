@@ -57,6 +57,7 @@ CHANGES: list[dict[str, Any]] = [
     {"patience": 3},
     {"procedure": {"_target_": "lbdist.training.procedures.Bare", "threads": 2}},
     {"origin": Origin("a" * 12, 3)},
+    {"target_loss": 0.1},
     {"origin": Origin("a" * 12, 4)},
     {"origin": Origin("b" * 12, 3)},
 ]

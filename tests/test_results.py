@@ -127,13 +127,15 @@ def test_second_write_replaces_the_first(tmp_path: Path) -> None:
 def test_a_study_gathers_its_cells_and_names_them_its_own_way(tmp_path: Path) -> None:
     write(tmp_path)
     columns = {name: {**CELLS[name], "method": "batch 64"} for name in ("a1", "b2")}
-    frame = results.gather(tmp_path, {**columns, "f5": CELLS["a1"]}, ["ea1", "eb2", "missing"], "sweep")
+    frame = results.gather(
+        tmp_path, {**columns, "f5": CELLS["a1"]}, {"ea1": "", "eb2": "sharper", "missing": ""}, "sweep"
+    )
     assert set(frame["cell"]) == {"a1", "b2"} and set(frame["method"]) == {"batch 64"}
     assert set(frame["experiment"]) == {"sweep"} and len(frame) == 8
     assert set(frame["num_workers"]) == {2}  # also of the measurements, which know their cell alone
     pd.testing.assert_frame_equal(results.load(tmp_path / "sweep"), frame)
     # the storage folder has each row once, whoever asked for it
-    results.gather(tmp_path, CELLS, [], "other")
+    results.gather(tmp_path, CELLS, {}, "other")
     whole = results.load(tmp_path)
     assert len(whole) == 16 and set(whole["method"]) == {"LB"} and whole["experiment"].isna().all()
 
@@ -152,7 +154,7 @@ def test_finished(tmp_path: Path) -> None:
 def test_order_of_rows_is_fixed(tmp_path: Path) -> None:
     write(tmp_path / "one")
     write(tmp_path / "two", dict(reversed(CELLS.items())))
-    frames = [results.gather(tmp_path / name, CELLS, [f"e{c}" for c in CELLS]) for name in ("one", "two")]
+    frames = [results.gather(tmp_path / name, CELLS, {f"e{c}": "" for c in CELLS}) for name in ("one", "two")]
     pd.testing.assert_frame_equal(*frames)
     pd.testing.assert_frame_equal(results.load(tmp_path / "one"), results.load(tmp_path / "two"))
 

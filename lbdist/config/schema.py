@@ -174,6 +174,8 @@ def check(config: DictConfig) -> None:
     require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")
     seconds = config.regroup_seconds
     require(0 < seconds <= 86_400, "regroup_seconds", seconds, "above 0, up to 86,400")
+    fits = config.checkpoint is None or "checkpoint" in config.study
+    require(fits, "checkpoint", config.checkpoint, f"null in {config.name}: experiment=checkpoints takes it")
     require(len(config.remedy) > 0, "remedy", "[]", "one or more remedies")
     search = config.search
     require(1 <= search.seeds <= 10_000, "search.seeds", search.seeds, "from 1 to 10,000")

@@ -209,3 +209,18 @@ def rescaled(name, seed):
                      "value": 10 * factor**0.5})  # fmt: skip
         rows.append({**row, "metric": "rescaled_adaptive_sharpness_2", "value": 0.3, "converged": True})
     return rows
+
+
+def choices(name, seed):
+    """A minimiser measured once more under each choice: LB ten times as sharp, whatever is chosen."""
+    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "method": name, "remedy": "none",
+              "cell": _cell(name, seed), "measure": "choices", "epsilon": 1e-3, "solver": "converged",
+              "converged": True}  # fmt: skip
+    phi = (1 + 0.1 * seed) * (10.0 if name == "LB" else 1.0)
+    rows = []
+    for factor, mode in enumerate(("batch", "running"), 1):
+        taken = {"measurement": f"{name}{seed}{mode}", "batch_norm": mode, "options": "{}"}
+        rows.append({**common, **taken, "metric": "sharpness", "space": "full", "value": factor * phi})
+        rows.append({**common, **taken, "metric": "test_accuracy", "value": 60.0 + factor})
+    drawn = {"measurement": f"{name}{seed}A", "options": '{"convention": "gaussian"}', "space": "subspace"}
+    return [*rows, {**common, **drawn, "metric": "sharpness", "value": phi / 10}]

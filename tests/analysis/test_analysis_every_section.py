@@ -7,13 +7,14 @@ import pkgutil
 import xml.etree.ElementTree as ET
 
 import pytest
-from analysis_rows import frame, model, plane, rescaled, sharpness, spectrum, study, training, ways
+from analysis_rows import choices, frame, model, plane, rescaled, sharpness, spectrum, study, training, ways
 from rich.console import Console
 
 from lbdist.analysis import sections as package
 from lbdist.analysis import terminal
 from lbdist.analysis.report import write_report
 from lbdist.analysis.runs import Runs, Score
+from lbdist.analysis.sections import comparison
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 DIVERGED = [row for name in ("SB", "LB") for row in training(name, 0, math.nan, diverged=1)]
@@ -27,8 +28,19 @@ FAILED = [*training("SB", 0, 70.0), *training("LB", 0, 60.0)]
 FAILED.append(sharpness(FAILED, math.nan, converged=False, error="RuntimeError: no"))
 CURVATURE = [*training("SB", 0, 70.0), *training("LB", 0, 60.0)]
 CURVATURE += [row for name in ("SB", "LB") for row in [*spectrum(name, 0, 2.0), *rescaled(name, 0)]]
-ASKED_FOR = {"spectrum", "rescaling"}
-"""Sections that are there only where something was measured for them."""
+ASKED_FOR = {"spectrum": "curvature", "rescaling": "curvature", "choices": "choices"}
+"""Sections that are there only where something was measured for them, and where that is."""
+CHOICES = [row for name in ("SB", "LB") for seed in (0, 1) for row in training(name, seed, 70.0)]
+CHOICES += [row for name in ("SB", "LB") for seed in (0, 1) for row in choices(name, seed)]
+
+
+class Part:
+    """A study of which the report of several consists."""
+
+    def sections(self, runs):
+        return comparison.sections(runs)
+
+
 ROWS = {
     "much": study(epochs=(1, 20, 40), search=True, check=True),
     "one seed": study(seeds=1, epochs=(5,)),
@@ -39,6 +51,7 @@ ROWS = {
     "landscape": frame(LANDSCAPE),
     "models": frame(MODELS),
     "curvature": frame(CURVATURE),
+    "choices": frame(CHOICES),
     "nothing": frame([]),
 }
 
@@ -50,11 +63,13 @@ def test_a_section_is_written_whatever_there_is(name, rows, tmp_path):
     for score in (Score(), Score("r2", "")) if rows == "much" else (Score(),):
         frames = ROWS[rows].replace({"metric": {"accuracy": score.name}})
         runs = Runs(frames, score)
-        if hasattr(module, "sections"):
+        if name == "paper":
+            found = module.sections({"gap": (runs, Part()), "remedies": (runs, Part())})
+        elif hasattr(module, "sections"):
             found = module.sections(runs)
         else:
             found = [module.section()] if name == "reading" else [module.section(runs)]
-        assert bool(found) is (rows == "curvature" or name not in ASKED_FOR)
+        assert bool(found) is (ASKED_FOR.get(name, rows) == rows)
         assert all(section.title for section in found)
         console = Console(file=io.StringIO(), width=100)
         terminal.show(found, console)

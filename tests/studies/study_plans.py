@@ -10,29 +10,39 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lbdist.config.build import build
-from lbdist.config.compose import compose, config_root
+from lbdist.config.compose import compose_parts, config_root
 from lbdist.config.schema import Config, check
 from lbdist.plan import Cell
 from lbdist.studies.base import Candidates, Plan, Study
+from lbdist.studies.paper import Paper
 from lbdist.tuning import settings
 
-# `sharpness` trains nothing: see test_studies_checkpoints.py
-SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"sharpness"})
+# `checkpoints` trains nothing: see test_studies_checkpoints.py
+SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"checkpoints"})
 
 
 @functools.cache
-def composed_of(overrides: tuple[str, ...]) -> DictConfig:
-    """The default study with these overrides, resolved."""
-    composed = compose(overrides)
-    composed.derived.update({"inputs": 40, "channels": 1, "classes": 10, "outputs": 10})
-    OmegaConf.resolve(composed)
-    check(composed)
-    return composed
+def composed_of(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, DictConfig]]:
+    """The default study with these overrides, and its parts, resolved."""
+    composed, parts = compose_parts(overrides)
+    for each in (composed, *parts.values()):
+        each.derived.update({"inputs": 40, "channels": 1, "classes": 10, "outputs": 10})
+        OmegaConf.resolve(each)
+        check(each)
+    return composed, parts
 
 
 def make_study(*overrides: str, train_size: int = 4000) -> Study:
     """The study of overrides of the default one."""
-    config: Config = OmegaConf.to_object(composed_of(overrides))  # type: ignore[assignment]
+    composed, parts = composed_of(overrides)
+    study = _planned(composed, train_size)
+    if isinstance(study, Paper):
+        study.studies = {name: _planned(part, train_size) for name, part in parts.items()}
+    return study
+
+
+def _planned(composed: DictConfig, train_size: int) -> Study:
+    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     samples = config.search.samples
     remedies = {
         name: Candidates({**node, "name": name}, settings(node.get("search"), samples, f"remedy.{name}"))
@@ -52,16 +62,17 @@ class Story:
     """What the cells of a study came to: a `done` to which cells are added."""
 
     def __init__(self, score: Callable[[Cell], float | None]) -> None:
-        self.score, self.finals = score, {}  # type: ignore[var-annotated]
+        self.score = score
+        self.finals: dict[str, tuple[frozenset[int], Mapping[str, float]]] = {}
 
     def __call__(self, cell: Cell) -> Mapping[str, float] | None:
-        found: Mapping[str, float] | None = self.finals.get((cell.id, cell.keep))
-        return found
+        kept, final = self.finals.get(cell.id, (frozenset(), None))
+        return final if cell.keep <= kept else None
 
     def end(self, cell: Cell) -> None:
         """A cell ends; one without a score has failed."""
         value = self.score(cell)
-        self.finals[(cell.id, cell.keep)] = {} if value is None else {"accuracy": value}
+        self.finals[cell.id] = cell.keep, {} if value is None else {"accuracy": value}
 
 
 def quality(cell: Cell) -> float:

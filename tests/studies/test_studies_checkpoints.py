@@ -88,7 +88,7 @@ def test_no_file_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    assert main(["experiment=sharpness", f"checkpoint={given}", cache]) == 2
+    assert main(["experiment=checkpoints", f"checkpoint={given}", cache]) == 2
     err = capsys.readouterr().err
     assert err.startswith("lbdist: checkpoint=") and "must be a file, or a folder with one" in err
     assert err.count("\n") == 1 and not (tmp_path / "results").exists()
@@ -111,7 +111,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own_is_ranked(tmp_path: Pa
              for name, tensor in STATE.items()}  # fmt: skip
     torch.save({"model": STATE}, tmp_path / "mine" / "even.pt")
     safetensors.torch.save_file(steep, tmp_path / "mine" / "steep.safetensors")
-    command = [sys.executable, "-m", "lbdist.run", "experiment=sharpness", "checkpoint=mine", cache]
+    command = [sys.executable, "-m", "lbdist.run", "experiment=checkpoints", "checkpoint=mine", cache]
     command += ["data.train_samples=300", "data.test_samples=100", "measure.sharpness.draws=2"]
     command += ["measure.sharpness.subspace_dimension=5", "measure.sharpness.solvers=[converged]"]
     command += ["network=own"]
@@ -129,9 +129,9 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own_is_ranked(tmp_path: Pa
     table = [line.split()[0] for line in out.splitlines() if line.startswith(("even", "steep"))]
     assert table[:2] == ["even.pt", "steep.safetensors"]
     assert "The flattest of 2 is even.pt: φ(1e-3) " in out
-    rows = results.load(tmp_path / "results" / "sharpness")
+    rows = results.load(tmp_path / "results" / "checkpoints")
     assert set(rows["method"]) == {"even.pt", "steep.safetensors"} and rows["value"].notna().all()
     losses = rows.query("metric == 'train_loss'")["value"]
     assert losses.max() == pytest.approx(losses.min(), rel=1e-5)
-    assert "steep.safetensors" in (tmp_path / "results" / "sharpness" / "report.html").read_text()
+    assert "steep.safetensors" in (tmp_path / "results" / "checkpoints" / "report.html").read_text()
     assert "started a local Ray" not in run()  # all is measured
