@@ -103,9 +103,14 @@ def _gap(runs: Runs) -> Iterable[Claim]:
     yield Claim(text, "Table 2", rule, _points(apart), _theirs(runs, tell), _above(apart))
 
 
+def _exists(runs: Runs) -> bool:
+    """Whether there may be a gap, which else needs no explanation."""
+    return difference(_scores(runs, "SB"), _scores(runs, "LB")).mean > 0
+
+
 def _stopping(runs: Runs) -> Iterable[Claim]:
     sb, best = _scores(runs, "SB"), _scores(runs, "LB", "best")
-    if sb.empty or best.empty:
+    if sb.empty or best.empty or not _exists(runs):
         return
     apart = difference(sb, best)
     rule = "SB − the best epoch of LB, chosen on the test set: 95 % Welch interval above 0"
@@ -117,7 +122,7 @@ def _longer(runs: Runs) -> Iterable[Claim]:
     sb = _scores(runs, "SB")
     for label in sorted(set(runs.counted["label"])):
         lb = _scores(runs, label)
-        if label.startswith("LB to ") and len(lb) and len(sb):
+        if label.startswith("LB to ") and len(lb) and len(sb) and _exists(runs):
             apart = difference(sb, lb)
             rule = "SB − LB trained to SB's training loss: 95 % Welch interval above 0"
             text = "The gap is not one of too little training"
@@ -211,13 +216,13 @@ def _warm_start(runs: Runs) -> Iterable[Claim]:
     phis = {name: runs.headline.reindex(group.index) for name, group in (("late", late), ("cold", cold))}
     by = pd.DataFrame({name: phi.set_axis(cells["seed"].reindex(phi.index)) for name, phi in phis.items()})
     ratio = geometric(by["cold"] / by["late"])
-    verdicts = {_above(gain), _above(ratio, 1.0) if ratio.n else HOLDS}
-    verdict = verdicts.pop() if len(verdicts) == 1 else OPEN if OPEN in verdicts else PART
+    gains, flat = _above(gain), _above(ratio, 1.0) if ratio.n else PART
+    verdict = gains if gains == flat else OPEN if OPEN in (gains, flat) else PART
     ours = f"{_points(gain)}"
     ours += f", {number(ratio.mean, 1)} times as flat" if ratio.n else ""
     text = "Begun late enough in SB, LB generalises, and flat"
     rule = "LB begun at SB's latest epoch against LB from x0: intervals of the gain above 0 and of φ's ratio "
-    rule += "above 1; in part: one of the two"
+    rule += "above 1; in part: one of the two, or φ was not measured"
     yield Claim(text, "Figure 5", rule, ours, "by eye", verdict)
 
 

@@ -65,7 +65,8 @@ def sentences(runs: Runs) -> list[str]:
     scores = {label: group["score"].dropna() for label, group in cells.groupby("label")}
     sb, points = scores.get("SB"), f"{runs.score.points} of test {runs.score.name}".lstrip()
     best = cells.loc[cells["label"] == "LB", "best"].dropna()
-    if sb is not None and len(best):
+    gap = difference(sb, scores["LB"]).mean > 0 if sb is not None and "LB" in scores else False
+    if sb is not None and gap and len(best):
         left = difference(sb, best)
         if left.sign is not None:
             does = {1: "does not close the gap", 0: "cannot be told from closing the gap"}.get(
@@ -81,12 +82,14 @@ def sentences(runs: Runs) -> list[str]:
             group = cells[cells["label"] == label]
             losses = paired(runs, "train_loss", "SB", label)
             reached = int((losses[label] <= losses["SB"]).sum()) if len(losses) else 0
+            side = "below" if left.mean > 0 else "above"
             text = (
                 f"Trained until its training loss is SB's ({reached} of {len(group)} came to it, after "
-                f"{number(group['epochs'].mean())} epochs on average), LB is {number(left.mean, 2)} {points} "
-                "below SB"
+                f"{number(group['epochs'].mean())} epochs on average), LB is {number(abs(left.mean), 2)} "
+                f"{points} {side} SB"
             )
-            found.append(text + (f" (95 % interval {interval(left)})." if left.sign is not None else "."))
+            within = interval(left if left.mean > 0 else difference(scores[label], sb))
+            found.append(text + (f" (95 % interval {within})." if left.sign is not None else "."))
     moved = paired(runs, "distance", "SB", "LB")
     if len(moved):
         ratio = geometric(moved["SB"] / moved["LB"])
