@@ -156,3 +156,14 @@ def test_a_split_that_arrives_is_what_was_sent() -> None:
     place = content.index(np.float32(5).tobytes())
     with pytest.raises(ValueError, match="arrived damaged"):
         pickle.loads(content[:place] + b"\1" + content[place + 1 :])
+
+
+def test_a_scale_leaves_some_samples_out_unless_a_field_says_how_many() -> None:
+    source = Given(train=split([0, 1] * 10), test=split([0, 1] * 3))
+    capped = source.load(at_most=8)
+    assert (len(capped.train), len(capped.test)) == (8, 6)
+    assert source.totals == {"train_samples": 20, "test_samples": 6}
+    same = Given(train=split([0, 1] * 10), test=split([0, 1] * 3), train_samples=8).load()
+    assert capped.train.digest == same.train.digest  # what `train_samples` takes
+    more = Given(train=split([0, 1] * 10), test=split([0, 1] * 3), train_samples=12).load(at_most=8)
+    assert len(more.train) == 12

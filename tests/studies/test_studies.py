@@ -12,6 +12,7 @@ from lbdist.errors import InputError
 from lbdist.plan import Cell, Origin
 from lbdist.studies.base import SEARCH_SEED, Study, cells_of, whole
 from lbdist.studies.comparison import Comparison, best
+from lbdist.studies.paper import Paper
 
 
 def finish(study: Study, story: Story, seed: int, stop: float = 0.0) -> Counter[str]:
@@ -262,3 +263,79 @@ def test_a_cell_that_is_yielded_twice_is_one_and_keeps_what_either_keeps() -> No
     study.plan = make_study().plan
     (cell,) = cells_of(study, whole(study)).values()
     assert cell.keep == {1, 2} and cell.stage == "confirm"
+
+
+# the paper
+
+
+def test_the_parts_of_the_paper_are_the_studies_alone_and_share_their_cells() -> None:
+    paper = make_study("experiment=paper")
+    assert isinstance(paper, Paper) and len(paper.studies) == 7
+    together = cells_of(paper, whole(paper))
+    counts = 0
+    for name in paper.studies:
+        alone = make_study(f"experiment={name}")
+        cells = cells_of(alone, whole(alone))
+        counts += len(cells)
+        assert cells.keys() <= together.keys()
+        ids = {m.id for m in alone.measurements(list(cells.values()))}
+        assert ids <= {m.id for m in paper.measurements(list(together.values()))}
+    assert len(together) < 0.7 * counts
+
+
+def test_an_override_goes_to_the_parts_that_have_its_key() -> None:
+    changes = ("study.batches=[16,64]", "measure.sharpness.draws=2", "remedy=[none,robust]", "seeds=2")
+    paper = make_study("experiment=paper", *changes)
+    assert isinstance(paper, Paper)
+    assert paper.studies["batch_size"].batches == [16, 64]  # type: ignore[attr-defined]
+    assert list(paper.studies["remedies"].plan.remedies) == ["robust"]
+    assert not paper.studies["gap"].plan.remedies
+    assert all(study.plan.config.seeds == 2 for study in paper.studies.values())
+    with pytest.raises(InputError, match=r"study.bathces"):
+        make_study("experiment=paper", "study.bathces=[16]")
+    with pytest.raises(InputError, match=r"measure=\[sharpness\]: must be left out"):
+        make_study("experiment=paper", "measure=[sharpness]")
+
+
+def test_a_study_along_the_run_measures_at_each_epoch_that_it_keeps() -> None:
+    study = make_study("experiment=sharpness_vs_loss", "study.epochs=[1,0.5]", "seeds=1", "epochs=8")
+    cells = list(cells_of(study, whole(study)).values())
+    assert {cell.method: sorted(cell.keep) for cell in cells} == {"SB": [1, 4], "LB": [1, 4]}
+    at = {(m.at[0].cell.method, m.at[0].epoch, m.measure["name"]) for m in study.measurements(cells)}
+    assert len(at) == 2 * 3 * 2 and ("LB", None, "fit") in at
+    with pytest.raises(InputError, match=r"study.epochs=\[9\]: must be all, or a list of epochs from 1 to 8"):
+        make_study("experiment=sharpness_vs_loss", "study.epochs=[9]", "epochs=8")
+    with pytest.raises(InputError, match="patience=3: must be null"):
+        make_study("experiment=sharpness_vs_loss", "patience=3")
+
+
+def test_lb_is_trained_to_the_loss_of_its_seeds_sb() -> None:
+    study = make_study("experiment=gap", "seeds=2", "epochs=5", "study.equal_loss=3")
+    story = Story(quality)
+    assert all(cell.target_loss is None for cell in cells_of(study, story).values())
+    losses = {0: 0.25, 1: 0.5}
+    for cell in list(cells_of(study, story).values()):
+        story.finals[cell.id] = cell.keep, {"accuracy": 1.0, "train_loss": losses[cell.seed]}
+    longer = [cell for cell in cells_of(study, story).values() if cell.target_loss is not None]
+    assert {cell.seed: cell.target_loss for cell in longer} == losses
+    assert {(cell.epochs, cell.global_batch_size, cell.method) for cell in longer} == {
+        (15, 400, "LB to SB's loss")
+    }
+
+
+def test_on_one_device_there_is_no_check_of_workers() -> None:
+    paper = make_study("experiment=paper")
+    assert len(paper.without_groups()) == 1 and not paper.without_groups()
+    assert not any(cell.asked_workers > 1 for cell in cells_of(paper, whole(paper)).values())
+
+
+def test_the_published_protocol() -> None:
+    gap = make_study("experiment=gap", "scale=paper", train_size=60_000)
+    cells = cells_of(gap, whole(gap)).values()
+    assert {(c.global_batch_size, c.patience, len(gap.plan.seeds)) for c in cells if not c.target_loss} >= {
+        (256, 10, 5), (6000, 10, 5)
+    }  # fmt: skip
+    warm = make_study("experiment=warm_start", "scale=paper", train_size=60_000)
+    found = cells_of(warm, whole(warm)).values()
+    assert {cell.origin.epoch for cell in found if cell.origin} == set(range(1, 101))
+    assert {(cell.epochs, cell.patience) for cell in found} == {(100, None)}

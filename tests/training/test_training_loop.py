@@ -23,7 +23,7 @@ from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
 from lbdist.training.dropout import Dropouts
 from lbdist.training.learner import Learner, optimizer_factory
-from lbdist.training.loop import finished_rows, run_cell, train
+from lbdist.training.loop import final_metrics, finished_rows, run_cell, train
 
 
 def plain_pytorch(cell, data):
@@ -335,3 +335,41 @@ def test_accumulation_needs_a_declared_group():
 def test_a_batch_of_one_sample_is_no_trouble():
     _, x = train(make_cell(global_batch_size=43), signals(train=44))
     assert torch.isfinite(x).all()
+
+
+def test_a_run_ends_where_its_training_loss_is_what_it_was_to_come_to(tmp_path):
+    """As f has it, evaluated after each epoch; resumed from any of them it ends at the same one."""
+    data, store = signals(), Store(tmp_path)
+    rows, _ = train(make_cell(epochs=12), data)
+    losses = {r["epoch"]: r["value"] for r in rows
+              if r["metric"] == "loss" and r.get("split") == "train" and r.get("epoch")}  # fmt: skip
+    target = losses[6]
+    cell = make_cell(epochs=12, target_loss=target)
+    found, x = train(cell, data)
+    running = [r["epoch"] for r in found if r["metric"] == "running_loss"]
+    assert running == list(range(1, 7)) and min(losses, key=lambda epoch: losses[epoch] > target) == 6
+    final = {(r["metric"], r.get("split")): r["value"] for r in found if r.get("epoch") is None}
+    assert final["loss", "train"] == target
+
+    def stop(metrics):
+        if metrics["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cell, data, store=store, report=stop)
+    again, resumed = train(cell, data, store=store)
+    assert torch.equal(resumed, x) and [r["value"] for r in again if r["metric"] == "loss"] == [
+        r["value"] for r in found if r["metric"] == "loss"
+    ]
+    assert final_metrics(found)["train_loss"] == target
+
+
+def test_the_curve_is_of_both_splits_and_a_search_is_of_its_validation_split(tmp_path):
+    data = signals()
+    rows, _ = train(make_cell(epochs=4, evaluations=2), data)
+    points = [(r["epoch"], r["split"]) for r in rows if r["metric"] == "accuracy" and r.get("epoch")]
+    assert points == [(2, "train"), (2, "test"), (4, "train"), (4, "test")]
+    held_out = data.validation_split(0.25)
+    rows, _ = train(make_cell(epochs=4, evaluations=2, validation_fraction=0.25), held_out)
+    points = [(r["epoch"], r["split"]) for r in rows if r["metric"] == "accuracy" and r.get("epoch")]
+    assert points == [(2, "validation"), (4, "train"), (4, "validation")]
