@@ -92,7 +92,7 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         }
     for file in sorted({point.file for m in study.measurements([]) for point in m.at if point.file}):
         checkpoint.load_file(network, file)
-    session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops, source.totals)
+    session = Session(settings, text, data, study, Score(loss.score, loss.unit), flops, source)
     alike = {
         (cell.remedy, cell.setting, cell.stage == "search", cell.precision): cell
         for cell in session.cells.values()
@@ -205,7 +205,7 @@ class Session:
         study: The study.
         score: What its loss is scored by.
         flops: Of a forward and backward pass of one sample.
-        totals: The samples that there are, of which the study's scale may leave some out.
+        source: Where the data come from, of which the study's scale may leave some out.
     """
 
     config: Config
@@ -214,7 +214,7 @@ class Session:
     study: Study
     score: Score
     flops: float
-    totals: Mapping[str, int]
+    source: DataSource
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.storage)
@@ -299,13 +299,14 @@ class Session:
                 "remedies"
             )
         fewer = [
-            f"{len(split):,} of {self.totals[key]:,} {name} samples"
+            f"{len(split):,} of {self.source.totals[key]:,} {name} samples"
             for key, name, split in (
                 ("train_samples", "training", self.data.train),
                 ("test_samples", "test", self.data.test),
             )
-            if len(split) < self.totals.get(key, 0)
+            if len(split) < self.source.totals.get(key, 0) and self.config.data.get(key) is None
         ]
+        lines += self.source.notes
         if fewer:
             lines.append(f"scale={self.config.scale.name}: {' and '.join(fewer)}")
         return lines

@@ -16,7 +16,7 @@ from lbdist import results
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
 from lbdist.config.compose import SEVERAL, compose, config_root, options
-from lbdist.config.schema import RESERVED, Config, Schedule, Search, check
+from lbdist.config.schema import RESERVED, Config, Scale, Schedule, Search, check
 from lbdist.errors import InputError
 from lbdist.networks import make, sample_flops
 from lbdist.remedies.base import Remedy
@@ -24,7 +24,7 @@ from lbdist.run import main
 from lbdist.tuning import settings
 
 ROOT = config_root()
-GROUPS = ("experiment", "network", "data", "loss", "remedy", "measure", "optimizer")
+GROUPS = ("experiment", "scale", "network", "data", "loss", "remedy", "measure", "optimizer")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / group).glob("*.yaml"))]
 
 # the command line, and what its one line of complaint must hold
@@ -53,6 +53,13 @@ BAD = [
     ("+measure.sharpness.extra=1", "measure.sharpness.extra=1: no such key; allowed: batch_norm"),
     ("measure.lambda_max.tolerance=1", "lambda_max is not among those of the study; add it to measure=[...]"),
     ("+study.extra=1", "study.extra=1: no such key; allowed: check_precision, check_workers"),
+    ("checkpoint=x.pt", "checkpoint=x.pt: must be null in remedies: experiment=checkpoints takes it"),
+    ("experiment=gap study.equal_loss=0", "study.equal_loss=0.0: must be null, or from 1 to 1,000 times"),
+    ("experiment=paper measure=[fit]", "measure=[fit]: must be left out, since each part has its own"),
+    ("experiment=paper study.parts=[nope]", "experiment=nope: must be one of batch_size"),
+    ("experiment=paper study.parts=[]", "study.parts=[]: must be a list of experiments"),
+    ("scale=huge", "scale=huge: must be one of paper, quick"),
+    ("data=fsdd", "data.root=None: must be the folder with recordings/"),
     ("study.check_workers=0", "study.check_workers=0: must be null or at least 1"),
     ("study._target_=builtins.dict", "study._target_=builtins.dict: must be a lbdist.studies.base.Study"),
     ("measure=nope", "measure=nope: must be one or more of adaptive"),
@@ -74,10 +81,10 @@ BAD = [
         "+remedy.robust.cell.micro_batch_size=9 ghost_batch_size=2",
         "micro_batch_size=9: must be a multiple of",
     ),
-    ("experiment=batch_size study.batches=[5000]", "study.batches=5000.0: must be a batch of at most 4000"),
+    ("experiment=batch_size study.batches=[5000]", "study.batches=5000: must be a batch of at most 4000"),
     (
         "experiment=warm_start study.epochs=[99]",
-        "study.epochs=[99.0]: must be epochs of SB, from 1 to 20",
+        "study.epochs=[99]: must be all, or a list of epochs from 1 to 20",
     ),
     ("name=cells", "name=cells: must be up to 100 letters"),
     ("remedy.robust.radius=1", "there is no key remedy.robust.radius"),
@@ -211,7 +218,7 @@ BAD = [
     ("schedule.milestones=[2]", "schedule.milestones=[2.0]: must be one or more parts of the run"),
     ("schedule.gamma=-1", "schedule.gamma=-1.0: must be from 0 to 1"),
     ("patience=0", "patience=0: must be null or at least 1"),
-    ("experiment=warm_start patience=3", "patience=3: must be null: SB must come to the epochs"),
+    ("experiment=warm_start patience=3", "patience=3: must be null: a run must come to the epochs"),
     ("regroup_seconds=0", "regroup_seconds=0.0: must be above 0"),
     ("experiment=benchmark study.workers=[9999]", "study.workers=9999: must be at most"),
     ("study.check_workers=9999", "study.check_workers=9999: must be at most"),
@@ -508,15 +515,15 @@ def test_network_builds_for_its_data(name: str) -> None:
 
 def test_every_key_has_its_default_and_its_word() -> None:
     lines = (ROOT / "config.yaml").read_text()
-    given = yaml.safe_load(lines)
+    given = {**yaml.safe_load(lines), **yaml.safe_load((ROOT / "scale" / "quick.yaml").read_text())}
     missing = {f.name for f in dataclasses.fields(Config)} - set(given)
     chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy", "measure"}
     assert missing == {*chosen, "derived"}
-    for group, schema in (("search", Search), ("schedule", Schedule)):
+    for group, schema in (("search", Search), ("schedule", Schedule), ("scale", Scale)):
         assert set(given[group]) == {f.name for f in dataclasses.fields(schema)}
     # each default is stated once
-    groups = ("derived", "search", "schedule")
-    for schema in (Config, Search, Schedule):
+    groups = ("derived", "search", "schedule", "scale")
+    for schema in (Config, Search, Schedule, Scale):
         assert {f.default for f in dataclasses.fields(schema) if f.name not in groups} == {MISSING}
     assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS}
 

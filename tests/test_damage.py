@@ -247,6 +247,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(cache: str, tmp_path: 
         "lbdist.run",
         *[word for word in SMALL if "sharpness" not in word],
         "experiment=gap",
+        "study.equal_loss=null",
         "network.widths=[64,64]",
         "measure=[distance]",
         cache,

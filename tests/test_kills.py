@@ -23,7 +23,9 @@ def wait_for_one(process: subprocess.Popen, name: str) -> None:
 
 def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: Path) -> None:
     part = "gcs_server"  # or the raylet, with whose death Ray adds lines of its own
-    process = start(tmp_path, "experiment=gap", "num_workers=2", "epochs=2000", cache)
+    process = start(
+        tmp_path, "experiment=gap", "study.equal_loss=null", "num_workers=2", "epochs=2000", cache
+    )
     wait_for_one(process, "ray::ImplicitFunc")
     time.sleep(2)
     members = family(process)
@@ -41,7 +43,7 @@ def test_the_death_of_ray_is_one_line_and_leaves_nothing(cache: str, tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_while_ray_starts(number: int, cache: str, tmp_path: Path) -> None:
     """It comes as Ray makes its core in the driver, for which it starts its first worker beforehand."""
-    process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
+    process = start(tmp_path, "experiment=gap", "study.equal_loss=null", "epochs=2000", cache)
     end = time.monotonic() + 240
     while not any("default_worker.py" in " ".join(cmdline(p)[1:3]) for p in family(process)):
         assert process.poll() is None and time.monotonic() < end
@@ -54,7 +56,7 @@ def test_an_interrupt_while_ray_starts(number: int, cache: str, tmp_path: Path) 
 
 
 def test_a_second_interrupt_ends_it_at_once(cache: str, tmp_path: Path) -> None:
-    process = start(tmp_path, "experiment=gap", "epochs=2000", cache)
+    process = start(tmp_path, "experiment=gap", "study.equal_loss=null", "epochs=2000", cache)
     wait_for_one(process, "ray::ImplicitFunc")
     members = family(process)
     process.send_signal(signal.SIGINT)
@@ -72,7 +74,7 @@ def test_two_studies_at_once_do_not_share_a_life(
 ) -> None:
     """In one storage, where they train the same cells: one is killed, the other ends as if alone."""
     other = start(tmp_path, "experiment=batch_size", "study.batches=[16,40]", cache)
-    process = start(tmp_path, "experiment=gap", cache)
+    process = start(tmp_path, "experiment=gap", "study.equal_loss=null", cache)
     wait_for_one(other, "ray::ImplicitFunc")
     other.kill()
     out, err = process.communicate(timeout=500)

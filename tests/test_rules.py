@@ -27,7 +27,9 @@ def test_two_steps_of_a_rule_are_one(rule: str, first: int, second: int) -> None
 def test_the_rule_is_part_of_the_cell() -> None:
     found = {}
     for rule in RULES:
-        study = make_study("experiment=gap", "seeds=1", "large_batch=128", f"lr_rule={rule}")
+        study = make_study(
+            "experiment=gap", "study.equal_loss=null", "seeds=1", "large_batch=128", f"lr_rule={rule}"
+        )
         cells = list(cells_of(study, whole(study)).values())
         found[rule] = {cell.method: cell.optimizer for cell in cells}
     assert {rule: nodes["SB"]["lr"] for rule, nodes in found.items()} == dict.fromkeys(RULES, 1e-3)

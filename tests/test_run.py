@@ -166,6 +166,27 @@ def test_studies_of_other_shapes_run_to_their_reports(tmp_path, cache):
         drawn(tmp_path / name)
 
 
+def test_the_paper_runs_to_its_report(tmp_path, cache):
+    """All its studies, each shrunk: every claim has a verdict, every figure is there."""
+    small = ["seeds=1", "study.batches=[16,64,40,full]", "study.epochs=[1,4]", "remedy=[none,robust]"]
+    small += ["remedy.robust.search.rho=[0.2]", "study.check_workers=null", "study.check_precision=null"]
+    small += ["measure.choices.subspace_dimension=5", "measure.slice.count=7", "measure.curve.count=7"]
+    out = finish(start(tmp_path, "experiment=paper", *small, "measure.plane.count=5", cache))
+    assert "LB generalises worse than SB" in out and "not settled" in out
+    study = tmp_path / "paper"
+    figures = {path.name for path in (study / "figures").glob("*.svg")}
+    shown = ["gap-train_test", "landscape-slices-lb", "landscape-planes", "batch_size-batch_size"]
+    shown += ["warm_start-warm_start", "sharpness_vs_loss-sharpness_vs_loss", "remedies-leaderboard"]
+    for name in shown:
+        assert f"{name}.svg" in figures
+    tables = {path.name for path in (study / "tables").glob("*.csv")}
+    assert {"claims.csv", "table2.csv", "table3.csv", "table4.csv", "sharpness-choices.csv"} <= tables
+    rows = results.load(study)
+    assert rows["error"].isna().all() and "LB to SB's loss" in set(rows["method"])
+    again = finish(start(tmp_path, "experiment=gap", *small[:1], cache))  # nothing of it is left to do
+    assert "local Ray" not in again
+
+
 def drawn(study):
     assert (study / "figures" / f"{study.name}.png").exists()
     assert "<svg" in (study / "report.html").read_text()
@@ -257,7 +278,7 @@ def leftovers():
 
 
 def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp_path, cache, leftovers):
-    arguments = ["experiment=gap", cache]
+    arguments = ["experiment=gap", "study.equal_loss=null", cache]
     folder = tmp_path / "gap"
 
     def done() -> int:
@@ -301,7 +322,9 @@ def test_a_study_whose_cells_all_fail_says_so_in_one_line(tmp_path, cache):
         "            raise RuntimeError('no step')\n"
         "        return super().step(closure)\n"
     )
-    process = start(tmp_path, "experiment=gap", cache, "optimizer._target_=failing.Adam")
+    process = start(
+        tmp_path, "experiment=gap", "study.equal_loss=null", cache, "optimizer._target_=failing.Adam"
+    )
     out, err = process.communicate(timeout=500)
     assert process.returncode == 1, out + err
     assert "Traceback" not in out + err
@@ -324,16 +347,25 @@ def test_every_study_has_a_dry_run(study, tmp_path, cache, monkeypatch, capsys):
 
 def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["experiment=gap", "seeds=2", "epochs=24", "data.train_samples=600", "data.test_samples=50"]
+    arguments = [
+        "experiment=gap",
+        "study.equal_loss=null",
+        "seeds=2",
+        "epochs=24",
+        "data.train_samples=600",
+        "data.test_samples=50",
+    ]
     arguments += ["num_workers=2", "ghost_batch_size=8", "micro_batch_size=8", "optimizer.lr=0.02", cache]
     assert main([*arguments, "dry_run=true", "measure.sharpness.spaces=[full]"]) == 0
     out, err = capsys.readouterr()
     # SB and LB over 2 seeds; both solvers and boxes are one measurement at each
     assert out.startswith("study gap: mlp on mnist1d, 4 cells, 4 measurements\nnum_workers=2\n") and err == ""
-    heads, *rows = (line.split("  ") for line in out.splitlines()[2:])
+    heads, *rows = (line.split("  ") for line in out.splitlines()[2:5])
     table = [
         dict(zip([h.strip() for h in heads if h], [c.strip() for c in row if c], strict=True)) for row in rows
     ]
+    assert all(float(row.pop("seconds").replace(",", "")) >= 0 for row in table)
+    assert "min of training on one" in out and "short of the published protocol" in out
     shared = {"stage": "confirm", "seeds": "2", "epochs": "24", "workers": "2", "lr": "0.02"}
     assert table == [
         {**shared, "cell": "SB", "global batch": "32", "per worker": "16", "accumulation": "2"},
@@ -350,7 +382,8 @@ def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkey
     """They lie in a file of the cache, which is where every process of the study reads them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("samples")))
     out = finish(
-        start(tmp_path, "experiment=gap", "data=parquet", f"data.root={SHARED / 'mnist'}", "data.channels=1",
+        start(tmp_path, "experiment=gap", "study.equal_loss=null", "data=parquet",
+              f"data.root={SHARED / 'mnist'}", "data.channels=1",
               "network=f1", "network.widths=[64,64]", "data.train_samples=2000", "data.test_samples=500",
               "small_batch=64", "seeds=2", "replicas=2", "epochs=3", "data.memory_gib=0",
               "measure.sharpness.solvers=[converged]")
@@ -361,9 +394,9 @@ def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkey
 
 
 def test_two_runs_do_not_share_a_folder_and_sigterm_ends_one(tmp_path, cache):
-    first = start(tmp_path, "experiment=gap", cache)
+    first = start(tmp_path, "experiment=gap", "study.equal_loss=null", cache)
     wait_for(lambda: (tmp_path / "gap" / ".lock").exists(), first)
-    second = start(tmp_path, "experiment=gap", cache)
+    second = start(tmp_path, "experiment=gap", "study.equal_loss=null", cache)
     _, err = second.communicate(timeout=60)
     assert second.returncode == 2 and err.count("\n") == 1 and "another lbdist is at work" in err
     # SIGTERM, once a cell trains, ends like Ctrl-C; what comes while Ray starts is tested with the kills

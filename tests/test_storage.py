@@ -135,6 +135,7 @@ def test_a_study_lives_in_an_object_store(
     root = s3.format("study")
     arguments = [
         "experiment=gap",
+        "study.equal_loss=null",
         "study.check_workers=2",
         "measure=[sharpness,distance]",
         "measure.sharpness.solvers=[paper]",
@@ -186,7 +187,13 @@ def test_wrong_credentials_are_one_line(tmp_path: Path, cache: str) -> None:
             assert time.monotonic() < end
             time.sleep(0.2)
         options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{port}"
-        process = start(tmp_path, "experiment=gap", cache, f"storage=s3://key:secret@results/x?{options}")
+        process = start(
+            tmp_path,
+            "experiment=gap",
+            "study.equal_loss=null",
+            cache,
+            f"storage=s3://key:secret@results/x?{options}",
+        )
         out, err = process.communicate(timeout=60)
     finally:
         server.kill()

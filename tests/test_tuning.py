@@ -99,7 +99,7 @@ def test_a_run_goes_on_where_the_rows_end(tmp_path: Path) -> None:
 
 
 def test_a_finished_cell_of_which_a_model_is_asked_for_runs_again(tmp_path: Path) -> None:
-    gap = make_schedule(tmp_path, "experiment=gap", "seeds=1", slots=2)
+    gap = make_schedule(tmp_path, "experiment=gap", "study.equal_loss=null", "seeds=1", slots=2)
     drive(gap, tmp_path, quality)
     warm = make_schedule(tmp_path, "experiment=warm_start", "study.epochs=[2]", "seeds=1", slots=2)
     assert [cell.method for cell in warm.waiting()] == ["SB"]
@@ -111,28 +111,37 @@ def test_a_finished_cell_of_which_a_model_is_asked_for_runs_again(tmp_path: Path
     [(2, 4, 9.0, 1), (4, 4, 9.0, 1), (4, 2, 9.0, 2), (8, 2, 9.0, 4), (8, 2, 3.9, 3), (8, 2, 0.1, 1)],
 )
 def test_cells_before_workers(slots: int, waiting: int, work: float, workers: int, tmp_path: Path) -> None:
-    overrides = ["experiment=gap", f"seeds={waiting // 2}"]
+    overrides = ["experiment=gap", "study.equal_loss=null", f"seeds={waiting // 2}"]
     schedule = make_schedule(tmp_path, *overrides, slots=slots, worthwhile=lambda cell: work)
     job = schedule.next("a")
     assert job is not None and job.workers == workers
 
 
 def test_auto_takes_a_group_only_once_slots_would_stand_idle(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, "experiment=gap", "seeds=3", slots=4, worthwhile=lambda cell: 9.0)
+    schedule = make_schedule(
+        tmp_path, "experiment=gap", "study.equal_loss=null", "seeds=3", slots=4, worthwhile=lambda cell: 9.0
+    )
     order = drive(schedule, tmp_path, quality)
     assert [job.workers for _, job in order][:4] == [1] * 4  # six cells wait for four slots
 
 
 def test_the_longest_go_first(tmp_path: Path) -> None:
     schedule = make_schedule(
-        tmp_path, "experiment=gap", "seeds=2", slots=1, cost=lambda cell: 1 / cell.global_batch_size
+        tmp_path,
+        "experiment=gap",
+        "study.equal_loss=null",
+        "seeds=2",
+        slots=1,
+        cost=lambda cell: 1 / cell.global_batch_size,
     )
     order = drive(schedule, tmp_path, quality)
     assert [job.cells[0].method for _, job in order] == ["SB", "SB", "LB", "LB"]
 
 
 def test_cells_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=3", slots=4)
+    schedule = make_schedule(
+        tmp_path, "experiment=gap", "study.equal_loss=null", "num_workers=2", "seeds=3", slots=4
+    )
     order = drive(schedule, tmp_path, quality)
     assert [(len(job.cells), job.workers) for _, job in order] == [(3, 2), (3, 2)]
     assert order[0][1].label.startswith("SB seed 0")
@@ -144,7 +153,14 @@ def test_cells_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path)
 )
 def test_seeds_of_a_kind_share_a_process(slots: int, most: int, sizes: list[int], tmp_path: Path) -> None:
     """As many as are said to pay, but every slot gets something first."""
-    schedule = make_schedule(tmp_path, "experiment=gap", "seeds=5", slots=slots, replicas=lambda cell: most)
+    schedule = make_schedule(
+        tmp_path,
+        "experiment=gap",
+        "study.equal_loss=null",
+        "seeds=5",
+        slots=slots,
+        replicas=lambda cell: most,
+    )
     order = drive(schedule, tmp_path, quality)
     assert [len(job.cells) for _, job in order] == sizes
     assert all(len({cell.kind for cell in job.cells}) == 1 and job.workers == 1 for _, job in order)
@@ -154,7 +170,9 @@ def test_seeds_of_a_kind_share_a_process(slots: int, most: int, sizes: list[int]
 
 
 def test_what_is_finished_of_a_group_that_fails_is_kept(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, "experiment=gap", "num_workers=2", "seeds=2", slots=2)
+    schedule = make_schedule(
+        tmp_path, "experiment=gap", "study.equal_loss=null", "num_workers=2", "seeds=2", slots=2
+    )
     drive(schedule, tmp_path, lambda cell: None if cell.seed else 50.0)
     assert {cell.seed for cell, _ in schedule.failed} == {1} and len(schedule.failed) == 2
 
@@ -162,18 +180,26 @@ def test_what_is_finished_of_a_group_that_fails_is_kept(tmp_path: Path) -> None:
 def test_small_cells_share_a_gpu_and_groups_take_whole_ones(tmp_path: Path) -> None:
     """Two GPUs of four processes each: eight cells at once, a group on both, one of four on shares."""
     two = Capacity(16, 2, share=4)
-    overrides = ["experiment=gap", "seeds=8", "study.check_workers=2"]
+    overrides = ["experiment=gap", "study.equal_loss=null", "seeds=8", "study.check_workers=2"]
     schedule = make_schedule(tmp_path, *overrides, slots=0, capacity=two, worthwhile=lambda cell: 9.0)
     order = drive(schedule, tmp_path, quality)
     assert [job.workers for _, job in order] == [2] + [
         1
     ] * 16  # the check takes both GPUs, then eight at once
     few = make_schedule(
-        tmp_path / "few", "experiment=gap", "seeds=1", slots=0, capacity=two, worthwhile=lambda cell: 9.0
+        tmp_path / "few",
+        "experiment=gap",
+        "study.equal_loss=null",
+        "seeds=1",
+        slots=0,
+        capacity=two,
+        worthwhile=lambda cell: 9.0,
     )
     job = few.next("a")
     assert job is not None and job.workers == 1  # two cells, a GPU each: no group
-    wide = make_schedule(tmp_path / "wide", "experiment=gap", "num_workers=4", slots=0, capacity=two)
+    wide = make_schedule(
+        tmp_path / "wide", "experiment=gap", "study.equal_loss=null", "num_workers=4", slots=0, capacity=two
+    )
     job = wide.next("a")
     assert job is not None and job.workers == 4 and wide.next("b") is not None and wide.next("c") is None
 
@@ -201,7 +227,7 @@ def test_max_concurrent(tmp_path: Path) -> None:
 
 
 def test_cells_are_written_before_they_are_handed_out(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, "experiment=gap", "seeds=1", slots=4)
+    schedule = make_schedule(tmp_path, "experiment=gap", "study.equal_loss=null", "seeds=1", slots=4)
     told = schedule.suggest("trial")
     assert read_cell(Store(tmp_path), told["cell"]) == schedule.running["trial"].cells[0]
     content = results.read_cell(tmp_path, told["cell"])

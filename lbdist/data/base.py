@@ -136,6 +136,7 @@ class DataSource(ABC):
         self.totals: dict[
             str, int
         ] = {}  # the samples that there are, by the field that asks for some of them
+        self.notes: list[str] = []  # what its user should know of how the data were taken
         for field in ("train_samples", "test_samples"):
             value = getattr(self, field)
             require(

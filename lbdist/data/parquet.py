@@ -8,13 +8,14 @@ JPEG or WebP, another the class as an integer.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
@@ -32,6 +33,13 @@ _BATCH = 2048  # rows held encoded at a time
 _CHUNK = 64  # images a thread decodes at a time
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _SPLITS = {"train": ("train",), "test": ("test", "validation", "valid")}
+
+
+_EQUAL = 0  # `channels` of grey images that are kept as colour
+
+
+class _Coloured(Exception):
+    """An image has colours, where those before it had none."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ class Parquet(DataSource):
             `datasets` library), else the largest training label plus 1.
         label: Column of the classes; where it is left at `label` and absent, `fine_label` is taken.
         image: Column of the images; None for `image` or `img`.
-        channels: 1 for grey, 3 for colour; None for as the files have it. WebP has no grey mode, so grey
-            images kept in it need a 1 here.
+        channels: 1 for grey, 3 for colour; None for as the files have it, where a data set of which all
+            channels of all images are equal is grey: some formats have no other way to keep it.
         memory_gib: Splits of more GiB, decoded, lie in a file of the cache instead of in memory; None for a
             tenth of the machine's memory.
     """
@@ -148,11 +156,24 @@ class Parquet(DataSource):
                     f"allowed are 0 to {classes - 1}"
                     + ("; data.splits={test: NAME} takes another split" if values.max() < 0 else "")
                 )
-        return Dataset(
-            self._split("train", train, labels),
-            self._split("test", test, labels),
-            classes,
-        )
+        source, parts = self, (("train", train), ("test", test))
+        if self.channels is None and self._begins_grey(train):
+            source = copy.copy(self)
+            source.channels = _EQUAL
+        try:
+            read = [source._split(part, files, labels) for part, files in parts]
+        except _Coloured:  # further on
+            source = self
+            read = [source._split(part, files, labels) for part, files in parts]
+        if source is not self:
+            self.notes.append("data: images are grey, kept as colour: their equal channels are taken as one")
+        return Dataset(read[0], read[1], classes)
+
+    def _begins_grey(self, files: list[Path]) -> bool:
+        """Whether the first images are kept as colour although their channels are equal."""
+        file, encoded = next(((file, rows) for file in files for rows in self._encoded(file)), (files[0], []))
+        images = (self._decode(row, data, file) for row, data in enumerate(encoded[:_CHUNK]))
+        return all(len(image) == 3 and not np.ptp(image, axis=0).any() for image in images)
 
     def _files(self, part: str) -> list[Path]:
         """The shards of a part, `train` or `test`, in the order of their numbers."""
@@ -190,7 +211,8 @@ class Parquet(DataSource):
         kept = subset(len(joined), self.count(f"{part}_samples", len(joined)))  # only these are decoded
         file, encoded = next(self._chosen(files, kept), (None, []))
         shape = self._decode(*encoded[0], file).shape if file is not None else (1, 1, 1)
-        source = replace(self, root=str(Path(str(self.root)).expanduser().absolute()))  # wherever it is sent
+        source = copy.copy(self)
+        source.root = str(Path(str(self.root)).expanduser().absolute())  # wherever it is sent
         images = _Images(source, part, kept, shape)
         return Mapped.of(images, joined[kept], limit(self.memory_gib))
 
@@ -239,6 +261,8 @@ class Parquet(DataSource):
             with Image.open(BytesIO(data), formats=_FORMATS) as opened:
                 image = self._as_stored(opened)
                 pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+        except _Coloured:
+            raise
         except InputError as error:
             raise InputError(f"data.root: {file}: the image in row {row} {error}") from error
         except Exception as error:  # Pillow's decoders raise many kinds
@@ -261,6 +285,11 @@ class Parquet(DataSource):
             if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise InputError("is transparent in places, which has no colour; must be opaque")
             image = image.convert("RGB" if image.mode != "LA" else "L")
+        if self.channels == _EQUAL:
+            colour = image.convert("RGB")
+            if np.ptp(np.asarray(colour), axis=2).any():
+                raise _Coloured
+            return colour.getchannel(0)
         mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if image.mode == "L" else "RGB")
         return image if image.mode == mode else image.convert(mode)
 

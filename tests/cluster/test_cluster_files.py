@@ -230,7 +230,7 @@ def test_slurm_runs_a_study_on_two_nodes(
         "HOME": str(tmp_path),
     }
     storage = tmp_path / "scratch"
-    study = ["experiment=gap", "measure=[distance]", cache, f"storage={storage}"]
+    study = ["experiment=gap", "study.equal_loss=null", "measure=[distance]", cache, f"storage={storage}"]
     process = subprocess.Popen(
         ["bash", str(ROOT / "cluster" / "slurm.sh"), *study, *UNMEASURED],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,

@@ -179,7 +179,7 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
 
 def test_what_does_not_fit_is_one_line(two: Cluster, cache: str, tmp_path: Path) -> None:
     """More workers than there are; other code on a node; results in the folder of a job."""
-    run = Run(two, tmp_path, "experiment=gap", "num_workers=9", cache)
+    run = Run(two, tmp_path, "experiment=gap", "study.equal_loss=null", "num_workers=9", cache)
     run.ended(2, 60)
     (line,) = run.err
     assert line.startswith(
@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_one_line(two: Cluster, cache: str, tmp_path: Path)
     storage = tmp_path / "storage"
     storage.mkdir()
     node = two.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other)})
-    run = Run(two, storage, "experiment=gap", cache)
+    run = Run(two, storage, "experiment=gap", "study.equal_loss=null", cache)
     run.ended(2, 60)
     (line,) = run.err
     assert (

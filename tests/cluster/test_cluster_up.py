@@ -17,7 +17,13 @@ from conftest import UNMEASURED
 from test_run import agree, values
 
 ROOT = Path(__file__).parents[2]
-STUDY = ["experiment=gap", "study.check_workers=2", "measure=[distance]", *UNMEASURED]
+STUDY = [
+    "experiment=gap",
+    "study.equal_loss=null",
+    "study.check_workers=2",
+    "measure=[distance]",
+    *UNMEASURED,
+]
 
 
 class Cluster:

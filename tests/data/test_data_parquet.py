@@ -80,13 +80,6 @@ def test_grey_png(tmp_path: Path) -> None:
     assert np.array_equal(colour.train.inputs, np.repeat(GREY[:, None], 3, 1))
 
 
-def test_grey_kept_in_webp(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        write(tmp_path / f"{part}.parquet", [encode(image, "WEBP") for image in GREY], [0, 1] * 5)
-    assert Parquet(root=str(tmp_path)).load().shape == (3, 6, 8)
-    assert np.array_equal(Parquet(root=str(tmp_path), channels=1).load().train.inputs, GREY[:, None])
-
-
 def test_jpeg(tmp_path: Path) -> None:
     """Lossy, so a smooth image to a few grey levels."""
     image = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -367,7 +360,7 @@ def test_images_are_turned_upright(tmp_path: Path, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     found = decoded(tmp_path, picture(Image.fromarray(half), kind, exif=exif.tobytes()))
-    assert found.shape == (3, 16, 8) and found[:, :7].max() < 30 and found[:, 9:].min() > 225
+    assert found.shape == (1, 16, 8) and found[:, :7].max() < 30 and found[:, 9:].min() > 225
 
 
 def test_transparency_is_refused_where_it_shows(tmp_path: Path) -> None:
@@ -397,3 +390,24 @@ def test_moving_pictures_are_refused(tmp_path: Path) -> None:
     content = picture(frames[0], "WEBP", save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match="the image in row 0 has 3 frames"):
         decoded(tmp_path, content)
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+def test_grey_images_kept_as_colour_are_one_channel(tmp_path, monkeypatch, memory):
+    """As they say themselves, from the first to the last; one colour further on, and all are colour."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    grey = [random.integers(0, 256, (5, 6), np.uint8) for _ in range(70)]
+    stored = [encode(np.repeat(image[..., None], 3, axis=2), "WEBP") for image in grey]
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", stored, [0, 1] * 35)
+    source = Parquet(root=str(tmp_path), memory_gib=memory)
+    data = source.load()
+    assert data.shape == (1, 5, 6) and len(source.notes) == 1 and "grey" in source.notes[0]
+    np.testing.assert_array_equal(data.train.inputs[:, 0], grey)
+    assert Parquet(root=str(tmp_path), channels=1).load().test.digest == data.test.digest
+    assert Parquet(root=str(tmp_path), channels=3).load().shape == (3, 5, 6)
+    coloured = encode(random.integers(0, 256, (5, 6, 3), np.uint8), "WEBP")
+    write(tmp_path / "test.parquet", [*stored[:-1], coloured], [0, 1] * 35)
+    source = Parquet(root=str(tmp_path), memory_gib=memory)
+    assert source.load().shape == (3, 5, 6) and not source.notes
