@@ -14,6 +14,11 @@ import torch
 import torchvision
 from conftest import signals
 
+import lbdist.results
+from lbdist.analysis.claims import claims
+from lbdist.analysis.numbers import interval, number, percent
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.statistics import difference, summarise
 from lbdist.networks.convolutional import Shallow
 from lbdist.networks.dense import Dense
 from lbdist.run import main
@@ -123,3 +128,20 @@ def test_the_layout_names_every_room() -> None:
     layout = README[README.index("## Layout") : README.index("## Tests")]
     named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", layout)}
     assert rooms - {"random"} <= named, rooms - named
+
+
+def test_the_papers_numbers_are_those_of_the_evidence() -> None:
+    """Of Figures 4 and 6, only the parts of the study know which rows are theirs."""
+    evidence = Path(__file__).parents[1] / "experiments" / "evidence"
+    found = claims(Runs(lbdist.results.load(evidence / "mnist1d")))
+    told = [claim for claim in found if claim.where not in ("Figure 4", "Figure 6")]
+    assert len(told) == 15
+    for claim in told:
+        assert f"| {claim.text} | {claim.verdict} | {claim.ours} | {claim.theirs} |" in README
+    runs = Runs(lbdist.results.load(evidence / "f1-mnist")).counted
+    table = README[README.index("On the paper's own F1") :]
+    for column, row in (("train_score", "train accuracy, %"), ("score", "test accuracy, %")):
+        values = [percent(summarise(runs.loc[runs["label"] == label, column])) for label in ("SB", "LB")]
+        assert re.search(rf"\| {row} \| {values[0]} \(.*\) \| {values[1]} \(", table)
+    gap = difference(*(runs.loc[runs["label"] == label, "score"] for label in ("SB", "LB")))
+    assert f"| gap, points | | {number(gap.mean, 2)}, 95 % interval {interval(gap)} (0.22) |" in table

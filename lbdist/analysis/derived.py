@@ -22,9 +22,9 @@ def points(runs: Runs) -> pd.DataFrame:
 
     def at(found: pd.DataFrame) -> pd.Series:
         epoch = found["epoch"].astype(float).fillna(found["cell"].map(cells["epochs"]))
-        return pd.Series(
-            found["value"].to_numpy(float), index=pd.MultiIndex.from_arrays([found["cell"], epoch])
-        )
+        index = pd.MultiIndex.from_arrays([found["cell"], epoch])
+        values = pd.Series(found["value"].to_numpy(float), index=index)
+        return values.groupby(level=[0, 1]).mean()  # two measurements may have one of them each
 
     table = pd.DataFrame({"phi": at(phis), "loss": at(losses), "score": at(scores)})
     table = table.dropna(subset=["phi", "loss"])
