@@ -137,7 +137,7 @@ def own(tmp_path: Path) -> Path:
     [
         ("data", [*TASK], "wide on planes", "data.slope=x"),
         ("network", [*TASK], "wide on planes", "network.outputs=0"),
-        ("loss", [*TASK], "4 cells", "data=mnist1d"),
+        ("loss", [*TASK], "6 cells", "data=mnist1d"),
         ("optimizer", [*TASK, "optimizer=rmsprop"], "0.01", "optimizer.lr=-1"),
         ("remedy", [*TASK, "remedy=[none,halved]"], "LB + halved", "remedy.halved.share=0"),
         ("measure", [*TASK, "measure=[norm]"], "4 measurements", "measure.norm.power=x"),
@@ -159,7 +159,6 @@ def test_each_kind_of_addition(
     first = [
         f"--config-dir={own}",
         "experiment=gap",
-        "study.equal_loss=null",
         "seeds=2",
         "large_batch=200",
         "dry_run=true",

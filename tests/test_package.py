@@ -77,7 +77,13 @@ def test_runs_without_the_repository(environment: Path, mnist1d_cache: Path, tmp
     assert Path(where).is_relative_to(environment)
     told = run([environment / "bin" / "lbdist", "--help"], tmp_path)
     assert "remedies" in told and "mnist1d" in told
-    arguments = ["experiment=gap", "seeds=2", "dry_run=true", f"data.root={mnist1d_cache / 'lbdist'}"]
+    arguments = [
+        "experiment=gap",
+        "study.equal_loss=null",
+        "seeds=2",
+        "dry_run=true",
+        f"data.root={mnist1d_cache / 'lbdist'}",
+    ]
     told = run([python, "-m", "lbdist.run", *arguments], tmp_path)
     assert told.startswith("study gap: mlp on mnist1d, 4 cells")
     assert list(tmp_path.iterdir()) == []
