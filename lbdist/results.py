@@ -162,10 +162,11 @@ def _read(store: Store, name: str) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(content))
         mark = json.loads((table.schema.metadata or {}).get(b"lbdist", b"null"))
+        table = table.replace_schema_metadata(None)
+        others = [field.name for field in table.schema if field not in SCHEMA]  # names may be garbled too
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"{where} cannot be read as Parquet") from error
-    table = table.replace_schema_metadata(None)
-    if any(field not in SCHEMA for field in table.schema):
+    if others:
         raise Damaged(f"{where} has other columns")
     check_stamp(mark, name, _digest(table), where)
     missing = [field for field in SCHEMA if field.name not in table.column_names]

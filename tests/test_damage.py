@@ -266,4 +266,4 @@ mount -o remount,size=50m {tmp_path}/small
     assert any("No space left on device" in line for line in said), first
     assert not [line for line in first + second if line.startswith("Traceback")]
     table = [line for line in second if line.startswith(("SB  ", "LB  "))]
-    assert len(table) == 2 and not any("nan" in line for line in table)
+    assert len(table) == 4 and not any("nan" in line for line in table)
