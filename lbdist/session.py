@@ -64,13 +64,16 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     outputs, inputs, labels = loss.check(data), data.train.inputs, data.train.labels
     if len(labels) > 1 and (labels == labels[0]).all():  # a network that ignores its input would be right
         raise InputError(f"data: every label of the train split is {labels[0]}; must be of two kinds or more")
+    count = outputs[-1] if outputs else 1
+    derived = {
+        "inputs": int(torch.Size(data.shape).numel()),
+        "channels": int(data.shape[0]) if data.shape else 1,
+        "classes": count,
+        "outputs": count,
+        "tokens": 1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0,
+    }
     for each in (config, *(parts or {}).values()):
-        each.derived.inputs = int(torch.Size(data.shape).numel())
-        each.derived.channels = int(data.shape[0]) if data.shape else 1
-        each.derived.classes = each.derived.outputs = outputs[-1] if outputs else 1
-        each.derived.tokens = (
-            1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0
-        )
+        each.derived.update(derived)
         OmegaConf.resolve(each)
     text = OmegaConf.to_yaml(config)
     settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
@@ -268,7 +271,8 @@ class Session:
     def _without_groups(self, capacity: cluster.Capacity) -> list[str]:
         """What is left out where there is one device, on which a group cannot be."""
         lines = self.study.without_groups() if (capacity.gpus or capacity.cpus) == 1 else []
-        self.cells = cells_of(self.study, whole(self.study))
+        if lines:
+            self.cells = cells_of(self.study, whole(self.study))
         return lines
 
     def _check_workers(self, capacity: cluster.Capacity) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lbdist.analysis.derived import changes, points, rises
+from lbdist.analysis.derived import changes, paired, points, ratio, rises
 from lbdist.analysis.numbers import epsilon_text, interval, number, three_digits
 from lbdist.analysis.published import DATA, published
-from lbdist.analysis.runs import Runs
-from lbdist.analysis.statistics import Difference, Summary, difference, geometric, threshold
+from lbdist.analysis.runs import EQUAL_LOSS, Runs
+from lbdist.analysis.statistics import Difference, Summary, difference, geometric
 
 HOLDS, FAILS, OPEN, PART = "holds", "fails", "not settled", "in part"
 
@@ -119,51 +119,45 @@ def _stopping(runs: Runs) -> Iterable[Claim]:
 
 
 def _longer(runs: Runs) -> Iterable[Claim]:
-    sb = _scores(runs, "SB")
-    for label in sorted(set(runs.counted["label"])):
-        lb = _scores(runs, label)
-        if label.startswith("LB to ") and len(lb) and len(sb) and _exists(runs):
-            apart = difference(sb, lb)
-            rule = "SB − LB trained to SB's training loss: 95 % Welch interval above 0"
-            text = "The gap is not one of too little training"
-            yield Claim(text, "section 2.1", rule, _points(apart), "not quantified", _above(apart))
+    sb, lb = _scores(runs, "SB"), _scores(runs, EQUAL_LOSS)
+    if sb.empty or lb.empty or not _exists(runs):
+        return
+    apart = difference(sb, lb)
+    rule = "SB − LB trained to SB's training loss: 95 % Welch interval above 0"
+    text = "The gap is not one of too little training"
+    yield Claim(text, "section 2.1", rule, _points(apart), "not quantified", _above(apart))
 
 
 def _sharper(runs: Runs) -> Iterable[Claim]:
     phis = runs.sharpness[runs.sharpness["solver"] == "converged"]
     boxes = sorted(phis.groupby(["space", "epsilon"]), key=lambda item: (item[0][0], -item[0][1]))
     for (space, epsilon), group in boxes:
-        by = {label: group[group["label"] == label].set_index("seed")["phi"] for label in ("SB", "LB")}
-        both = pd.DataFrame(by).dropna()
-        if both.empty:
+        if paired(group, "phi", "LB", "SB").empty:
             continue
-        ratio = geometric(both["LB"] / both["SB"].where(both["SB"] > 0))
+        found = ratio(group, "phi", "LB", "SB")
         quantity = "sharpness_full" if space == "full" else "sharpness_subspace_p100"
 
         def tell(network: str, quantity: str = quantity, epsilon: float = epsilon) -> str:
-            found = [published(network, method, quantity, epsilon) for method in ("SB", "LB")]
-            return number(found[1].mean / found[0].mean) if found[0] and found[1] else ""
+            sb, lb = (published(network, method, quantity, epsilon) for method in ("SB", "LB"))
+            return number(lb.mean / sb.mean) if sb and lb else ""
 
         where = "full space" if space == "full" else "random subspace"
         text = f"LB is sharper: {where}, ε {epsilon_text(epsilon)}"
         rule = "φ of LB over SB's, by seed: 95 % interval of the geometric mean above 1"
         where = "Table 3" if space == "full" else "Table 4"
-        yield Claim(text, where, rule, _times(ratio), _theirs(runs, tell), _above(ratio, 1.0))
+        yield Claim(text, where, rule, _times(found), _theirs(runs, tell), _above(found, 1.0))
 
 
 def _distance(runs: Runs) -> Iterable[Claim]:
-    cells = runs.counted
-    by = {label: cells[cells["label"] == label].set_index("seed")["distance"] for label in ("SB", "LB")}
-    both = pd.DataFrame(by).dropna()
-    if both.empty:
+    if paired(runs.counted, "distance", "SB", "LB").empty:
         return
-    ratio = geometric(both["SB"] / both["LB"])
-    verdict = _above(ratio, 1.0)
-    if verdict == HOLDS and not 3 <= ratio.mean <= 10:
+    found = ratio(runs.counted, "distance", "SB", "LB")
+    verdict = _above(found, 1.0)
+    if verdict == HOLDS and not 3 <= found.mean <= 10:
         verdict = PART
     text = "SB ends 3 to 10 times as far from x0 as LB"
     rule = "ratio by seed: interval above 1 and geometric mean from 3 to 10; in part: above 1 alone"
-    yield Claim(text, "section 2.2", rule, _times(ratio), "3 to 10", verdict)
+    yield Claim(text, "section 2.2", rule, _times(found), "3 to 10", verdict)
 
 
 def _between(runs: Runs) -> Iterable[Claim]:
@@ -171,17 +165,17 @@ def _between(runs: Runs) -> Iterable[Claim]:
     found = found[found["label"] == "LB"]
     if found.empty:
         return
-    ratio = geometric(found["there"] / found["own"])
+    more = geometric(found["there"] / found["own"])
     text = "On the line from SB, the loss rises more at LB"
     rule = "rise at α ± 0.25, LB over SB by seed: 95 % interval above 1"
-    yield Claim(text, "Figure 3", rule, _times(ratio), "by eye", _above(ratio, 1.0))
+    yield Claim(text, "Figure 3", rule, _times(more), "by eye", _above(more, 1.0))
 
 
 def _threshold(runs: Runs) -> Iterable[Claim]:
     cells = runs.counted
-    found = threshold(cells["global_batch_size"], cells["score"])
     plain = (cells["remedy"] == "none").all() and cells["origin_epoch"].isna().all()
-    if found is None or not plain:
+    found = runs.threshold if plain else None
+    if found is None:
         return
     ours = f"from batch {number(found.batch)}"
     if not math.isnan(found.low):
@@ -197,29 +191,23 @@ def _threshold(runs: Runs) -> Iterable[Claim]:
         runs.network.upper(), "F2 about 15,000, C1 about 500"
     )
     text = "From some batch on, the test score falls"
-    rule = (
-        "plateau and falling line in log2 of the batch: bootstrap interval of the fall above 0, that of the "
-    )
+    rule = "plateau and falling line in log2 of the batch: bootstrap interval of the fall above 0, of the "
     rule += "break above the smallest batch; in part: the fall alone"
     yield Claim(text, "Figure 4", rule, ours, theirs, verdict)
 
 
 def _warm_start(runs: Runs) -> Iterable[Claim]:
-    cells = runs.counted
-    begun = cells[cells["origin_epoch"].notna()]
-    cold = cells[(cells["label"] == "LB")]
-    if begun.empty or cold.empty:
+    cells = runs.with_headline
+    latest = cells["origin_epoch"].max()
+    late, cold = cells[cells["origin_epoch"] == latest], cells[cells["label"] == "LB"]
+    if late.empty or cold.empty:
         return
-    last = begun["origin_epoch"].max()
-    late = begun[begun["origin_epoch"] == last]
     gain = difference(late["score"].dropna(), cold["score"].dropna())
-    phis = {name: runs.headline.reindex(group.index) for name, group in (("late", late), ("cold", cold))}
-    by = pd.DataFrame({name: phi.set_axis(cells["seed"].reindex(phi.index)) for name, phi in phis.items()})
-    ratio = geometric(by["cold"] / by["late"])
-    gains, flat = _above(gain), _above(ratio, 1.0) if ratio.n else PART
+    flatter = ratio(pd.concat([late, cold]), "phi", "LB", late["label"].iloc[0])
+    gains, flat = _above(gain), _above(flatter, 1.0) if flatter.n else PART
     verdict = gains if gains == flat else OPEN if OPEN in (gains, flat) else PART
     ours = f"{_points(gain)}"
-    ours += f", {number(ratio.mean, 1)} times as flat" if ratio.n else ""
+    ours += f", {number(flatter.mean, 1)} times as flat" if flatter.n else ""
     text = "Begun late enough in SB, LB generalises, and flat"
     rule = "LB begun at SB's latest epoch against LB from x0: intervals of the gain above 0 and of φ's ratio "
     rule += "above 1; in part: one of the two, or φ was not measured"
@@ -265,17 +253,9 @@ def _remedies(runs: Runs) -> Iterable[Claim]:
         yield Claim(text, where, rule, _points(gain), theirs or "–", judge(gain))
         if not helped or sb.empty:
             continue
-        cells, phi = runs.counted, runs.headline
-        by = {
-            key: phi.reindex(cells.index[cells["label"] == key]).set_axis(
-                cells.loc[cells["label"] == key, "seed"]
-            )
-            for key in ("SB", label)
-        }
-        both = pd.DataFrame(by).dropna()
-        if both.empty:
+        if paired(runs.with_headline, "phi", label, "SB").empty:
             continue
-        ratio = geometric(both[label] / both["SB"].where(both["SB"] > 0))
+        sharper = ratio(runs.with_headline, "phi", label, "SB")
 
         def sharp(network: str, name: str = name) -> str:
             found = published(network, f"LB+{name}", "sharpness_full", 1e-3)
@@ -284,4 +264,4 @@ def _remedies(runs: Runs) -> Iterable[Claim]:
 
         text = f"LB with {name} stays sharper than SB"
         rule = "its φ over SB's, by seed: 95 % interval of the geometric mean above 1"
-        yield Claim(text, where, rule, _times(ratio), _theirs(runs, sharp), _above(ratio, 1.0))
+        yield Claim(text, where, rule, _times(sharper), _theirs(runs, sharp), _above(sharper, 1.0))

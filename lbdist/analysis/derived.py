@@ -11,6 +11,25 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.statistics import Summary, geometric
 
 
+def paired(table: pd.DataFrame, column: str, one: str, other: str) -> pd.DataFrame:
+    """A column of two methods by seed, where both have it.
+
+    Args:
+        table: A row a run: `label`, `seed` and the column.
+        column: Which.
+        one: A method's label, and the first column of the result.
+        other: Another's.
+    """
+    by = {key: table[table["label"] == key].set_index("seed")[column] for key in (one, other)}
+    return pd.DataFrame(by).dropna()
+
+
+def ratio(table: pd.DataFrame, column: str, over: str, under: str) -> Summary:
+    """The geometric mean over seeds of one method's value over another's; see `paired`."""
+    both = paired(table, column, over, under)
+    return geometric(both[over] / both[under].where(both[under] > 0))
+
+
 def points(runs: Runs) -> pd.DataFrame:
     """One row a run and epoch: `label, cell, seed, epoch`, training `loss`, test `score`, `phi, epsilon`."""
     rows, cells = runs.measurements, runs.counted

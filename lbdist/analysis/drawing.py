@@ -17,6 +17,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE, PAPER = "#16191d", "#5a626c", "#d8dce1", "#ffffff"
@@ -175,6 +176,15 @@ def log_axis(axes: Axes, values: Iterable[float]) -> None:
     axes.tick_params(axis="x", which="minor", length=2)
 
 
+def plain_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def bars(counts: pd.Series) -> str:
     """What a caption says of error bars."""
     seeds = seeds_text(counts)
@@ -228,14 +238,7 @@ def draw_panels(
         log_y: Panels whose y axis is logarithmic; values that are not positive have no place on it.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        LogLocator,
-        MaxNLocator,
-        NullFormatter,
-        NullLocator,
-    )
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     figure = Figure(figsize=(7.2, 0.6 + 2.5 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -264,9 +267,7 @@ def draw_panels(
             )
         if place in log_y:
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            plain_ticks(axis.yaxis)
         axis.set_ylabel(name)
         if len(lines) > 1:
             axis.legend(loc="best", frameon=False)

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lbdist.analysis.numbers import epsilon_text
-from lbdist.analysis.statistics import Summary, summarise
+from lbdist.analysis.statistics import Summary, Threshold, summarise, threshold
 
 CHOICES = "choices"
 """The measure whose values stand in for no others."""
+
+EQUAL_LOSS = "LB to SB's loss"
+"""What LB is called that is trained until its training loss is SB's."""
 
 COSTS = ["steps", "gradient_evaluations", "seconds"]
 
@@ -229,6 +232,16 @@ class Runs:
         for (metric, label), group in found.groupby(["metric", "label"])["value"]:
             table.setdefault(metric, {})[label] = summarise(group)
         return table
+
+    @functools.cached_property
+    def threshold(self) -> Threshold | None:
+        """From which global batch on the score falls, over the confirmed runs."""
+        return threshold(self.counted["global_batch_size"], self.counted["score"])
+
+    @property
+    def with_headline(self) -> pd.DataFrame:
+        """The confirmed cells with `phi`, their sharpness in the headline's box."""
+        return self.counted.assign(phi=self.headline.reindex(self.counted.index))
 
     def order(self) -> list[str]:
         """The labels of the leaderboard from top to bottom: SB, LB, then by score."""

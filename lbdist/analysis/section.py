@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,17 @@ class Table:
             }
             for row in self.rows
         ]
+
+
+def starts(keys: Iterable[object]) -> frozenset[int]:
+    """The rows at which a new group begins: those whose key is not the one before.
+
+    Example:
+        >>> sorted(starts(["SB", "SB", "LB", "LB", "LB"]))
+        [2]
+    """
+    found = list(keys)
+    return frozenset(place for place in range(1, len(found)) if found[place] != found[place - 1])
 
 
 def tables_of_others(others: Others, heads: Mapping[str, str]) -> list[Table]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lbdist.config.build import allowed_type
+from lbdist.config.build import allowed_type, plain
 from lbdist.config.schema import Config, Scale, Search
 from lbdist.errors import InputError, one_line, require
 
@@ -97,16 +98,17 @@ def compose_parts(
         InputError: An unknown study, key or type.
     """
     chosen = [text for text in overrides if text.startswith(("experiment=", "study.parts="))]
-    plain = compose(chosen, folders)
-    parts = plain.study.get("parts")
-    if parts is None:
-        return compose(overrides, folders), {}
+    name = next((text.partition("=")[2] for text in chosen if text.startswith("experiment=")), "")
+    if not (_file("experiment", name, folders).get("study") or {}).get("parts"):
+        return compose(overrides, folders), {}  # most studies: composing takes its time
+    whole = compose(chosen, folders)
+    parts = whole.study.parts
     require(OmegaConf.is_list(parts) and len(parts) > 0, "study.parts", parts, "a list of experiments")
     rest = [text for text in overrides if text not in chosen]
     for text in rest:
         if text.lstrip("+~").startswith("measure="):
             raise InputError(f"{text}: must be left out, since each part has its own; run the part alone")
-    bare = {"": plain, **{name: compose([f"experiment={name}"], folders) for name in parts}}
+    bare = {"": whole, **{name: compose([f"experiment={name}"], folders) for name in parts}}
     takers = {text: [name for name, config in bare.items() if _has(config, text)] for text in rest}
     made = {
         name: compose(
@@ -124,12 +126,11 @@ def _has(config: DictConfig, override: str) -> bool:
         return len(config.remedy) > 1
     if override.startswith("+") or "." not in key:
         return True
-    node: Any = config
+    node: Any = OmegaConf.to_container(config, resolve=False)
     for name in key.split("."):
-        if not (OmegaConf.is_dict(node) and name in node):
+        if not (isinstance(node, dict) and name in node):
             return False
-        node = OmegaConf.to_container(node, resolve=False).get(name)  # type: ignore[union-attr]
-        node = OmegaConf.create(node) if isinstance(node, dict) else node
+        node = node[name]
     return True
 
 
@@ -221,9 +222,17 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
 
 def _keys(group: str, member: str, folders: Sequence[Path]) -> list[str]:
     """The keys of a member of a group of which a study may choose several."""
-    paths = (root / group / f"{member}.yaml" for root in (config_root(), *folders))
-    found = yaml.safe_load(next(path for path in paths if path.is_file()).read_text())
-    return list((found or {}).get(member) or {})
+    return list(_file(group, member, folders).get(member) or {})
+
+
+def _file(group: str, member: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """What the YAML of a choice says, uncomposed; nothing where there is none."""
+    for root in (config_root(), *folders):
+        path = root / group / f"{member}.yaml"
+        if path.is_file():
+            found = yaml.safe_load(path.read_text())
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Path] = ()) -> str:
@@ -236,18 +245,16 @@ def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Pat
     """
     rest = [text for text in overrides if not text.startswith("scale=")]
     published, _ = compose_parts([*rest, "scale=paper"], folders)
+    ours, theirs = plain(config), plain(published)
+    several = "parts" in config.study
+    keys: list[tuple[str, ...]] = [(name,) for name in ("epochs", "seeds", "small_batch", "patience")]
+    keys += [("scale", name) for name in sorted(theirs["scale"]) if name == "samples" or several]
+    keys += [("study", name) for name in sorted(theirs["study"])]
     shown = []
-    for section in ("", "scale", "study"):
-        ours, theirs = (OmegaConf.select(one, section) if section else one for one in (config, published))
-        for name in ("epochs", "seeds", "small_batch", "patience") if not section else sorted(theirs):
-            a, b = (
-                OmegaConf.to_container(one, resolve=True).get(name)  # type: ignore[union-attr]
-                for one in (ours, theirs)
-            )
-            grid = section == "scale" and name != "samples"  # of which a single study has its own
-            if a != b and not (grid and (name == "name" or "parts" not in config.study)):
-                key = f"{section}.{name}".lstrip(".")
-                shown.append(f"{key} {json.dumps(a)} instead of {json.dumps(b)}")
+    for key in keys:
+        a, b = (functools.reduce(lambda node, name: node.get(name), key, one) for one in (ours, theirs))
+        if a != b and key != ("scale", "name"):
+            shown.append(f"{'.'.join(key)} {json.dumps(a)} instead of {json.dumps(b)}")
     return f"short of the published protocol (scale=paper): {'; '.join(shown)}" if shown else ""
 
 

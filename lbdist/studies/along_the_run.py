@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import along_the_run
 from lbdist.plan import Cell, Measurement, Point
-from lbdist.studies.base import Done, Study, chosen_epochs
+from lbdist.studies.base import Done, OverEpochs
 
 
 @dataclass
-class AlongTheRun(Study):
-    """SB, LB, and LB with each remedy that is chosen; every measure at the models of some of their epochs.
-
-    Attributes:
-        epochs: After which epochs: numbers, or shares of all of them below 1; or `all`.
-    """
-
-    epochs: Any = "all"
-
-    def check(self) -> None:
-        """The epochs are among the run's."""
-        self._epochs()
-
-    def _epochs(self) -> list[int]:
-        return chosen_epochs(self.epochs, self.plan.config.epochs, self.plan.config.patience)
+class AlongTheRun(OverEpochs):
+    """SB, LB, and LB with each remedy that is chosen; every measure at the models of some of their epochs."""
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """The runs, which keep the models that are measured; the last one is kept anyway."""
         plan = self.plan
-        keep = frozenset(self._epochs()) - {plan.config.epochs}
+        keep = frozenset(self.chosen()) - {plan.config.epochs}
         for seed in plan.seeds:
             yield plan.cell("SB", seed=seed, keep=keep)
             yield plan.cell("LB", seed=seed, keep=keep)

@@ -272,6 +272,25 @@ def chosen_epochs(given: Any, last: int, patience: int | None) -> list[int]:
     return sorted({max(1, round(epoch * last)) if epoch < 1 else int(epoch) for epoch in given})
 
 
+@dataclass
+class OverEpochs(Study):
+    """A study of the models that runs keep after some of their epochs.
+
+    Attributes:
+        epochs: After which epochs: numbers, or shares of all of them below 1; or `all`.
+    """
+
+    epochs: Any = "all"
+
+    def check(self) -> None:
+        """The epochs are among the run's, which runs all of them."""
+        self.chosen()
+
+    def chosen(self) -> list[int]:
+        """The epochs as numbers."""
+        return chosen_epochs(self.epochs, self.plan.config.epochs, self.plan.config.patience)
+
+
 def whole(study: Study) -> Done:
     """A `done` by which all is over and nothing stands out: the study's cells are then all of them."""
     return lambda cell: {study.plan.score: 0.0}

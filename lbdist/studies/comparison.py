@@ -9,16 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lbdist.analysis.runs import Runs
+from lbdist.analysis.runs import EQUAL_LOSS, Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import comparison
 from lbdist.config.schema import PRECISIONS, one_of
 from lbdist.errors import require
 from lbdist.plan import Cell, Measurement, Point
 from lbdist.studies.base import SEARCH_SEED, Done, Study
-
-EQUAL_LOSS = "LB to SB's loss"
-"""What LB is called that is trained until its training loss is SB's."""
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import warm_start
 from lbdist.plan import Cell, Origin
-from lbdist.studies.base import Done, Study, chosen_epochs
+from lbdist.studies.base import Done, OverEpochs
 
 
 @dataclass
-class WarmStart(Study):
-    """SB, LB, and LB begun at the model that SB of the same seed kept after each of some epochs.
-
-    Attributes:
-        epochs: After which epochs of SB: numbers, or shares of all of them below 1; or `all`.
-    """
-
-    epochs: Any = "all"
-
-    def check(self) -> None:
-        """The epochs are among SB's, which runs all of them."""
-        self._epochs()
-
-    def _epochs(self) -> list[int]:
-        return chosen_epochs(self.epochs, self.plan.config.epochs, self.plan.config.patience)
+class WarmStart(OverEpochs):
+    """SB, LB, and LB begun at the model that SB of the same seed kept after each of some epochs."""
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """SB and LB, and once SB of a seed is there, the runs that begin at it."""
         plan = self.plan
-        epochs = self._epochs()
+        epochs = self.chosen()
         for seed in plan.seeds:
             small = plan.cell("SB", seed=seed, keep=frozenset(epochs))
             yield small

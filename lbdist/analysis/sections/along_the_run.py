@@ -10,7 +10,7 @@ from lbdist.analysis import drawing
 from lbdist.analysis.derived import changes, points
 from lbdist.analysis.numbers import epsilon_text, interval, number, three_digits
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary, starts
 from lbdist.analysis.sections import beside, reading, solvers
 from lbdist.analysis.statistics import summarise
 
@@ -29,26 +29,23 @@ def section(runs: Runs) -> Section:
     if data.empty:
         return Section(title, ["Nothing is measured yet."], brief=True)
     box = f"φ({epsilon_text(data['epsilon'].max())})"
-    groups = data.groupby(["label", "epoch"])
-    rows, begins, last = [], set(), None
-    for label in drawing.baselines_first(data["label"]):
-        for (_, epoch), group in ((key, part) for key, part in groups if key[0] == label):
-            if last not in (None, label):
-                begins.add(len(rows))
-            last = label
-            rows.append(
-                [
-                    Entry(label),
-                    of_number(epoch),
-                    of_summary(summarise(group["loss"]), "phi"),
-                    of_summary(summarise(group["score"])),
-                    of_summary(summarise(group["phi"]), "phi"),
-                    of_number(len(group)),
-                ]
-            )
+    rows = [
+        [
+            Entry(label),
+            of_number(epoch),
+            of_summary(summarise(group["loss"]), "phi"),
+            of_summary(summarise(group["score"])),
+            of_summary(summarise(group["phi"]), "phi"),
+            of_number(len(group)),
+        ]
+        for label in drawing.baselines_first(data["label"])
+        for epoch, group in data[data["label"] == label].groupby("epoch")
+    ]
     heads = ["method", "epoch", "train loss", f"test\n{runs.score.head}", f"sharpness\n{box}", "n"]
     note = f"Mean ± standard deviation over n seeds; {box}: full space, converged."
-    table = Table("along", "Sharpness along the run", heads, rows, note, groups=frozenset(begins))
+    table = Table(
+        "along", "Sharpness along the run", heads, rows, note, groups=starts(row[0].text for row in rows)
+    )
     caption = (
         f"{box}, full space, converged, at the models after some epochs; one thin line a run, the thick line "
         "their mean by epoch. Left: against the training loss, which falls to the right. Right: against the "
@@ -81,7 +78,7 @@ def sentences(data: pd.DataFrame, box: str) -> list[str]:
 
 def _draw(data: pd.DataFrame, box: str, runs: Runs) -> Drawing:
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     figure = Canvas(figsize=(7.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -107,9 +104,7 @@ def _draw(data: pd.DataFrame, box: str, runs: Runs) -> Drawing:
         panels[0].set_xscale("log")
         logarithmic.append(panels[0].xaxis)
     for axis in logarithmic:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.set_minor_formatter(NullFormatter())
+        drawing.plain_ticks(axis)
     panels[0].invert_xaxis()
     panels[0].set_xlabel("training loss (falls to the right)")
     panels[1].set_xlabel("epoch")

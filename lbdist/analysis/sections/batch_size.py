@@ -21,7 +21,7 @@ from lbdist.analysis.section import (
     tables_of_others,
 )
 from lbdist.analysis.sections import beside, reading, solvers
-from lbdist.analysis.statistics import Summary, Threshold, difference, summarise, threshold
+from lbdist.analysis.statistics import Summary, difference, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -57,7 +57,7 @@ def section(runs: Runs) -> Section:
     bars = drawing.bars(pd.Series([row.n for row in data["score"]]))
     caption = f"Mean test {runs.score.name} {bars}"
     caption += f"; below, {runs.box} in the full space, converged." if sharp else "."
-    found = _threshold(runs)
+    found = runs.threshold
     if found is not None and found.fall > 0:
         caption += " Dotted: where the score begins to fall, by the best fit; shaded: its 95 % interval."
     picture = Figure("batch_size", "Against the global batch", caption, lambda: _draw(runs, data))
@@ -100,7 +100,7 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         sentences.append(f"From batch {number(worse[-1])} on it is clearly lower (95 % intervals).")
     else:
         sentences.append("No larger batch is clearly lower (95 % intervals).")
-    found = _threshold(runs)
+    found = runs.threshold
     if found is not None and found.fall > 0:
         text = (
             f"A plateau that turns into a falling line fits best with the turn at batch {number(found.batch)}"
@@ -119,10 +119,6 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _threshold(runs: Runs) -> Threshold | None:
-    return threshold(runs.counted["global_batch_size"], runs.counted["score"])
-
-
 def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
     mark = drawing.marks([])["SB"]
 
@@ -137,7 +133,7 @@ def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
     if runs.epsilon is not None:
         panels.append((f"{runs.box} (log scale)", line("phi")))
     figure = drawing.draw_panels(panels, "global batch (samples, log scale)", log=True, log_y=(1,))
-    found = _threshold(runs)
+    found = runs.threshold
     if found is not None and found.fall > 0:
         for axes in figure.axes:
             axes.axvline(found.batch, color=drawing.MUTED, linewidth=1, linestyle=(0, (1, 1.5)))

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from lbdist.analysis.derived import ratio
 from lbdist.analysis.numbers import epsilon_text, interval, number
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Section, Table, of_summary
-from lbdist.analysis.statistics import Summary, geometric, summarise
+from lbdist.analysis.section import Entry, Section, Table, of_summary, starts
+from lbdist.analysis.statistics import Summary, summarise
 
 BATCH_NORM, DRAW, SOLVER = "batch norm", "A", "solver"
 
@@ -23,21 +24,18 @@ def sections(runs: Runs) -> list[Section]:
     score = any(row["score"]["SB"].n for _, row in data.iterrows())
     heads = ["choice", "taken as", "φ of SB", "φ of LB", "LB over SB"]
     heads += [f"{label} test\n{runs.score.head}" for label in ("SB", "LB")] if score else []
-    rows, groups, last = [], set(), None
+    rows = []
     for _, row in data.iterrows():
-        if last not in (None, row["choice"]):
-            groups.add(len(rows))
-        last = row["choice"]
-        ratio: Summary = row["ratio"]
+        more: Summary = row["ratio"]
         rows.append(
             [
                 Entry(row["choice"]),
                 Entry(row["taken"]),
                 *[of_summary(row["phi"][label], "phi") for label in ("SB", "LB")],
                 Entry(
-                    number(ratio.mean, 1 if ratio.mean >= 2 else 2),
-                    interval(ratio, 1),
-                    {"": ratio.mean, "low": ratio.low, "high": ratio.high},
+                    number(more.mean, 1 if more.mean >= 2 else 2),
+                    interval(more, 1),
+                    {"": more.mean, "low": more.low, "high": more.high},
                 ),
                 *([of_summary(row["score"][label]) for label in ("SB", "LB")] if score else []),
             ]
@@ -49,7 +47,9 @@ def sections(runs: Runs) -> list[Section]:
         "running statistics. “batch” normalises by each evaluated batch, as the authors' Keras layer did, "
         "“running” by the averages of training, “recalibrated” by those of the whole training set."
     )
-    table = Table("choices", "Where the paper is silent", heads, rows, note, left=2, groups=frozenset(groups))
+    table = Table(
+        "choices", "Where the paper is silent", heads, rows, note, left=2, groups=starts(data["choice"])
+    )
     return [Section("What the paper leaves open", _sentences(data), [table], brief=True)]
 
 
@@ -78,10 +78,8 @@ def variants(runs: Runs) -> pd.DataFrame:
 def _row(
     runs: Runs, choice: str, taken: str, phis: pd.DataFrame, rows: pd.DataFrame | None = None
 ) -> dict[str, Any]:
-    by = {label: phis[phis["label"] == label].set_index("seed")["value"] for label in ("SB", "LB")}
-    both = pd.DataFrame(by).dropna()
     scores: dict[str, Summary] = {}
-    for label in by:
+    for label in ("SB", "LB"):
         values: list[float] = []
         if rows is not None:
             own = (rows["label"] == label) & (rows["metric"] == f"test_{runs.score.name}")
@@ -90,16 +88,16 @@ def _row(
     return {
         "choice": choice,
         "taken": taken,
-        "phi": {label: summarise(values) for label, values in by.items()},
+        "phi": {label: summarise(phis.loc[phis["label"] == label, "value"]) for label in scores},
         "score": scores,
-        "ratio": geometric(both["LB"] / both["SB"].where(both["SB"] > 0)),
+        "ratio": ratio(phis, "value", "LB", "SB"),
     }
 
 
 def _sentences(data: pd.DataFrame) -> list[str]:
     """Under which choices LB stays the sharper one."""
-    settled = [(f"{row['choice']}: {row['taken']}", row["ratio"]) for _, row in data.iterrows()]
-    sharper = [name for name, ratio in settled if ratio.low > 1]
-    others = [name for name, ratio in settled if not ratio.low > 1]
+    settled = [(f"{row['choice']}: {row['taken']}", row["ratio"].low > 1) for _, row in data.iterrows()]
+    sharper = [name for name, is_sharper in settled if is_sharper]
+    others = [name for name, is_sharper in settled if not is_sharper]
     text = f"LB is the sharper one under {len(sharper)} of {len(settled)} choices (95 % intervals)"
     return [text + (f"; not, or not clearly, under {', '.join(others)}." if others else ".")]

@@ -40,7 +40,7 @@ def section(runs: Runs) -> Section:
 
 def scatter_data(runs: Runs) -> pd.DataFrame:
     """One row a run that has both: columns `label, seed, score, phi`, φ in the headline's box."""
-    cells = runs.counted.assign(phi=runs.headline.reindex(runs.counted.index))
+    cells = runs.with_headline
     return cells.dropna(subset=["score", "phi"])[["label", "seed", "score", "phi"]].reset_index(drop=True)
 
 

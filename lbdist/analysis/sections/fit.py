@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lbdist.analysis import drawing
+from lbdist.analysis.derived import paired, ratio
 from lbdist.analysis.numbers import interval, number
-from lbdist.analysis.runs import Runs
+from lbdist.analysis.runs import EQUAL_LOSS, Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
-from lbdist.analysis.statistics import difference, geometric, summarise
+from lbdist.analysis.statistics import difference, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -52,13 +53,6 @@ def section(runs: Runs) -> Section:
     return Section(title, sentences(runs), tables, figures, brief=True)
 
 
-def paired(runs: Runs, column: str, one: str, other: str) -> pd.DataFrame:
-    """A column of the cells of two methods by seed, where both have it."""
-    cells = runs.counted
-    both = {label: cells[cells["label"] == label].set_index("seed")[column] for label in (one, other)}
-    return pd.DataFrame(both).dropna()
-
-
 def sentences(runs: Runs) -> list[str]:
     """Whether early stopping or longer training closes the gap, and how far SB and LB moved."""
     cells, found = runs.counted, []
@@ -76,25 +70,23 @@ def sentences(runs: Runs) -> list[str]:
                 f"Early stopping {does}: SB is {number(left.mean, 2)} {points} above LB's best epoch, chosen "
                 f"with hindsight (95 % interval {interval(left)})."
             )
-    for label in scores:
-        if label.startswith("LB to ") and sb is not None and len(scores[label]):
-            left = difference(sb, scores[label])
-            group = cells[cells["label"] == label]
-            losses = paired(runs, "train_loss", "SB", label)
-            reached = int((losses[label] <= losses["SB"]).sum()) if len(losses) else 0
-            side = "below" if left.mean > 0 else "above"
-            text = (
-                f"Trained until its training loss is SB's ({reached} of {len(group)} came to it, after "
-                f"{number(group['epochs'].mean())} epochs on average), LB is {number(abs(left.mean), 2)} "
-                f"{points} {side} SB"
-            )
-            within = interval(left if left.mean > 0 else difference(scores[label], sb))
-            found.append(text + (f" (95 % interval {within})." if left.sign is not None else "."))
-    moved = paired(runs, "distance", "SB", "LB")
-    if len(moved):
-        ratio = geometric(moved["SB"] / moved["LB"])
-        text = f"SB ends {number(ratio.mean, 2)} times as far from its starting point as LB"
-        found.append(text + (f" (95 % interval {interval(ratio)})." if ratio.n > 1 else "."))
+    equal = scores.get(EQUAL_LOSS)
+    if sb is not None and equal is not None and len(equal):
+        group = cells[cells["label"] == EQUAL_LOSS]
+        losses = paired(cells, "train_loss", "SB", EQUAL_LOSS)
+        reached = int((losses[EQUAL_LOSS] <= losses["SB"]).sum())
+        below = difference(sb, equal).mean > 0
+        left = difference(sb, equal) if below else difference(equal, sb)
+        text = (
+            f"Trained until its training loss is SB's ({reached} of {len(group)} came to it, after "
+            f"{number(group['epochs'].mean())} epochs on average), LB is {number(abs(left.mean), 2)} "
+            f"{points} {'below' if below else 'above'} SB"
+        )
+        found.append(text + (f" (95 % interval {interval(left)})." if left.sign is not None else "."))
+    further = ratio(cells, "distance", "SB", "LB")
+    if further.n:
+        text = f"SB ends {number(further.mean, 2)} times as far from its starting point as LB"
+        found.append(text + (f" (95 % interval {interval(further)})." if further.n > 1 else "."))
     return found
 
 

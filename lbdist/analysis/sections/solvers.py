@@ -8,7 +8,7 @@ import pandas as pd
 
 from lbdist.analysis.numbers import epsilon_text, number, phi
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Section, Table
+from lbdist.analysis.section import Entry, Section, Table, starts
 from lbdist.analysis.statistics import summarise
 
 SOLVERS = ("paper", "converged")
@@ -47,11 +47,9 @@ def _table(table: pd.DataFrame) -> Table:
     spaces = sorted(table["space"].unique())
     used = [solver for solver in SOLVERS if table[f"{solver}_measured"].any()]
     columns = [(space, solver) for space in spaces for solver in used]
-    rows, groups, last = [], set(), None
+    rows, boxes = [], []
     for (epsilon, method), group in table.groupby(["epsilon", "method"], sort=False):
-        if last not in (None, epsilon):
-            groups.add(len(rows))
-        last = epsilon
+        boxes.append(epsilon)
         found = group.set_index("space")
         entries = [
             _entry(found.loc[space], solver) if space in found.index else Entry("–")
@@ -67,7 +65,7 @@ def _table(table: pd.DataFrame) -> Table:
         "averaged over the draws of A within a run."
     )
     title = "Sharpness φ by solver: the paper's, run literally, and run to convergence"
-    return Table("sharpness", title, heads, rows, note, groups=frozenset(groups))
+    return Table("sharpness", title, heads, rows, note, groups=starts(boxes))
 
 
 def _entry(row: pd.Series, solver: str) -> Entry:
