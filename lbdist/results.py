@@ -163,12 +163,13 @@ def _read(store: Store, name: str) -> pa.Table:
         table = pq.read_table(pa.BufferReader(content))
         mark = json.loads((table.schema.metadata or {}).get(b"lbdist", b"null"))
         table = table.replace_schema_metadata(None)
-        others = [field.name for field in table.schema if field not in SCHEMA]  # names may be garbled too
+        others = [field.name for field in table.schema if field not in SCHEMA]
+        content_digest = _digest(table)  # text may be garbled, in names and in values
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"{where} cannot be read as Parquet") from error
     if others:
         raise Damaged(f"{where} has other columns")
-    check_stamp(mark, name, _digest(table), where)
+    check_stamp(mark, name, content_digest, where)
     missing = [field for field in SCHEMA if field.name not in table.column_names]
     for field in missing:  # which an earlier version did not write
         table = table.append_column(field, pa.nulls(len(table), field.type))
