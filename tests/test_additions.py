@@ -140,7 +140,7 @@ def own(tmp_path: Path) -> Path:
         ("loss", [*TASK], "6 cells", "data=mnist1d"),
         ("optimizer", [*TASK, "optimizer=rmsprop"], "0.01", "optimizer.lr=-1"),
         ("remedy", [*TASK, "remedy=[none,halved]"], "LB + halved", "remedy.halved.share=0"),
-        ("measure", [*TASK, "measure=[norm]"], "4 measurements", "measure.norm.power=x"),
+        ("measure", [*TASK, "measure=[norm]"], "6 measurements", "measure.norm.power=x"),
         ("study", [*TASK, "experiment=doubling", "remedy=halved"], "batch 128", "study.doublings=x"),
     ],
 )

@@ -88,7 +88,7 @@ CLOSED = sorted(ANSWERS)
 
 def test_each_measure_has_its_closed_form() -> None:
     """Here, or in a test of its own below."""
-    below = {"average", "spectrum", "rescaling", "fit", "slice", "curve", "plane"}
+    below = {"average", "spectrum", "rescaling", "fit", "choices", "slice", "curve", "plane"}
     assert set(NAMES) == set(CLOSED) | below
 
 
@@ -131,6 +131,16 @@ def test_fit_is_loss_and_score_on_both_splits() -> None:
         spread = (LINE.labels[:few] - LINE.labels[:few].mean()).square().sum()
         assert found[f"{split}_loss"] == pytest.approx(float(off.mean()), rel=1e-9)
         assert found[f"{split}_r2"] == pytest.approx(float(1 - off.sum() / spread), rel=1e-9)
+
+
+def test_choices_without_batch_norm_and_in_the_whole_space_are_one_number() -> None:
+    rows = rows_of("choices", LINE.minimiser(), epsilon=0.1, conventions=[])
+    boxes = [row for row in rows if row["metric"] == "sharpness"]
+    assert [row["batch_norm"] for row in boxes] == ["running", "batch", "recalibrated"]
+    assert [row["value"] for row in boxes] == pytest.approx([LINE.sharpness(0.1)] * 3, rel=1e-6)
+    assert all(row["converged"] and row["space"] == "full" for row in boxes)
+    fits = [row["value"] for row in rows if row["metric"] == "train_loss"]
+    assert fits == pytest.approx([0.0] * 3, abs=1e-20)
 
 
 @pytest.mark.parametrize("name", ["slice", "curve"])
