@@ -19,11 +19,13 @@ from lbdist.analysis.claims import claims
 from lbdist.analysis.numbers import interval, number, percent
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.statistics import difference, summarise
+from lbdist.data import kaldi
 from lbdist.networks.convolutional import Shallow
 from lbdist.networks.dense import Dense
 from lbdist.run import main
 
 sys.path.append(str(Path(__file__).parent / "data"))
+import test_data_kaldi
 import test_data_parquet
 import test_data_vision
 
@@ -34,13 +36,13 @@ COMMANDS = [
     for kind, text in BLOCKS
     if kind == "bash"
     for line in text.splitlines()
-    if "lbdist.run" in line and not line.startswith("ray ")  # a cluster's: see tests/cluster
+    if "-m lbdist." in line and not line.startswith("ray ")  # a cluster's: see tests/cluster
 ]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with MNIST's layout in `data`, and a folder `DIR` of images in Parquet."""
+    """A home with MNIST's layout in `data`, a folder `DIR` of images in Parquet, and Kaldi's of TIMIT."""
     folder = tmp_path_factory.mktemp("home")
     random = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -55,6 +57,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         test_data_parquet.write(
             folder / "DIR" / f"{name}.parquet", images * (count // 4), [0, 1, 2, 9] * (count // 4)
         )
+    speech = test_data_kaldi.utterances(400)
+    test_data_kaldi.experiment(folder, "data-fmllr-tri3/train", "exp/tri3_ali/pdf", speech)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert kaldi.main(next(shlex.split(c) for c in COMMANDS if "kaldi" in c)[3:]) == 0
     (folder / "MODELS").mkdir()
     torch.save(Shallow().state_dict(), folder / "MODELS" / "one.pt")
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), folder / "r18.pt")
@@ -80,8 +87,12 @@ def test_a_command_is_taken_as_written(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
     words = shlex.split(os.path.expandvars(command))
-    assert words[:3] == ["python", "-m", "lbdist.run"]
+    assert words[:2] == ["python", "-m"]
     rest = words[3:]
+    if words[2] == "lbdist.data.kaldi":
+        assert kaldi.main(rest) == 0
+        return
+    assert words[2] == "lbdist.run"
     asks = {"--help", "dry_run=true"} & set(rest)
     assert main([*rest, *([] if asks else ["dry_run=true"])]) == 0
     out, err = capsys.readouterr()

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from lbdist.data.base import Split, cache_folder, locked
-from lbdist.errors import InputError
+from lbdist.errors import InputError, require
 from lbdist.storage import FULL
 
 MEMORY_SHARE = 0.1
@@ -40,7 +40,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """The array's shape; its type is uint8."""
+        """The array's shape."""
+
+    def dtype(self) -> np.dtype:
+        """The array's type."""
+        return np.dtype(np.uint8)
 
     @abstractmethod
     def fill(self, array: np.ndarray) -> None:
@@ -67,6 +71,10 @@ class Rows(Recipe):
         """As many samples as there are indices."""
         return len(self.indices), *self.of.shape()[1:]
 
+    def dtype(self) -> np.dtype:
+        """That of the file."""
+        return self.of.dtype()
+
     def fill(self, array: np.ndarray) -> None:
         """Copies them, a few at a time."""
         _, whole = opened(self.of)
@@ -92,8 +100,8 @@ class Mapped(Split):
     def of(cls, recipe: Recipe, labels: np.ndarray, limit: float) -> Split:
         """A split of what a recipe makes, which is in memory if it takes no more than `limit` bytes."""
         shape = recipe.shape()
-        if np.prod(shape, dtype=float) <= limit:
-            array = np.empty(shape, np.uint8)
+        if np.prod(shape, dtype=float) * recipe.dtype().itemsize <= limit:
+            array = np.empty(shape, recipe.dtype())
             recipe.fill(array)
             return Split(array, labels)
         digest, inputs = opened(recipe)
@@ -114,6 +122,16 @@ class Mapped(Split):
         return self.of(Rows(self.recipe, indices), self.labels[indices], self.limit)
 
 
+def check_memory(gib: float | None) -> None:
+    """Refuses what is no size.
+
+    Raises:
+        InputError: Naming `data.memory_gib`.
+    """
+    number = isinstance(gib, int | float) and not isinstance(gib, bool) and gib >= 0
+    require(gib is None or number, "data.memory_gib", gib, "a number of at least 0, or null")
+
+
 def limit(gib: float | None) -> float:
     """Bytes of a split that is kept in memory: so many GiB, by default a share of what the machine has."""
     return psutil.virtual_memory().total * MEMORY_SHARE if gib is None else gib * 2**30
@@ -132,7 +150,7 @@ def opened(recipe: Recipe) -> tuple[str, np.ndarray]:
         for file in folder.glob("[!.]*.npy"):
             with contextlib.suppress(ValueError, OSError, EOFError):  # cut short
                 array = np.load(file, mmap_mode="r")
-                if array.shape == recipe.shape():
+                if (array.shape, array.dtype) == (recipe.shape(), recipe.dtype()):
                     return file.stem, array
         return None
 
@@ -153,7 +171,7 @@ def _make(recipe: Recipe, folder: Path) -> None:
         left.unlink()
     aside = folder / f".{os.getpid()}.npy"
     try:
-        array = np.lib.format.open_memmap(aside, "w+", np.uint8, recipe.shape())
+        array = np.lib.format.open_memmap(aside, "w+", recipe.dtype(), recipe.shape())
         with aside.open("r+b") as file:  # or a full disk would be a signal that kills
             os.posix_fallocate(file.fileno(), 0, aside.stat().st_size)
         recipe.fill(array)
@@ -165,7 +183,8 @@ def _make(recipe: Recipe, folder: Path) -> None:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        need, free = np.prod(recipe.shape()) / 2**30, shutil.disk_usage(folder).free / 2**30
+        size = np.prod(recipe.shape()) * recipe.dtype().itemsize
+        need, free = size / 2**30, shutil.disk_usage(folder).free / 2**30
         raise InputError(
             f"data.memory_gib: the samples take {need:.3g} GiB in a file, and {folder} has {free:.3g} GiB "
             "free; set XDG_CACHE_HOME to a larger disk, or data.memory_gib to keep them in memory"

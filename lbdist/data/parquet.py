@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from lbdist.data.base import Dataset, DataSource, Split, is_integer, subset
-from lbdist.data.mapped import Mapped, Recipe, limit
+from lbdist.data.mapped import Mapped, Recipe, check_memory, limit
 from lbdist.errors import InputError, one_line, require
 
 _BATCH = 2048  # rows held encoded at a time
@@ -127,9 +127,7 @@ class Parquet(DataSource):
         allowed = self.image is None or isinstance(self.image, str)
         require(allowed, "data.image", self.image, "a column's name, or null")
         require(self.channels in (None, 1, 3), "data.channels", self.channels, "1, 3 or null")
-        size = self.memory_gib
-        allowed = size is None or (isinstance(size, int | float) and not isinstance(size, bool) and size >= 0)
-        require(allowed, "data.memory_gib", size, "a number of at least 0, or null")
+        check_memory(self.memory_gib)
 
     def read(self) -> Dataset:
         """Reads all labels, then all images.

@@ -243,7 +243,9 @@ def test_rows_are_the_library_s_whatever_dies_or_is_missing(
         agree(stored(folder, job), expected[job.id])
     assert failed is lost and why.startswith("FileNotFoundError: ") and MISSING.id in why
     columns = {cell.id: cell.columns() for cell in [*CELLS, MISSING]}
-    frame = results.gather(folder, columns, dict.fromkeys(finished(folder), "")).query("metric == 'sharpness'")
+    frame = results.gather(folder, columns, dict.fromkeys(finished(folder), "")).query(
+        "metric == 'sharpness'"
+    )
     assert len(frame) == 17 and frame["value"].notna().all() and set(frame["seed"]) == {0, 1}
     assert frame["epoch"].notna().sum() == 2
 
