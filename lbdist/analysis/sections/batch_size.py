@@ -21,7 +21,7 @@ from lbdist.analysis.section import (
     tables_of_others,
 )
 from lbdist.analysis.sections import beside, reading, solvers
-from lbdist.analysis.statistics import Summary, difference, summarise
+from lbdist.analysis.statistics import difference, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -37,13 +37,14 @@ def section(runs: Runs) -> Section:
     data, title = sweep(runs), "Accuracy and sharpness by batch"
     if data.empty:
         return Section(title, ["No run is finished yet."], brief=True)
-    head = ["global batch", f"test\n{runs.score.head}"]
-    sharp = runs.epsilon is not None
+    sharp, fitted = runs.epsilon is not None, any(row.n for row in data["train"])
+    head = ["global batch", *([f"train\n{runs.score.head}"] if fitted else []), f"test\n{runs.score.head}"]
     head += [f"sharpness\n{runs.box}"] if sharp else []
     head += heads_of_others(runs.others)
     rows = [
         [
             of_number(row["batch"]),
+            *([of_summary(row["train"])] if fitted else []),
             of_summary(row["score"]),
             *([of_summary(row["phi"], "phi")] if sharp else []),
             *of_others(runs.others, row["label"]),
@@ -68,7 +69,12 @@ def section(runs: Runs) -> Section:
 
 
 def sweep(runs: Runs) -> pd.DataFrame:
-    """One row a global batch: `batch, label`, `score` and `phi` (Summaries), `steps`, the runs' `scores`."""
+    """One row a global batch.
+
+    Returns:
+        `batch`, `label`; `score`, `train` (on the training set) and `phi`, Summaries; `steps`; the runs'
+        `scores`.
+    """
     table = []
     for batch, group in runs.counted.groupby("global_batch_size"):
         sharp = runs.headline.reindex(group.index)
@@ -76,6 +82,7 @@ def sweep(runs: Runs) -> pd.DataFrame:
             "batch": batch,
             "label": group["label"].iloc[0],
             "score": summarise(group["score"]),
+            "train": summarise(group["train_score"]),
             "phi": summarise(sharp),
         }
         table.append({**row, "steps": group["steps"].mean(), "scores": list(group["score"])})
@@ -111,12 +118,23 @@ def _sentences(runs: Runs, data: pd.DataFrame) -> list[str]:
         sentences.append(f"{text}; from there it falls by {number(found.fall, 2)}{points} a doubling.")
     sharp = measured[[item.n > 0 and item.mean > 0 for item in measured["phi"]]]
     if len(sharp) > 1:
-        ends: list[Summary] = [sharp["phi"].iloc[0], sharp["phi"].iloc[-1]]
-        batches = [number(sharp["batch"].iloc[0]), number(sharp["batch"].iloc[-1])]
-        sentences.append(
-            f"{runs.box} goes from {phi(ends[0])} at batch {batches[0]} to {phi(ends[1])} at {batches[1]}."
-        )
+        sentences.append(_sharpness(runs, sharp))
     return sentences
+
+
+def _sharpness(runs: Runs, data: pd.DataFrame) -> str:
+    """From the smallest batch to the largest, and how well both are fitted where the highest lies between."""
+    rows = [row for _, row in data.iterrows()]
+    top = max(range(len(rows)), key=lambda place: rows[place]["phi"].mean)
+    first, last = (f"{phi(rows[place]['phi'])} at batch {number(rows[place]['batch'])}" for place in (0, -1))
+    if top in (0, len(rows) - 1):
+        return f"{runs.box} goes from {first} to {last}."
+    highest = f"{phi(rows[top]['phi'])} at batch {number(rows[top]['batch'])}"
+    text = f"{runs.box} goes from {first} to {highest}, and down to {last}"
+    end, there = (runs.score.of(number(rows[place]["train"].mean, 1)) for place in (-1, top))
+    if rows[-1]["train"].n and end != there:
+        text += f", where as many epochs end at a training {runs.score.name} of {end} instead of {there}"
+    return text + "."
 
 
 def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:

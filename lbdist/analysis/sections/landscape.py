@@ -183,6 +183,10 @@ def _draw_planes(data: pd.DataFrame) -> Drawing:
         axis.set_title(str(label), fontsize=9, fontweight=drawing.weight(str(label)))
         axis.grid(False)
         axis.set_aspect("equal")
+        axis.set_xlabel("one direction (filter lengths)")
+        axis.label_outer()
+    for axis in panels[:, 0]:
+        axis.set_ylabel("the other direction")
     bar = figure.colorbar(filled, ax=panels, shrink=0.8)
     bar.set_label("training loss")
     bar.ax.minorticks_off()
