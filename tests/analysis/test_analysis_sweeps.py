@@ -71,7 +71,8 @@ def warm(epochs=(2, 5)):
         groups = [("SB", None, 72.0, 10.0), ("LB", None, 65.0, 400.0)]
         groups += [("LB", epoch, 65.0 + 3 * place, 400.0 / 2**place) for place, epoch in enumerate(epochs, 1)]
         for name, epoch, mean, phi in groups:
-            cell = training(name, seed, spread(mean, 0.4, 3)[seed])
+            curve = epochs if name == "SB" else ()
+            cell = training(name, seed, spread(mean, 0.4, 3)[seed], epochs=curve)
             begun = {"origin_cell": f"sb-{seed}", "origin_epoch": epoch} if epoch else {}
             cell = [{**row, **begun, "cell": f"{row['cell']}-{epoch}"} for row in cell]
             rows += [*cell, sharpness(cell, phi)]
@@ -94,6 +95,16 @@ def test_what_warm_starts_say():
     assert said.endswith("φ(1e-3) goes from 400 ± 0 at x0 to 100 ± 0 at epoch 5.")
     rows = [row for row in warm() if row.get("origin_epoch") is None]
     assert warm_start.section(Runs(frame(rows))).sentences == ["No warm-started run is finished yet."]
+
+
+def test_the_figure_of_warm_starts_has_sb_after_as_many_epochs():
+    runs = Runs(frame(warm()))
+    (figure,) = warm_start.section(runs).figures
+    small = next(line for line in figure.draw().axes[0].lines if len(line.get_xdata()) == 2)
+    known = runs.curves[runs.curves["label"] == "SB"]
+    assert list(small.get_xdata()) == [2, 5] == list(known["epoch"])
+    assert list(small.get_ydata()) == pytest.approx(list(known["mean"]))
+    assert known["mean"].iloc[0] < known["mean"].iloc[1] < 72
 
 
 @pytest.mark.parametrize(

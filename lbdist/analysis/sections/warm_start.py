@@ -57,8 +57,8 @@ def section(runs: Runs) -> Section:
     note = "A warm-started run has SB's epochs behind it and then takes as many of LB's as one from x0."
     table = Table("warm_start", title, [*heads, "n"], rows, note)
     caption = f"Final test {runs.score.name} of LB begun at the model of SB after so many epochs (0: at x0), "
-    caption += "error bars ± one standard deviation over seeds; the line without marks is SB's mean"
-    caption += f"; below, {runs.box}, full space, converged." if sharp else "."
+    caption += "error bars ± one standard deviation over seeds; the line without marks is SB after as many"
+    caption += f"; below, {runs.box}, full space, converged, and the line SB's at its end." if sharp else "."
     picture = Figure("warm_start", "LB begun at SB's models", caption, lambda: _draw(runs, data))
     figures = [picture] if any(row.n for row in data["score"]) else []
     tables = [table, *tables_of_others(runs.others, dict(zip(data["name"], data["label"], strict=True)))]
@@ -126,16 +126,16 @@ def _draw(runs: Runs, data: pd.DataFrame) -> Drawing:
             {"x": row["epoch"], "mean": row[column].mean, "std": row[column].std}
             for _, row in warm.iterrows()
         ]
-        small = data.iloc[0][column]
-        level = [
-            {"x": x, "mean": small.mean, "std": math.nan} for x in (warm["epoch"].min(), warm["epoch"].max())
-        ]
-        series = [("LB", found), ("SB", level)]
+        ends, small = (warm["epoch"].min(), warm["epoch"].max()), data.iloc[0][column]
+        along = pd.DataFrame([{"x": x, "mean": small.mean, "std": math.nan} for x in ends])
+        if column == "score" and len(curve):
+            along = curve.rename(columns={"epoch": "x"}).assign(std=math.nan)
         return [
-            drawing.Series(label, pd.DataFrame(points).dropna(subset="mean"), marks[label])
-            for label, points in series
+            drawing.Series(label, points.dropna(subset="mean"), marks[label])
+            for label, points in (("LB", pd.DataFrame(found)), ("SB", along))
         ]
 
+    curve = runs.curves[runs.curves["label"] == "SB"]
     panels = [(runs.score.axis, lines("score"))]
     if runs.epsilon is not None:
         panels.append((f"{runs.box} (log scale)", lines("phi")))
