@@ -38,6 +38,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from lbdist.config.build import build
 from lbdist.data.base import is_integer, subset
@@ -370,6 +371,20 @@ def _write(folder: Store, name: str, table: pa.Table, mark: str) -> str:
     return known
 
 
+def _values(arguments: Sequence[str]) -> dict[str, Any]:
+    """What the command line says of each key, as YAML reads it: `null` is none."""
+    values: dict[str, Any] = {}
+    for text in arguments:
+        key, mark, value = text.partition("=")
+        if not mark:
+            raise InputError(f"{text}: must be KEY=VALUE or --help")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"{key}={value}: must be one value ({one_line(error)})") from error
+    return values
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
@@ -389,12 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import kaldiio  # noqa: F401
         except ImportError as error:
             raise InputError("kaldiio is not installed: pip install 'lbdist[kaldi]'") from error
-        wrong = [text for text in given if "=" not in text]
-        if wrong:
-            raise InputError(f"{wrong[0]}: must be KEY=VALUE or --help")
-        values = dict(text.split("=", 1) for text in given)
-        node = {"_target_": f"{Import.__module__}.Import", **values}
-        build(node, "kaldi", kind=Import).run()
+        build({**_values(given), "_target_": f"{Import.__module__}.Import"}, "kaldi", kind=Import).run()
     except InputError as error:
         warn(one_line(error).removeprefix("kaldi."))
         return 2

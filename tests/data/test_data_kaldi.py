@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,11 @@ def experiment(root: Path, data: str, labels: str, content: dict[str, Any]) -> N
     (root / data / "utt2spk").write_text(speakers)
 
 
-def keys(base: Path, out: Path, **changes: Any) -> dict[str, Any]:
+def keys(base: Path, into: Path, **changes: Any) -> dict[str, Any]:
     """Of an import of both splits."""
     known = {"features": base / "data" / "train", "labels": base / "ali" / "train.scp",
              "test_features": base / "data" / "test", "test_labels": base / "ali" / "test.scp",
-             "root": base, "out": out}  # fmt: skip
+             "root": base, "out": into}  # fmt: skip
     return {
         k: v if v is None or isinstance(v, float | int) else str(v) for k, v in {**known, **changes}.items()
     }
@@ -257,6 +258,8 @@ def _nan(frames: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         (None, {"dimension": "x"}, "lbdist: dimension=x: must be a whole number"),
         (None, {"held_out": 0.5}, "lbdist: test_features=.*: must be given with test_labels, or held_out"),
         (None, {"test_labels": None}, "lbdist: test_labels=None: must be given with test_features"),
+        (None, {"out": None}, "lbdist: out=None: must be given; --help tells the keys"),
+        (None, {"root": "[x"}, "lbdist: root=.x: must be one value"),
         (None, {"missing": "guess"}, "lbdist: missing=guess: must be refuse or skip"),
         (None, {"typo": 1}, "lbdist: typo=1: no such key; allowed: classes, cmvn"),
     ],
@@ -269,12 +272,25 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     if harm:
         harm(root)
     given = {k: v for k, v in keys(root, tmp_path / "out", **changes).items() if v is not None}
-    assert main([f"{key}={value}" for key, value in given.items()]) == 2
+    assert main(["classes=null", *(f"{key}={value}" for key, value in given.items())]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     with pytest.raises(AssertionError, match=says):
         raise AssertionError(err)
     assert not (tmp_path / "out").exists() and not (tmp_path / "harmed").exists()
+
+
+def test_the_command_tells_its_keys_and_what_it_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--help"]) == main([]) == 0
+    told = capsys.readouterr().out
+    assert all(f"    {field.name} " in told or f"    {field.name}\n" in told for field in fields(Import))
+    assert main(["features"]) == 2
+    assert capsys.readouterr().err == "lbdist: features: must be KEY=VALUE or --help\n"
+    monkeypatch.setitem(sys.modules, "kaldiio", None)  # as where it is not installed
+    assert main(["features=x"]) == 2
+    assert capsys.readouterr().err == "lbdist: kaldiio is not installed: pip install 'lbdist[kaldi]'\n"
 
 
 def test_utterances_that_lack_something_are_skipped_where_one_says_so(root: Path, tmp_path: Path) -> None:
