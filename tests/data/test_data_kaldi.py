@@ -19,6 +19,8 @@ from typing import Any
 import kaldiio
 import numpy as np
 import pytest
+import torch
+from training_cells import DENSE, make_cell
 
 from lbdist.data import kaldi
 from lbdist.data.frames import Frames, read_shard
@@ -26,6 +28,7 @@ from lbdist.data.kaldi import Import, main
 from lbdist.data.mapped import Mapped
 from lbdist.errors import InputError
 from lbdist.storage import Store
+from lbdist.training.loop import train
 
 CLASSES = 7
 
@@ -343,6 +346,17 @@ def test_an_import_goes_on_where_it_ended_and_refuses_another(root: Path, tmp_pa
     with pytest.raises(InputError, match=r"out=.*: must be a folder without an import of something else"):
         Import(**{**given, "dimension": 40, "missing": "skip"}).run()
     assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+
+
+def test_training_is_the_same_from_memory_and_from_a_file_that_is_sent(root: Path, tmp_path: Path) -> None:
+    Import(**keys(root, tmp_path / "out")).run()
+    cell = make_cell(network={**DENSE, "inputs": 360, "classes": CLASSES}, epochs=2, validation_fraction=0.2)
+    ends = []
+    for gib in (None, 0):
+        data = Frames(root=str(tmp_path / "out"), memory_gib=gib).load().validation_split(0.2)
+        assert isinstance(data.train, Mapped) == (gib == 0) and data.train.inputs.dtype == np.float32
+        ends.append(train(cell, pickle.loads(pickle.dumps(data)))[1])
+    assert torch.equal(*ends)
 
 
 def test_memory_holds_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
