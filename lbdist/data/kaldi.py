@@ -9,7 +9,7 @@ Keys:
                    ali-to-pdf final.mdl "ark:gunzip -c ali.*.gz|" ark,scp:pdf.ark,pdf.scp
     test_features  the same of the test split
     test_labels
-    held_out       or the share of the utterances that are the test split
+    held_out       or the share of the utterances that are the test split; speakers may be in both
     out            the folder to write, or its URI
     root           the folder that Kaldi ran in, where paths in an scp start (.)
     dimension      numbers in a frame (40)
@@ -30,7 +30,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -142,14 +142,25 @@ class Archive:
 
 @dataclass
 class _Utterances:
-    """Frames and labels of a split's utterances, checked as they are read."""
+    """Frames and labels of a split's utterances, checked as they are read.
+
+    Attributes:
+        features: The frames.
+        labels: The alignments.
+        normalise: What is made of an utterance's frames, given its name.
+        files: All files that these three come from.
+        names: The utterances, sorted.
+        dimension: Numbers that a frame must have.
+        classes: Labels must be below; None for any.
+    """
 
     features: Archive
     labels: Archive
+    normalise: Callable[[str, np.ndarray], np.ndarray]
+    files: set[Path]
+    names: list[str]
     dimension: int
     classes: int | None
-    normalise: Callable[[str, np.ndarray], np.ndarray]
-    names: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Frames (n, d), float32, and labels (n,), int32."""
@@ -226,10 +237,8 @@ class Import:
             InputError: Something is wrong, missing or damaged; nothing has been written.
         """
         splits, left_out = self._splits()
-        archives = [a for part in splits.values() for a in (part.features, part.labels)]
-        sources = {
-            str(file): [(s := file.stat()).st_size, s.st_mtime_ns] for a in archives for file in a.files()
-        }
+        files = set[Path]().union(*(part.files for part in splits.values()))
+        sources = {str(file): [(s := file.stat()).st_size, s.st_mtime_ns] for file in files}
         settings = dataclasses.asdict(self)
         settings.pop("out")
         mark = digest(json.dumps([settings, sources], sort_keys=True).encode())
@@ -304,17 +313,21 @@ class Import:
             )
         if not names:
             raise InputError(f"{labels.key}: {labels.file}: must have utterances of {file}")
-        normalise = self._normaliser(features.key, given, root)
-        return _Utterances(features, labels, self.dimension, self.classes, normalise, names), lacking
+        normalise, used = self._normaliser(features.key, given, root)
+        files = features.files() | labels.files() | used
+        return _Utterances(features, labels, normalise, files, names, self.dimension, self.classes), lacking
 
-    def _normaliser(self, key: str, given: Path, root: Path) -> Callable[[str, np.ndarray], np.ndarray]:
-        """Kaldi's cepstral mean and variance normalisation, by speaker, as `apply-cmvn` does it."""
+    def _normaliser(
+        self, key: str, given: Path, root: Path
+    ) -> tuple[Callable[[str, np.ndarray], np.ndarray], set[Path]]:
+        """Kaldi's mean and variance normalisation by speaker, as `apply-cmvn` does it, and its files."""
         if self.cmvn is None:
-            return lambda name, frames: frames
+            return lambda name, frames: frames, set()
         require(given.is_dir(), key, given, "a data folder with cmvn.scp and utt2spk in it, for cmvn")
         statistics = Archive(key, given / "cmvn.scp", root)
-        require((given / "utt2spk").is_file(), key, given / "utt2spk", "a file that is there, for cmvn")
-        pairs = [line.split() for line in (given / "utt2spk").read_text().splitlines()]
+        listed = given / "utt2spk"
+        require(listed.is_file(), key, listed, "a file that is there, for cmvn")
+        pairs = [line.split() for line in listed.read_text(errors="replace").splitlines()]
         speakers = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
         def normalised(name: str, frames: np.ndarray) -> np.ndarray:
@@ -328,7 +341,7 @@ class Import:
             deviation = np.sqrt(np.maximum(square - mean**2, 1e-20)) if self.cmvn == "variance" else 1
             return ((frames - mean) / deviation).astype(np.float32)
 
-        return normalised
+        return normalised, {*statistics.files(), listed}
 
     def _refuse_another(self, folder: Store, mark: str) -> None:
         """What is there already must be of this import."""

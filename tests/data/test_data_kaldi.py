@@ -163,6 +163,13 @@ def test_normalisation_is_by_speaker(kind: str, root: Path, tmp_path: Path) -> N
         known = known / whole.std(0) if kind == "variance" else known
         np.testing.assert_allclose(found[at : at + len(frames)], known, atol=1e-4)
         at += len(frames)
+    scp = root / "data" / "test" / "cmvn.scp"
+    scp.write_text(scp.read_text().replace("t ", "t  "))  # other statistics are another import
+    with pytest.raises(InputError, match=r"out=.*: must be a folder without an import of something else"):
+        Import(**keys(root, tmp_path / "out", cmvn=kind)).run()
+    scp.write_text("".join(line for line in scp.read_text().splitlines(True) if not line.startswith("t ")))
+    with pytest.raises(InputError, match=r"cmvn.scp and utt2spk have no statistics for t_"):
+        Import(**keys(root, tmp_path / "other", cmvn=kind)).run()
 
 
 def test_some_utterances_are_held_out(root: Path, tmp_path: Path) -> None:
