@@ -132,7 +132,7 @@ def _sharpness(runs: Runs, data: pd.DataFrame) -> str:
     highest = f"{phi(rows[top]['phi'])} at batch {number(rows[top]['batch'])}"
     text = f"{runs.box} goes from {first} to {highest}, and down to {last}"
     end, there = (runs.score.of(number(rows[place]["train"].mean, 1)) for place in (-1, top))
-    if rows[-1]["train"].n and end != there:
+    if rows[-1]["train"].n and rows[top]["train"].n and end != there:
         text += f", where as many epochs end at a training {runs.score.name} of {end} instead of {there}"
     return text + "."
 
