@@ -177,3 +177,9 @@ def test_a_row_of_a_network_is_that_of_its_evidence(folder: str, what: str) -> N
     row += [said["LB generalises worse than SB"], said.get("LB is sharper: full space, ε 1e-3", "–")]
     row.append(said["SB ends 3 to 10 times as far from x0 as LB"])
     assert f"| {' | '.join(row)} |" in README
+
+
+def test_what_is_said_of_figure_6_is_the_evidence() -> None:
+    runs = Runs(lbdist.results.load(EVIDENCE / "f1-mnist-4000-along"))
+    said = [claim.ours for claim in claims(runs) if claim.where == "Figure 6"]
+    assert len(said) == 2 and f"it is {said[0]} what" in README and f"SB's {said[1]}." in README

@@ -177,10 +177,15 @@ def log_axis(axes: Axes, values: Iterable[float]) -> None:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, as plain numbers."""
+    """Ticks as plain numbers on a logarithmic axis that has its data: 1, 2 and 5 times powers of ten.
+
+    On a long axis they are the powers alone.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = sorted(axis.get_view_interval())
+    short = high < 200 * low  # more numbers than that run into each other
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -3,6 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from analysis_rows import STORY, frame, sharpness, study, training
+from matplotlib.figure import Figure
 
 from lbdist.analysis import drawing
 from lbdist.analysis.runs import Runs
@@ -98,3 +99,18 @@ def test_a_flat_zero_has_no_place_on_a_log_axis():
     drawn = figures(rows)
     assert "1 run with φ = 0 cannot be shown" in drawn["scatter"].caption
     assert "no value" in [text.get_text() for text in drawn["leaderboard"].draw().axes[1].texts]
+
+
+@pytest.mark.parametrize("decades", [0.5, 1.6, 2.2, 3.7, 6.0])
+def test_numbers_on_a_logarithmic_axis_do_not_touch(decades):
+    """In a figure's half, as wide as the narrowest that has one."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    panels[0].plot(np.geomspace(3 * 10**-decades, 3, 5), range(5))
+    panels[0].set_xscale("log")
+    drawing.plain_ticks(panels[0].xaxis)
+    figure.draw_without_rendering()
+    low, high = panels[0].get_xlim()
+    shown = [label for label in panels[0].get_xticklabels() if low <= label.get_position()[0] <= high]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert len(boxes) > 1 and all(one.x1 < other.x0 for one, other in pairwise(boxes))
