@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
+from lbdist.storage import Damaged, Store, check_stamp, digest, read_json, stamp, write_json
 
 if TYPE_CHECKING:
     import pandas as pd  # which writing needs not, and which takes its time
@@ -95,6 +95,10 @@ Place = str | Path | Store
 def cell_folder(cell: str) -> str:
     """Where what is known of a cell is."""
     return f"{CELLS}/{cell}"
+
+
+def _cell_json(cell: str) -> str:
+    return f"{cell_folder(cell)}/cell.json"
 
 
 def cell_file(cell: str) -> str:
@@ -191,10 +195,7 @@ def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
 
 def write_cell(place: Place, cell: str, content: Mapping[str, Any]) -> None:
     """Writes what a cell is: its `cell`, its `columns`, and the `provenance` of its rows."""
-    name = f"{cell_folder(cell)}/cell.json"
-    text = json.dumps(content, sort_keys=True)
-    sealed = {**content, "lbdist": stamp(name, digest(text.encode()))}
-    Store.of(place).write(name, json.dumps(sealed, indent=1, sort_keys=True).encode())
+    write_json(Store.of(place), _cell_json(cell), content)
 
 
 @functools.cache
@@ -301,14 +302,7 @@ def read_cell(place: Place, cell: str) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         Damaged: It is not what was written there.
     """
-    store, name = Store.of(place), f"{cell_folder(cell)}/cell.json"
-    try:
-        found: dict[str, Any] = json.loads(store.read(name))
-        mark = found.pop("lbdist", None)
-    except (ValueError, AttributeError) as error:
-        raise Damaged(f"{store}/{name} cannot be read as JSON") from error
-    check_stamp(mark, name, digest(json.dumps(found, sort_keys=True).encode()), f"{store}/{name}")
-    return found
+    return read_json(Store.of(place), _cell_json(cell))
 
 
 def code_version(provenance: Mapping[str, str]) -> str:

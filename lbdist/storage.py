@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +352,25 @@ class Store:
             thread.join()
             if held()[0] == me:
                 self.remove(name)
+
+
+def write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file with its stamp, under the key `lbdist`."""
+    mark = stamp(name, digest(json.dumps(content, sort_keys=True).encode()))
+    store.write(name, json.dumps({**content, "lbdist": mark}, indent=1, sort_keys=True).encode())
+
+
+def read_json(store: Store, name: str) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        Damaged: It is not what was written there.
+    """
+    try:
+        found: dict[str, Any] = json.loads(store.read(name))
+        mark = found.pop("lbdist", None)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Damaged(f"{store}/{name} cannot be read as JSON") from error
+    check_stamp(mark, name, digest(json.dumps(found, sort_keys=True).encode()), f"{store}/{name}")
+    return found

@@ -45,7 +45,7 @@ class Claim:
 def claims(runs: Runs) -> list[Claim]:
     """Every claim that the runs of a study have numbers for."""
     parts: list[Callable[[Runs], Iterable[Claim]]] = [
-        _gap, _stopping, _longer, _sharper, _distance, _between, _threshold, _warm_start, _along, _remedies,
+        _gap, _explained, _sharper, _distance, _between, _threshold, _warm_start, _along, _remedies,
     ]  # fmt: skip
     return [claim for part in parts for claim in part(runs)]
 
@@ -103,29 +103,25 @@ def _gap(runs: Runs) -> Iterable[Claim]:
     yield Claim(text, "Table 2", rule, _points(apart), _theirs(runs, tell), _above(apart))
 
 
-def _exists(runs: Runs) -> bool:
-    """Whether there may be a gap, which else needs no explanation."""
-    return difference(_scores(runs, "SB"), _scores(runs, "LB")).mean > 0
-
-
-def _stopping(runs: Runs) -> Iterable[Claim]:
-    sb, best = _scores(runs, "SB"), _scores(runs, "LB", "best")
-    if sb.empty or best.empty or not _exists(runs):
+def _explained(runs: Runs) -> Iterable[Claim]:
+    """What the gap, where there may be one, is not due to."""
+    sb = _scores(runs, "SB")
+    if not difference(sb, _scores(runs, "LB")).mean > 0:
         return
-    apart = difference(sb, best)
-    rule = "SB − the best epoch of LB, chosen on the test set: 95 % Welch interval above 0"
-    text = "Early stopping does not close the gap"
-    yield Claim(text, "section 2.1, Figure 2", rule, _points(apart), "not quantified", _above(apart))
-
-
-def _longer(runs: Runs) -> Iterable[Claim]:
-    sb, lb = _scores(runs, "SB"), _scores(runs, EQUAL_LOSS)
-    if sb.empty or lb.empty or not _exists(runs):
-        return
-    apart = difference(sb, lb)
-    rule = "SB − LB trained to SB's training loss: 95 % Welch interval above 0"
-    text = "The gap is not one of too little training"
-    yield Claim(text, "section 2.1", rule, _points(apart), "not quantified", _above(apart))
+    stopped = "SB − the best epoch of LB, chosen on the test set: 95 % Welch interval above 0"
+    longer = "SB − LB trained to SB's training loss: 95 % Welch interval above 0"
+    for other, text, where, rule in (
+        (
+            _scores(runs, "LB", "best"),
+            "Early stopping does not close the gap",
+            "section 2.1, Figure 2",
+            stopped,
+        ),
+        (_scores(runs, EQUAL_LOSS), "The gap is not one of too little training", "section 2.1", longer),
+    ):
+        if len(other):
+            apart = difference(sb, other)
+            yield Claim(text, where, rule, _points(apart), "not quantified", _above(apart))
 
 
 def _sharper(runs: Runs) -> Iterable[Claim]:

@@ -21,7 +21,7 @@ from lbdist.data.base import Dataset, DataSource, Split, is_integer, subset
 from lbdist.data.mapped import Mapped, Recipe, check_memory, limit
 from lbdist.data.speech import CONTEXT, spliced
 from lbdist.errors import InputError, one_line, require
-from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
+from lbdist.storage import Damaged, Store, read_json
 
 SCHEMA = pa.schema(
     [
@@ -41,30 +41,6 @@ def digest_of(table: pa.Table) -> str:
         found.update(column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).data)
         found.update(np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False)).data)
     return found.hexdigest()
-
-
-def write_manifest(folder: Store, content: dict[str, Any]) -> None:
-    """Writes what a folder's shards hold, and with it that they are all there."""
-    text = json.dumps(content, sort_keys=True)
-    sealed = {**content, "lbdist": stamp(MANIFEST, digest(text.encode()))}
-    folder.write(MANIFEST, json.dumps(sealed, indent=1, sort_keys=True).encode())
-
-
-def read_manifest(folder: Store) -> dict[str, Any]:
-    """What a folder's shards hold.
-
-    Raises:
-        FileNotFoundError: There is none: they are not all there yet.
-        Damaged: It is not what was written.
-    """
-    text, where = folder.read(MANIFEST), f"{folder}/{MANIFEST}"
-    try:
-        content: dict[str, Any] = json.loads(text)
-        mark = content.pop("lbdist")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{where} is no manifest of an import") from error
-    check_stamp(mark, MANIFEST, digest(json.dumps(content, sort_keys=True).encode()), where)
-    return content
 
 
 def read_shard(folder: Store, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -116,7 +92,7 @@ class Frames(DataSource):
         """
         folder = Store(str(self.root))
         try:
-            content = read_manifest(folder)
+            content = read_json(folder, MANIFEST)
             train, test = (self._split(folder, part, content) for part in ("train", "test"))
         except FileNotFoundError as error:
             lost = Path(error.filename or MANIFEST).name

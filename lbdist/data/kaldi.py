@@ -42,9 +42,9 @@ import yaml
 
 from lbdist.config.build import build
 from lbdist.data.base import is_integer, subset
-from lbdist.data.frames import MANIFEST, SCHEMA, digest_of, read_manifest, read_shard, write_manifest
+from lbdist.data.frames import MANIFEST, SCHEMA, digest_of, read_shard
 from lbdist.errors import InputError, one_line, require, warn
-from lbdist.storage import Damaged, Store, digest, stamp
+from lbdist.storage import Damaged, Store, digest, read_json, stamp, write_json
 
 UTTERANCES = 256
 """Of a shard: some 12 MB of frames in TIMIT."""
@@ -247,13 +247,12 @@ class Import:
         self._refuse_another(folder, mark)
         frames, highest = {}, 0
         for part, utterances in splits.items():
-            counts = []
+            frames[part] = 0
             for name in utterances.names:
                 labels = utterances[name][1]
-                counts.append(len(labels))
+                frames[part] += len(labels)
                 highest = max(highest, int(labels.max()))
-            frames[part] = counts
-            print(f"{part}: {len(counts):,} utterances, {sum(counts):,} frames", flush=True)
+            print(f"{part}: {len(utterances.names):,} utterances, {frames[part]:,} frames", flush=True)
         content: dict[str, Any] = {
             "dimension": self.dimension,
             "classes": self.classes or highest + 1,
@@ -271,10 +270,10 @@ class Import:
                 shards.append({"name": shard, "utterances": len(names), "digest": known})
             content["splits"][part] = {
                 "utterances": len(utterances.names),
-                "frames": sum(frames[part]),
+                "frames": frames[part],
                 "shards": shards,
             }
-        write_manifest(folder, content)
+        write_json(folder, MANIFEST, content)
         print(f"{folder}/{MANIFEST}: frames of {self.dimension} numbers in {content['classes']:,} classes")
         return content
 
@@ -347,7 +346,7 @@ class Import:
         """What is there already must be of this import."""
         found = [name for name in folder.names() if re.fullmatch(r"(train|test)-\d+\.parquet", name)]
         try:
-            marks = {read_manifest(folder)["import"]}
+            marks = {read_json(folder, MANIFEST)["import"]}
         except (FileNotFoundError, Damaged):
             marks = set()
         for name in found:
