@@ -106,7 +106,7 @@ class Cell:
     keep: frozenset[int] = frozenset()
     alone: bool = False
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """The cell's content address. A field that is None is no part of it, so new fields leave it alone."""
         defining: dict[str, Any] = {
@@ -144,7 +144,8 @@ class Cell:
         begun = f"from epoch {self.origin.epoch}" if self.origin else ""
         parts = [name, self.setting, begun]
         if self.procedure:
-            parts = [f"{title(self.procedure)}, batch {self.global_batch_size}"]
+            other = "" if self.remedy == "none" else f", {self.remedy}"
+            parts = [f"{title(self.procedure)}, batch {self.global_batch_size}{other}"]
         if self.stage == "check" or self.procedure:
             several = "s" * (self.num_workers != 1)
             parts.append("" if self.num_workers == AUTO else f"on {self.num_workers} worker{several}")

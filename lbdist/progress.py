@@ -115,7 +115,8 @@ class Progress:
         else:
             split = "validation" if job.cells[0].stage == "search" else "test"
             score, seconds = (metrics.get(key, math.nan) for key in (self.score, "seconds"))
-            said = f"{split} {self.score} {score:.4g}{self.unit}, {seconds:.1f} s"
+            said = "" if math.isnan(score) else f"{split} {self.score} {score:.4g}{self.unit}, "
+            said += f"{seconds:.1f} s"
         left = self._time_left()
         self.note(
             f"[{self.counted}/{self.total}] {job.label}: {said}{', ' + left if self.plain and left else ''}"

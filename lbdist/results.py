@@ -260,6 +260,20 @@ def gather(
     return table.to_pandas()
 
 
+def append(place: Place, study: str, rows: Iterable[Row]) -> None:
+    """Adds rows that were derived of a study's own to its `rows.parquet`, where `gather` has written it.
+
+    Args:
+        place: The storage folder.
+        study: The study, which is their `experiment`.
+        rows: The rows, of no cell.
+    """
+    store = Store.of(place) / study
+    more = pa.Table.from_pylist([{**row, "experiment": study} for row in rows], schema=SCHEMA)
+    if more.num_rows:
+        _write(store, "rows.parquet", _sorted(pa.concat_tables([_read(store, "rows.parquet"), more])))
+
+
 def _sorted(table: pa.Table) -> pa.Table:
     order = ["experiment", "stage", "method", "remedy", "cell", "measurement", "epoch", "metric", "split"]
     frame = table.select(order).to_pandas().sort_values(order, kind="stable")

@@ -102,6 +102,11 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     }
     for cell in alike.values():
         _check_run(cell, len(data.train))
+    known = getattr(study, "procedures", {})
+    for name, procedure in {
+        title(c.procedure): c.procedure for c in session.cells.values() if c.procedure
+    }.items():
+        build(procedure, f"study.procedures.{name}" if name in known else f"study.{name}")
     learners = {
         (repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c for c in alike.values()
     }
@@ -234,7 +239,7 @@ class Session:
             The exit status: 1 if anything failed.
         """
         here = None if cluster.address() else cluster.Capacity(os.cpu_count() or 1, torch.cuda.device_count())
-        remarks = self._without_groups(here) if here else []
+        remarks = self._within(here) if here else []
         measurements = list(self.study.measurements(list(self.cells.values())))
         network, data = title(self.config.network), title(self.config.data)
         head = (
@@ -268,9 +273,9 @@ class Session:
             warn(line)
         return 1 if failed else 0
 
-    def _without_groups(self, capacity: cluster.Capacity) -> list[str]:
-        """What is left out where there is one device, on which a group cannot be."""
-        lines = self.study.without_groups() if (capacity.gpus or capacity.cpus) == 1 else []
+    def _within(self, capacity: cluster.Capacity) -> list[str]:
+        """What is left out since there are too few devices, each of which has one worker of a group."""
+        lines = self.study.within(capacity.gpus or capacity.cpus)
         if lines:
             self.cells = cells_of(self.study, whole(self.study))
         return lines
@@ -331,6 +336,7 @@ class Session:
         for (stage, label, workers), cells in groups.items():
             cell = cells[0]
             share = -(-cell.global_batch_size // cell.asked_workers)
+            lr = cell.optimizer.get("lr", "default")
             records.append(
                 {
                     "stage": stage,
@@ -341,7 +347,7 @@ class Session:
                     "workers": workers,
                     "per worker": share,
                     "accumulation": -(-share // (cell.micro_batch_size or share)),
-                    "lr": cell.optimizer.get("lr", "default"),
+                    "lr": f"{lr:.4g}" if isinstance(lr, float) else lr,
                     "seconds": "–" if cell.procedure else f"{seconds[cell.id]:,.0f}",
                 }
             )
@@ -405,7 +411,7 @@ class Session:
             arithmetic = self._arithmetic(capacity, book, data, progress.note)
             replicas = self._replicas(capacity, book, data, arithmetic, progress.note)
             capacity = self._share(capacity, book, data, replicas, progress.note)
-            for line in self._without_groups(capacity):
+            for line in self._within(capacity):
                 progress.note(line)
             self._check_workers(capacity)
             device = "GPU" if capacity.gpus else "CPU"
@@ -587,6 +593,7 @@ class Session:
         columns = {key: cell.columns() for key, cell in finished.items()} | models
         rows = results.gather(self.store, columns, measurements, self.config.name, book.rows)
         runs = Runs(rows, self.score)
+        results.append(self.store, self.config.name, self.study.derived(runs))
         sections = self.study.sections(runs)
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
         for line in _by_kind(

@@ -199,6 +199,32 @@ def test_a_benchmark_runs_to_its_report(tmp_path, cache):
     drawn(tmp_path / "benchmark")
 
 
+def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
+    quick = [f"study.timing.{key}" for key in ("least=2", "seconds=0.1", "block=0.01")]
+    quick += [f"study.collectives.{key}" for key in ("repeats=1", "seconds=0.005")]
+    quick += ["seeds=2", "measure.noise_scale.group=8", "remedy=[none,growth]", "study.predicted=[64]"]
+    said = finish(start(tmp_path, "experiment=scaling", cache, *quick, shrunk=UNMEASURED))
+    for text in ("steps are not timed on 4 and 8 workers", "A training step, timed", "times as fast as SB",
+                 "The critical batch along training", "configurations, each left out in turn"):  # fmt: skip
+        assert text in said, text
+    study = tmp_path / "scaling"
+    tables = {path.stem for path in (study / "tables").glob("*.csv")}
+    assert tables == {"break_even", "break_even_model", "steps", "step_model", "held_out", "predicted",
+                      "steps_to_score", "critical_batch", "branches"}  # fmt: skip
+    rows = results.load(study)
+    fitted = rows[rows["stage"] == "model"].set_index("metric")["value"]
+    assert fitted["t"] > 0 and fitted["c_low"] <= fitted["c"] <= fitted["c_high"] and fitted["alpha"] > 0
+    figures = {path.stem for path in (study / "figures").glob("*.png")}
+    assert figures == {
+        "time_to_score",
+        "throughput",
+        "phases",
+        "efficiency",
+        "steps_to_score",
+        "critical_batch",
+    }
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():

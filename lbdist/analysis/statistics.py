@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,8 @@ class Difference:
         return int(self.low > 0) - int(self.high < 0)
 
 
-def _quantile(freedom: float) -> float:
+def t_quantile(freedom: float) -> float:
+    """Half the width of a 95 % t interval, in standard errors."""
     from scipy.special import stdtrit  # scipy.stats takes seconds to import
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
@@ -79,7 +80,7 @@ def summarise(values: Iterable[float]) -> Summary:
     if n == 1:
         return Summary(mean, math.nan, 1, math.nan, math.nan)
     std = float(kept.std(ddof=1))
-    half = _quantile(n - 1) * std / math.sqrt(n)
+    half = t_quantile(n - 1) * std / math.sqrt(n)
     return Summary(mean, std, n, mean - half, mean + half)
 
 
@@ -115,7 +116,7 @@ def difference(a: Iterable[float], b: Iterable[float]) -> Difference:
     if u + v == 0:
         return Difference(mean, mean, mean)
     freedom = (u + v) ** 2 / (u**2 / (len(first) - 1) + v**2 / (len(second) - 1))
-    half = _quantile(freedom) * math.sqrt(u + v)
+    half = t_quantile(freedom) * math.sqrt(u + v)
     return Difference(mean, mean - half, mean + half)
 
 
@@ -187,6 +188,51 @@ def threshold(batches: Iterable[float], scores: Iterable[float], resamples: int 
     inside = bool(low >= sizes[1] - 1e-9) if several else False
     batch, first, last = (float(2**end) for end in (ends[0], low, high))
     return Threshold(batch, first, last, float(fall[0]), float(fall_low), float(fall_high), inside)
+
+
+def positive_fit(
+    predict: Callable[[np.ndarray], np.ndarray],
+    taken: np.ndarray,
+    start: Sequence[float],
+    least: Sequence[float] = (),
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fits positive parameters by least squares of relative residuals, on a log scale.
+
+    Args:
+        predict: Gives positive values for parameters, shape (k,).
+        taken: What was measured, shape (n,).
+        start: Of the parameters.
+        least: Their lower bounds.
+
+    Returns:
+        The parameters; their 95 % t intervals by the Jacobian, shape (k, 2), NaN where n is k; and the root
+        mean square relative residual.
+
+    Example:
+        >>> x = np.array([1.0, 2.0, 4.0, 8.0])
+        >>> values, ends, error = positive_fit(lambda p: p[0] + p[1] * x, 3.0 + 0.5 * x, [1.0, 1.0])
+        >>> values.round(3).tolist(), round(error, 6)
+        ([3.0, 0.5], 0.0)
+    """
+    from scipy.optimize import least_squares  # takes its time to import
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(predict(np.exp(logs))) - np.log(taken))
+
+    begun = np.log(np.maximum(np.asarray(start, dtype=float), 1e-30))
+    lowest = begun - 16
+    for place, value in enumerate(least):
+        lowest[place] = max(lowest[place], math.log(value) if value else -math.inf)
+    solved = least_squares(residuals, begun, bounds=(lowest, begun + 16), x_scale="jac")
+    freedom = len(taken) - len(start)
+    error = float(np.sqrt(np.mean(solved.fun**2)))
+    ends = np.full((len(start), 2), math.nan)
+    if freedom > 0:
+        variance = np.linalg.pinv(solved.jac.T @ solved.jac) * (solved.fun @ solved.fun) / freedom
+        half = t_quantile(freedom) * np.sqrt(np.maximum(np.diag(variance), 0.0))
+        with np.errstate(over="ignore"):
+            ends = np.exp(np.stack([solved.x - half, solved.x + half], axis=1))
+    return np.exp(solved.x), ends, error
 
 
 def rank_correlation(a: Iterable[float], b: Iterable[float]) -> float:

@@ -144,6 +144,7 @@ class Plan:
         procedure: Node | None = None,
         target_loss: float | None = None,
         longest: float = 1.0,
+        lr_rule: str | None = None,
     ) -> Cell:
         """A cell.
 
@@ -160,6 +161,7 @@ class Plan:
             procedure: What runs, alone, instead of training.
             target_loss: Training loss at which it ends, instead of any patience.
             longest: So many times the epochs are its cap.
+            lr_rule: Instead of the configuration's.
         """
         config, searching, remedies = self.config, stage == "search", remedies or {}
         nodes: list[Node] = []
@@ -172,7 +174,9 @@ class Plan:
             own = dict(node.get("cell") or {})
             optimizer |= own.pop("optimizer", {})
             fields |= own
-        base = scaled(config.optimizer, config.lr_rule, fields["global_batch_size"], self.small_batch)
+        base = scaled(
+            config.optimizer, lr_rule or config.lr_rule, fields["global_batch_size"], self.small_batch
+        )
         settings = [name_setting(setting) for setting in remedies.values() if setting]
         epochs = fields.pop("epochs", config.epochs)
         made = {
@@ -202,6 +206,10 @@ class Plan:
             procedure=procedure,
             alone=procedure is not None,
         )
+
+    def called(self, batch: int) -> str:
+        """What a method of this global batch is called: SB, LB, or by its batch."""
+        return {self.large_batch: "LB", self.small_batch: "SB"}.get(batch, f"batch {batch}")
 
     def measured(self, cell: Cell) -> Iterator[Node]:
         """The nodes of what is measured at a cell's model."""
@@ -237,13 +245,17 @@ class Study(ABC):
             if cell.stage == "confirm":
                 yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
 
-    def without_groups(self) -> list[str]:
-        """Leaves out what needs several workers, since there is one; a line for each thing left out."""
+    def within(self, devices: int) -> list[str]:
+        """Leaves out what needs more workers than there are devices; a line for each thing left out."""
         return []
 
     def models(self) -> dict[str, Mapping[str, Any]]:
         """The columns of models that are no cell's, by the id that their rows have; by default none."""
         return {}
+
+    def derived(self, runs: Runs) -> list[dict[str, Any]]:
+        """Rows that are computed of the study's others, such as a model's parameters; by default none."""
+        return []
 
     @abstractmethod
     def sections(self, runs: Runs) -> list[Section]:
@@ -270,6 +282,23 @@ def chosen_epochs(given: Any, last: int, patience: int | None) -> list[int]:
         good = good and (0 < epoch < 1 or (1 <= epoch <= last and float(epoch).is_integer()))
         require(good, "study.epochs", given, allowed)
     return sorted({max(1, round(epoch * last)) if epoch < 1 else int(epoch) for epoch in given})
+
+
+def chosen_batches(plan: Plan, given: list[Any]) -> list[int]:
+    """The global batches that `study.batches` names: samples, shares of the training set below 1, or `full`.
+
+    Raises:
+        InputError: There are none, or one that the training set does not have.
+    """
+    allowed = "samples, a share of the training set between 0 and 1, or full"
+    require(len(given) > 0, "study.batches", [], "one or more batches")
+    for batch in given:
+        good = isinstance(batch, int | float) and not isinstance(batch, bool)
+        good = good and (0 < batch < 1 or (batch >= 1 and float(batch).is_integer()))
+        require(good or batch == "full", "study.batches", given, allowed)
+        if batch != "full":
+            plan.check_batch("study.batches", batch, plan.train_size, "the samples that are trained on")
+    return sorted({plan.train_size if batch == "full" else plan.batch(batch) for batch in given})
 
 
 @dataclass

@@ -92,9 +92,9 @@ class Comparison(Study):
                     EQUAL_LOSS, seed=seed, target_loss=target, longest=self.equal_loss or 1.0
                 )
 
-    def without_groups(self) -> list[str]:
-        """Leaves out the check of workers."""
-        if self.check_workers is None:
+    def within(self, devices: int) -> list[str]:
+        """Leaves out the check of workers where there is one device."""
+        if self.check_workers is None or devices > 1:
             return []
         self.check_workers = None
         return ["the check on several workers is left out, since one is all there is"]

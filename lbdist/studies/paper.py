@@ -47,9 +47,9 @@ class Paper(Study):
                     known.add(found.id)
                     yield found
 
-    def without_groups(self) -> list[str]:
+    def within(self, devices: int) -> list[str]:
         """What each part leaves out."""
-        return list(dict.fromkeys(line for study in self.studies.values() for line in study.without_groups()))
+        return list(dict.fromkeys(line for study in self.studies.values() for line in study.within(devices)))
 
     def sections(self, runs: Runs) -> list[Section]:
         """Every claim, then what each part shows of its own runs."""

@@ -82,6 +82,11 @@ class Buckets:
         for number, parameter in enumerate(parameters):
             parameter.register_post_accumulate_grad_hook(functools.partial(self._has_come, number))
 
+    @property
+    def sizes(self) -> list[int]:
+        """The bytes of each bucket."""
+        return [bucket.part.nbytes for bucket in self._buckets]
+
     def begin(self) -> None:
         """A backward pass begins, the last before the sum."""
         for bucket in self._buckets:

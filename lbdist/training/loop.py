@@ -137,11 +137,12 @@ def make_learner(
     workers: Workers,
     arithmetic: Arithmetic = EXACT,
     replicas: Replicas | None = None,
+    kind: type[Learner] = Learner,
 ) -> Learner:
-    """A cell's learner, around its network."""
+    """A cell's learner, around its network; of a kind that times itself, if asked."""
     loss: Loss = build(cell.loss, "loss", kind=Loss)
     sizes = cell.ghost_batch_size, cell.micro_batch_size
-    return Learner(network, optimizer_factory(cell.optimizer), workers, *sizes, loss, arithmetic, replicas)
+    return kind(network, optimizer_factory(cell.optimizer), workers, *sizes, loss, arithmetic, replicas)
 
 
 def train(

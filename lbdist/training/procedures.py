@@ -87,7 +87,7 @@ class Procedure(ABC):
             curve included; `startup_seconds`, by which the first epoch takes longer; `peak_memory`, bytes of
             the process, or on a GPU of its tensors; `share_of_limit`, `limit` over the time of an epoch.
         """
-        with _memory(task.device) as peak:
+        with peak_memory(task.device) as peak:
             ends = [time.perf_counter()]
 
             def epoch() -> None:
@@ -306,7 +306,7 @@ def _data_set(split: Split) -> Any:
 
 
 @contextlib.contextmanager
-def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
     """The most bytes that are taken in the context; NaN where the system does not tell."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -88,7 +88,7 @@ CLOSED = sorted(ANSWERS)
 
 def test_each_measure_has_its_closed_form() -> None:
     """Here, or in a test of its own below."""
-    below = {"average", "spectrum", "rescaling", "fit", "choices", "slice", "curve", "plane"}
+    below = {"average", "spectrum", "rescaling", "fit", "choices", "slice", "curve", "plane", "noise_scale"}
     assert set(NAMES) == set(CLOSED) | below
 
 
@@ -309,6 +309,25 @@ def test_the_fisher_trace_is_the_mean_squared_gradient() -> None:
         assert error["value"] < 0.1 * known
 
 
+@pytest.mark.parametrize("group", [1, 7, 10])
+def test_the_noise_scale_is_the_covariance_over_the_squared_gradient(group: int) -> None:
+    classes = Classes()
+    classes.labels = classes.labels.sort().values  # as many data sets lie
+    gradients, _ = classes.gradients()
+    own = gradients[torch.arange(50), classes.labels]
+    whole = own.mean(0)
+    variance, square = float((own - whole).square().sum(1).mean()), float(whole.square().sum())
+    found = {row["metric"]: row["value"] for row in rows_of("noise_scale", classes.minimiser(), group=group)}
+    assert found["gradient_square"] == pytest.approx(square, rel=1e-9)
+    if group == 1:
+        assert found["gradient_variance"] == pytest.approx(variance, rel=1e-9)
+        assert found["noise_scale"] == pytest.approx(variance / square, rel=1e-9)
+    error = found["noise_scale_error"] * square
+    assert abs(found["gradient_variance"] - variance) < 4 * error < 4 * variance
+    with pytest.raises(InputError, match="group=26: must be at most half of the 50 training samples"):
+        rows_of("noise_scale", classes.minimiser(), group=26)
+
+
 def test_m_sharpness_is_the_mean_over_parts() -> None:
     """Of one sample a part: each sample's own quadratic, 2 (x.d)^2 / 2, rises by radius^2 |x|^2."""
     (row,) = rows_of("ball", LINE.minimiser(), radius=0.1, m=1, steps=50, tolerance=1e-8)
@@ -406,6 +425,8 @@ def test_curvature_is_the_hessians_product() -> None:
         ("adaptive", {"radius_inf": -1}, "measure.adaptive.radius_inf=-1.0: must be above 0"),
         ("average", {"sigma": 0}, "measure.average.sigma=0.0: must be above 0"),
         ("average", {"draws": 1}, "measure.average.draws=1: must be from 2 to 10,000"),
+        ("noise_scale", {"batch_norm": "batch"}, "measure.noise_scale.batch_norm=batch: must be running or"),
+        ("noise_scale", {"group": 0}, "measure.noise_scale.micro_batch_size=0: must be at least 1"),
         ("fisher", {"batch_norm": "batch"}, "measure.fisher.batch_norm=batch: must be running or"),
         ("spectrum", {"lanczos": 1}, "measure.spectrum.lanczos=1: must be from 2 to 10,000"),
         ("rescaling", {"measures": {}}, "measure.rescaling.measures={}: must be one or more measures"),

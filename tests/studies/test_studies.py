@@ -49,7 +49,7 @@ def labels(cells: dict[str, Cell]) -> Counter[str]:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", SHIPPED)
 def test_any_order_of_completion_gives_the_cells_of_the_dry_run(name: str, seed: int) -> None:
-    study, story = make_study(f"experiment={name}", "epochs=20"), Story(quality)
+    study, story = make_study(f"experiment={name}", "epochs=20", "seeds=2"), Story(quality)
     ran = finish(study, story, seed)
     assert set(ran.values()) == {1}
     cells = cells_of(study, story)
@@ -62,11 +62,11 @@ def test_any_order_of_completion_gives_the_cells_of_the_dry_run(name: str, seed:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", SHIPPED)
 def test_killed_and_resumed_it_runs_the_same_cells_and_none_twice(name: str, seed: int) -> None:
-    study, undisturbed = make_study(f"experiment={name}", "epochs=20"), Story(quality)
+    study, undisturbed = make_study(f"experiment={name}", "epochs=20", "seeds=2"), Story(quality)
     finish(study, undisturbed, seed=99)
     story, ran, kills = Story(quality), Counter[str](), 0
     while any(story(cell) is None for cell in cells_of(study, story).values()):
-        ran += finish(make_study(f"experiment={name}", "epochs=20"), story, seed + kills, stop=0.5)
+        ran += finish(make_study(f"experiment={name}", "epochs=20", "seeds=2"), story, seed + kills, stop=0.5)
         kills += 1
     assert kills > 1 and set(ran.values()) == {1}
     assert cells_of(study, story).keys() == cells_of(study, undisturbed).keys()
@@ -241,7 +241,7 @@ def test_warm_start_begins_at_models_that_sb_keeps() -> None:
 @pytest.mark.parametrize("epochs", ["[]", "[0]", "[21]", "[1.5]", "[nan]"])
 def test_warm_start_refuses(epochs: str) -> None:
     with pytest.raises(InputError, match=r"^study\.epochs="):
-        make_study("experiment=warm_start", f"study.epochs={epochs}", "epochs=20")
+        make_study("experiment=warm_start", f"study.epochs={epochs}", "epochs=20", "seeds=2")
 
 
 def test_warm_start_does_not_begin_at_a_run_that_diverged() -> None:
@@ -325,7 +325,7 @@ def test_lb_is_trained_to_the_loss_of_its_seeds_sb() -> None:
 
 def test_on_one_device_there_is_no_check_of_workers() -> None:
     paper = make_study("experiment=paper")
-    assert len(paper.without_groups()) == 1 and not paper.without_groups()
+    assert len(paper.within(1)) == 1 and not paper.within(1)
     assert not any(cell.asked_workers > 1 for cell in cells_of(paper, whole(paper)).values())
 
 
@@ -339,3 +339,51 @@ def test_the_published_protocol() -> None:
     found = cells_of(warm, whole(warm)).values()
     assert {cell.origin.epoch for cell in found if cell.origin} == set(range(1, 101))
     assert {(cell.epochs, cell.patience) for cell in found} == {(100, None)}
+
+
+# scaling
+
+
+def test_scaling_times_each_batch_and_remedy_alone_on_all_workers() -> None:
+    study = make_study("experiment=scaling", "remedy=[none,growth]", "seeds=2", "study.workers=[1,2,64]")
+    cells = list(cells_of(study, whole(study)).values())
+    timed = [cell for cell in cells if cell.procedure and cell.procedure["name"] == "timing"]
+    sizes = [32, 64, 128, 256, 400]
+    assert {(c.num_workers, c.global_batch_size) for c in timed} == {
+        (workers, size) for workers in (1, 2, 64) for size in sizes if size >= workers
+    }
+    assert {c.num_workers for c in timed if c.remedy == "growth"} == {1, 2, 64}
+    assert all(c.alone and c.stage == "check" and c.seed == 0 for c in timed)
+    calls = [cell for cell in cells if cell.procedure and cell.procedure["name"] == "collectives"]
+    assert [cell.num_workers for cell in calls] == [2, 64]
+    trained = {cell.global_batch_size for cell in cells if cell.stage == "confirm" and cell.remedy == "none"}
+    assert trained == set(sizes)
+    lines = study.within(2)
+    assert lines == ["steps are not timed on 64 workers, since the cluster holds 2"] and not study.within(2)
+    assert max(cell.asked_workers for cell in cells_of(study, whole(study)).values()) == 2
+
+
+def test_what_a_step_takes_does_not_depend_on_how_long_is_trained() -> None:
+    ids = [
+        {c.id for c in cells_of(study, whole(study)).values() if c.procedure}
+        for study in (make_study("experiment=scaling", *more) for more in ([], ["epochs=7", "seeds=1"]))
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_branches_begin_at_sbs_models_with_a_scaled_rate_and_see_as_many_samples() -> None:
+    study = make_study("experiment=scaling", "remedy=none", "study.epochs=[2,10,20]", "seeds=1")
+    story = Story(quality)
+    assert not any(cell.origin for cell in cells_of(study, story).values())  # SB is not there yet
+    finish(study, story, 0)
+    cells = list(cells_of(study, story).values())
+    (small,) = [c for c in cells if c.method == "SB" and c.stage == "confirm"]
+    branches = [cell for cell in cells if cell.origin]
+    assert small.keep == {2, 10}
+    assert {(c.origin.cell, c.origin.epoch) for c in branches if c.origin} == {(small.id, 2), (small.id, 10)}
+    assert {c.epochs for c in branches} == {2} and {c.stage for c in branches} == {"check"}
+    rates = {c.global_batch_size: c.optimizer["lr"] for c in branches}
+    assert rates == pytest.approx({b: 1e-3 * (b / 32) ** 0.5 for b in (32, 64, 128, 256, 400, 800, 1600)})
+    at = [(m.at[0].cell.method, m.at[0].epoch) for m in study.measurements(cells)]
+    assert sorted(epoch for method, epoch in at if method == "SB" and epoch) == [2, 10]
+    assert len(at) == 2 + 5  # the noise scale along SB, and at every end

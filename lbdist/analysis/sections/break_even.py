@@ -1,0 +1,298 @@
+"""Whether a large batch pays: time to a score on P workers (Keskar et al., appendix C)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lbdist.analysis import drawing, to_score
+from lbdist.analysis.numbers import interval, number, seconds
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, starts
+from lbdist.analysis.sections import throughput
+from lbdist.analysis.statistics import Difference, Summary, difference, geometric
+from lbdist.analysis.step_time import StepTime
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+DRAWN = 64
+"""Workers of the panel that is drawn by the model."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What a step takes on so many workers, by method and batch (see `to_score.seconds`).
+
+    Attributes:
+        workers: The workers.
+        steps: Seconds; the name "" is that of every batch without a remedy.
+        measured: Whether they were timed; else they are the model's.
+    """
+
+    workers: int
+    steps: dict[tuple[str, int], float]
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A method against SB in the time to one score.
+
+    Attributes:
+        label: The method.
+        clock: On how many workers.
+        target: The score.
+        steps: Its steps over SB's, with their interval.
+        bound: What they must be below, by appendix C; NaN for a method whose batch changes.
+        own: Its seconds.
+        small: SB's.
+        faster: SB's seconds over its own, with the interval of the steps.
+        runs: Its runs that came to the score, of how many.
+    """
+
+    label: str
+    clock: Clock
+    target: float
+    steps: Summary
+    bound: float
+    own: float
+    small: float
+    faster: Summary
+    runs: tuple[int, int]
+
+
+def sections(runs: Runs, fitted: StepTime | None = None, predicted: Sequence[int] = ()) -> list[Section]:
+    """The verdict: its sentences, the table by workers, the figure."""
+    data, timed, title = to_score.points(runs), throughput.timed(runs), "Does a large batch pay?"
+    if data.empty or timed.empty or not {"SB", "LB"} <= set(data["label"]):
+        return [Section(title, ["SB, LB and their steps are needed, and are not there yet."], brief=True)]
+    clocks = list(measured_clocks(timed))
+    goals = targets(data)
+    found = [v for goal in goals.values() for clock in clocks for v in verdicts(data, clock, goal)]
+    further = [model_clock(timed, fitted, workers) for workers in predicted] if fitted is not None else []
+    further = [clock for clock in further if clock.workers > max(c.workers for c in clocks)]
+    modelled = [v for goal in goals.values() for clock in further for v in verdicts(data, clock, goal)]
+    tables = [_table(runs, found, "break_even", "Time to a test score, SB over each method", True)]
+    if modelled:
+        over = "By the model, not measured: the same on the best of up to P workers"
+        tables.append(_table(runs, modelled, "break_even_model", over, False))
+    drawn = [clocks[0], *clocks[-1:]] if len(clocks) > 1 else clocks
+    drawn += [clock for clock in further if clock.workers == DRAWN]
+    caption = (
+        f"Test {runs.score.name} against the time on P workers: steps of the runs times what a step takes, "
+        f"evaluation not in it; {drawing.bands(data.groupby('label')['cell'].nunique())}."
+    )
+    if any(not clock.measured for clock in drawn):
+        caption += " The last panel is the model's: nothing there was measured on as many workers."
+    figure = Figure("time_to_score", f"Test {runs.score.name} against time", caption,
+                    lambda: _draw(runs, data, drawn))  # fmt: skip
+    return [Section(title, _sentences(runs, goals, found, modelled), tables, [figure], brief=True)]
+
+
+def targets(data: pd.DataFrame) -> dict[str, float]:
+    """The verdict's scores by who comes to them: what every run of SB and LB reaches, and every one of SB."""
+    both, small = to_score.level(data, ["SB", "LB"]), to_score.level(data, ["SB"])
+    return {"SB and LB": both} if both == small else {"SB and LB": both, "SB": small}
+
+
+def measured_clocks(timed: pd.DataFrame) -> Iterator[Clock]:
+    """What was timed, on each number of workers."""
+    for workers, group in timed.groupby("workers"):
+        found = {
+            ("" if row["plain"] else row["label"], int(row["batch"])): float(row["step_seconds"])
+            for _, row in group.iterrows()
+        }
+        yield Clock(int(workers), found)
+
+
+def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int) -> Clock:
+    """What the model says of the best of up to so many workers.
+
+    A remedy takes as many times a plain step as on the most workers that were timed.
+    """
+    most = timed[timed["workers"] == timed["workers"].max()]
+    plain = {int(row["batch"]): float(row["step_seconds"]) for _, row in most[most["plain"]].iterrows()}
+    found = {("", batch): fitted.best(batch, workers) for batch in plain}
+    for _, row in most[~most["plain"]].iterrows():
+        batch = int(row["batch"])
+        if batch in plain:
+            found[row["label"], batch] = found["", batch] * float(row["step_seconds"]) / plain[batch]
+    return Clock(workers, found, measured=False)
+
+
+def verdicts(data: pd.DataFrame, clock: Clock, target: float) -> Iterator[Verdict]:
+    """Each method against SB; a run that does not come to the score counts in no mean."""
+    steps, small = to_score.reached(data, target), _seconds(data, clock, "SB", target)
+    labels = data.drop_duplicates("cell").set_index("cell")["label"]
+    batches = data.groupby("label")["global_batch_size"].first()
+    sb_steps, sb_batch = steps[labels == "SB"], int(batches["SB"])
+    one = clock.steps.get(("", sb_batch), math.nan)
+    for label in to_score.methods(data):
+        if label == "SB":
+            continue
+        own, batch = _seconds(data, clock, label, target), int(batches[label])
+        counts = int(own.notna().sum()), len(own)
+        ratio = _ratio(steps[labels == label], sb_steps)
+        plain = clock.steps.get(("", batch), math.nan)
+        # I / I_SB < T_SB / T is the paper's bound with f of both: T = B / (P f(P)) samples' time
+        changes = data[data["label"] == label].groupby("epoch")["batch"].first().nunique() > 1
+        bound = math.nan if changes else one / clock.steps.get((label, batch), plain)
+        yield Verdict(label, clock, target, ratio, bound, geometric(own).mean, geometric(small).mean,
+                      _ratio(small, own), counts)  # fmt: skip
+
+
+def _seconds(data: pd.DataFrame, clock: Clock, label: str, target: float) -> pd.Series:
+    own = data[data["label"] == label]
+    times = to_score.seconds(own, clock.steps, label, int(own["global_batch_size"].iloc[0]))
+    return to_score.reached(own.assign(seconds=times), target, "seconds")
+
+
+def _ratio(a: pd.Series, b: pd.Series) -> Summary:
+    """The ratio of two geometric means, with Welch's interval on a log scale."""
+    first, second = a.dropna(), b.dropna()
+    apart: Difference = difference(np.log(first), np.log(second))
+    return Summary(math.exp(apart.mean), math.nan, min(len(first), len(second)), math.exp(apart.low),
+                   math.exp(apart.high))  # fmt: skip
+
+
+def _table(runs: Runs, found: Sequence[Verdict], name: str, title: str, brief: bool) -> Table:
+    heads = ["method", f"to test\n{runs.score.head}", "P", "runs", "steps\nof SB's", "must be\nbelow"]
+    heads += ["SB\ns", "its own\ns", "times\nas fast", "95 %\ninterval", "SB\nworker-h", "its own\nworker-h"]
+    rows = []
+    for v in found:
+        hours = [v.clock.workers * taken / 3600 for taken in (v.small, v.own)]
+        rows.append(
+            [
+                Entry(v.label),
+                of_number(v.target, 2),
+                of_number(v.clock.workers),
+                Entry("{} of {}".format(*v.runs), values={"": v.runs[0], "of": v.runs[1]}),
+                Entry(number(v.steps.mean, 2), interval(_difference(v.steps)), _ends(v.steps)),
+                of_number(v.bound, 2),
+                Entry(seconds(v.small), values={"": v.small}),
+                Entry(seconds(v.own), values={"": v.own}),
+                Entry(number(v.faster.mean, 2), values=_ends(v.faster)),
+                Entry(interval(_difference(v.faster))),
+                *[Entry(f"{hour:.2g}" if hour == hour else "–", values={"": hour}) for hour in hours],
+            ]
+        )
+    note = (
+        "A method is as fast as SB where its steps over SB's, I / I_SB, are a step's time of SB "
+        "over its own, which "
+        "is the bound B_SB f(P) / (f_SB(P) B) of appendix C, with the f(P) of both measured (the "
+        "paper takes that "
+        "of LB as 1). Steps of runs that came to the score, geometric means; where some did not, a "
+        "mean is over "
+        "those that did. Intervals are over the seeds. Times are of steps alone, without start and "
+        "evaluation."
+    )
+    keys = [(v.target, v.clock.workers) for v in found]
+    wide = frozenset({10, 11})
+    return Table(name, title, heads, rows, note, groups=starts(keys), brief=brief, wide=wide)
+
+
+def _ends(item: Summary) -> dict[str, float]:
+    return {"": item.mean, "low": item.low, "high": item.high}
+
+
+def _difference(item: Summary) -> Difference:
+    return Difference(item.mean, item.low, item.high)
+
+
+def _sentences(
+    runs: Runs, goals: dict[str, float], found: Sequence[Verdict], modelled: Sequence[Verdict]
+) -> list[str]:
+    sentences = []
+    most = max(v.clock.workers for v in found)
+    for who, goal in goals.items():
+        own = [v for v in found if v.target == goal]
+        text = runs.score.of(number(goal, 2))
+        large = [v for v in own if v.label == "LB"]
+        if any(v.runs[0] < v.runs[1] for v in large[:1]):
+            sentences.append(
+                f"To {text}, which every run of {who} reaches, {large[0].runs[0]} of "
+                f"{large[0].runs[1]} runs of "
+                "LB come: there is no time to compare."
+            )
+        elif large:
+            last = next(v for v in large if v.clock.workers == most)
+            several = "s" * (most > 1)
+            sentences.append(
+                f"To {text}, which every run of {who} reaches, LB takes {number(last.steps.mean, 2)} of SB's "
+                f"steps; on {most} worker{several} it is {_times(last.faster)} ({seconds(last.own)} "
+                "s against "
+                f"{seconds(last.small)})."
+            )
+            sentences.append(_from(large, [v for v in modelled if v.label == "LB" and v.target == goal]))
+        others = [v for v in own if v.label != "LB" and v.clock.workers == most and v.runs[0] == v.runs[1]]
+        if others:
+            best = max(others, key=lambda v: v.faster.mean)
+            several = "s" * (most > 1)
+            sentences.append(
+                f"Of the other methods that always come there, {best.label} is the fastest on {most} "
+                f"worker{several}: {_times(best.faster)}."
+            )
+    return sentences
+
+
+def _times(item: Summary) -> str:
+    """How fast, with the interval where there is one."""
+    within = "" if math.isnan(item.low) else f" (95 % interval {interval(_difference(item))})"
+    return f"{number(item.mean, 2)} times as fast as SB{within}"
+
+
+def _from(measured: Sequence[Verdict], modelled: Sequence[Verdict]) -> str:
+    """From how many workers on LB is faster, on all that are more."""
+    where = [(v.clock.workers, v.faster.mean > 1, v.clock.measured) for v in (*measured, *modelled)]
+    first: tuple[int, bool] | None = None
+    for workers, faster, seen in sorted(where, reverse=True):
+        if not faster:
+            break
+        first = workers, seen
+    if first is None:
+        return "LB does not beat SB in time on any number of workers that was timed or modelled."
+    several = "s" * (first[0] > 1)
+    how = "as was timed" if first[1] else "by the model, which was not measured there"
+    return f"LB beats SB in time from {first[0]} worker{several} on, {how}."
+
+
+def _draw(runs: Runs, data: pd.DataFrame, clocks: Sequence[Clock]) -> Drawing:
+    """A panel for each number of workers, a line for each method."""
+    from matplotlib.figure import Figure as Drawn
+
+    figure = Drawn(figsize=(7.2, 0.9 + 2.6 * len(clocks)), layout="constrained")
+    panels = figure.subplots(len(clocks), 1, squeeze=False)[:, 0]
+    shown = sorted(data["label"].unique(), key=lambda label: label in ("SB", "LB"))
+    style = drawing.marks(shown)
+    for axes, clock in zip(panels, clocks, strict=True):
+        for place, label in enumerate(shown):
+            own = data[data["label"] == label]
+            times = to_score.seconds(own, clock.steps, label, int(own["global_batch_size"].iloc[0]))
+            points = own.assign(seconds=times).dropna(subset=["seconds", "score"])
+            if points.empty:
+                continue
+            groups = points.groupby("epoch")
+            ends = {"mean": groups["score"].mean(), "std": groups["score"].std()}
+            frame = pd.DataFrame({**ends, "at": groups["seconds"].mean()}).rename_axis(None)
+            frame = frame.rename(columns={"at": "epoch"})
+            drawing.draw_curve(axes, frame, style[label], label, place, max(1, len(frame) // 8))
+        axes.set_xscale("log")
+        drawing.plain_ticks(axes.xaxis)
+        several, how = (
+            "s" * (clock.workers > 1),
+            "measured steps" if clock.measured else "model, not measured",
+        )
+        axes.set_title(f"{clock.workers} worker{several} ({how})", loc="left", fontsize=9)
+        axes.set_ylabel(runs.score.axis)
+    panels[-1].set_xlabel("seconds of training steps (log scale)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda at: (labels[at] != "SB", labels[at] != "LB", labels[at]))
+    figure.legend([handles[at] for at in order], [labels[at] for at in order], loc="outside upper center",
+                  ncols=3, frameon=False)  # fmt: skip
+    return figure

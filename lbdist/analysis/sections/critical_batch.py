@@ -1,0 +1,329 @@
+"""Steps to a score by the batch, and the critical batch in three ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lbdist.analysis import drawing, to_score
+from lbdist.analysis.numbers import number
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.statistics import geometric, rank_correlation, summarise
+from lbdist.analysis.to_score import CriticalBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+SHARES = (0.8, 0.9, 0.95, 1.0)
+"""The targets that are chosen: of the highest score that every run without a remedy reaches."""
+
+
+def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: float = 0.01) -> list[Section]:
+    """Steps to each score, then the critical batch along training."""
+    data, title = to_score.points(runs), "Steps to a score"
+    plain = data[data["remedy"] == "none"]
+    if plain["global_batch_size"].nunique() < 2:
+        return [Section(title, ["Fewer than two batches have a finished run."], brief=True)]
+    goals = list(targets) if targets else chosen(plain)
+    found = curves(data, goals)
+    fits = {goal: critical(found, goal) for goal in goals}
+    return [_steps(runs, found, goals, fits), _critical(runs, plain, fits, tolerance)]
+
+
+def chosen(plain: pd.DataFrame) -> list[float]:
+    """Scores that every run without a remedy reaches."""
+    top = to_score.level(plain, plain["label"].unique())
+    return [share * top for share in SHARES]
+
+
+def curves(data: pd.DataFrame, goals: Sequence[float]) -> pd.DataFrame:
+    """One row a method and goal: `label, remedy, batch, goal`, `steps` of each run (NaN: not reached)."""
+    rows = []
+    for goal in goals:
+        steps = to_score.reached(data, goal)
+        for label in to_score.methods(data):
+            group = data[data["label"] == label].drop_duplicates("cell")
+            batch, remedy = int(group["global_batch_size"].iloc[0]), group["remedy"].iloc[0]
+            own = [float(steps[cell]) for cell in group["cell"]]
+            rows.append({"label": label, "remedy": remedy, "goal": goal, "batch": batch, "steps": own})
+    return pd.DataFrame(rows)
+
+
+def critical(found: pd.DataFrame, goal: float) -> CriticalBatch | None:
+    """The critical batch by the steps to one score of the runs without a remedy."""
+    own = found[(found["goal"] == goal) & (found["remedy"] == "none")]
+    pairs = [(row["batch"], steps) for _, row in own.iterrows() for steps in row["steps"]]
+    return to_score.critical_batch(*zip(*pairs, strict=True)) if pairs else None
+
+
+def _reached(steps: Sequence[float], factor: float = 1.0) -> Entry:
+    """The geometric mean of the runs that came to a score, and how many did where not all did."""
+    item = geometric(factor * np.array(steps))
+    values = {"": item.mean, "std": item.std, "n": item.n, "of": len(steps)}
+    if item.n == 0:
+        return Entry("not reached", values=values)
+    lost = f" ({item.n}/{len(steps)})" if item.n < len(steps) else ""
+    return Entry(number(item.mean) + lost, values=values)
+
+
+def _steps(
+    runs: Runs, found: pd.DataFrame, goals: Sequence[float], fits: dict[float, CriticalBatch | None]
+) -> Section:
+    heads = ["method", "batch", *[f"steps to\n{number(goal, 1)}" for goal in goals]]
+    heads += [f"samples to\n{number(goals[-1], 1)}"]
+    rows = []
+    for label, group in found.groupby("label", sort=False):
+        by_goal = {row["goal"]: row["steps"] for _, row in group.iterrows()}
+        batch = int(group["batch"].iloc[0])
+        plain = group["remedy"].iloc[0] == "none"
+        samples = _reached(by_goal[goals[-1]], batch) if plain else Entry("–")
+        rows.append(
+            [Entry(str(label)), of_number(batch), *[_reached(by_goal[goal]) for goal in goals], samples]
+        )
+    note = (
+        f"First step at which the test curve is at the {runs.score.name}, by the line between its points; "
+        "geometric mean over the runs that come there, how many of them in brackets where not all do."
+    )
+    table = Table("steps_to_score", f"Steps to a test {runs.score.head}, by method", heads, rows, note)
+    plain = found[found["remedy"] == "none"]
+    caption = (
+        f"Steps to a test {runs.score.name} against the global batch, without a remedy: geometric means over "
+        "the runs that come there. Lines: steps = least × (1 + critical / batch), fitted."
+    )
+    figure = Figure("steps_to_score", "Steps to a score", caption, lambda: _draw_steps(runs, plain, fits))
+    ends = plain[plain["goal"] == goals[-1]]
+    first, last = (geometric(ends.iloc[place]["steps"]).mean for place in (0, -1))
+    sentences = []
+    if not (math.isnan(first) or math.isnan(last)):
+        grown, fewer = ends.iloc[-1]["batch"] / ends.iloc[0]["batch"], first / last
+        sentences.append(
+            f"To {runs.score.of(number(goals[-1], 1))}, a batch {number(grown, 1)} times as large takes "
+            f"{number(fewer, 2)} times fewer steps, and {number(grown / fewer, 2)} times the samples."
+        )
+    return Section("Steps to a score", sentences, [table], [figure], brief=True)
+
+
+def noise(runs: Runs) -> pd.DataFrame:
+    """The noise scale along SB: one row an epoch, `epoch` (its last for the end) and `noise`, a Summary."""
+    cells = runs.counted[runs.counted["label"] == "SB"]
+    rows = runs.measurements
+    rows = rows[(rows["metric"] == "noise_scale") & rows["cell"].isin(cells.index) & rows["value"].notna()]
+    epochs = rows["epoch"].fillna(rows["cell"].map(cells["epochs"]))
+    found = [
+        {"epoch": int(epoch), "noise": geometric(group)} for epoch, group in rows["value"].groupby(epochs)
+    ]
+    return pd.DataFrame(found, columns=["epoch", "noise"])
+
+
+def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
+    """The critical batch by branching (Merrill et al., arXiv:2505.23971, section 3).
+
+    From a model of SB, runs of as many samples go on at each batch; the critical batch is the largest one up
+    to which every branch's training loss stays within the tolerance of that at SB's batch.
+
+    Returns:
+        One row an epoch: `epoch`, `losses` by batch (Summaries over the seeds), `ratios` to the branch at the
+        smallest batch by batch, `batch`, and `most`, whether it is the largest that was tried.
+    """
+    cells = runs.cells
+    own = cells[cells["origin_epoch"].notna() & (cells["stage"] == "check") & ~cells["diverged"]]
+    own = own.dropna(subset=["train_loss"])
+    lost = cells[cells["origin_epoch"].notna() & (cells["stage"] == "check") & cells["diverged"]]
+    found = []
+    for epoch, group in own.groupby("origin_epoch"):
+        by_seed = group.pivot_table(index="seed", columns="global_batch_size", values="train_loss")
+        ratios = {int(b): summarise(by_seed[b] / by_seed[by_seed.columns[0]]) for b in by_seed.columns}
+        failed = set(lost[lost["origin_epoch"] == epoch]["global_batch_size"])
+        kept = int(by_seed.columns[0])
+        for batch, ratio in ratios.items():
+            if batch in failed or not ratio.mean <= 1 + tolerance:
+                break
+            kept = batch
+        losses = {int(b): summarise(by_seed[b]) for b in by_seed.columns}
+        found.append({"epoch": int(epoch), "losses": losses, "ratios": ratios, "batch": kept,
+                      "most": kept == max(ratios)})  # fmt: skip
+    return pd.DataFrame(found, columns=["epoch", "losses", "ratios", "batch", "most"])
+
+
+def along(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None]) -> pd.DataFrame:
+    """The critical batch by the steps to each score, at the epoch at which SB comes to the score."""
+    small = plain[plain["label"] == "SB"]
+    rows = []
+    for goal, item in fits.items():
+        epoch = to_score.reached(small, goal, "epoch").mean()
+        if item is not None and not math.isnan(epoch):
+            rows.append({"epoch": float(epoch), "goal": goal, "fit": item})
+    return pd.DataFrame(rows, columns=["epoch", "goal", "fit"])
+
+
+def _critical(
+    runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None], tolerance: float
+) -> Section:
+    dear, cheap, branched = along(runs, plain, fits), noise(runs), branches(runs, tolerance)
+    title = "The critical batch"
+    rows = []
+    for _, row in dear.iterrows():
+        fit: CriticalBatch = row["fit"]
+        ends = "" if math.isnan(fit.low) else f"{number(fit.low)} to {number(fit.high)}"
+        beyond = "" if fit.inside else "beyond the batches that were run"
+        rows.append([Entry(f"steps to {number(row['goal'], 1)}"), of_number(row["epoch"], 1),
+                     Entry(number(fit.critical), values={"": fit.critical, "low": fit.low, "high": fit.high}),
+                     Entry(ends), Entry(beyond)])  # fmt: skip
+    for _, row in cheap.iterrows():
+        item = row["noise"]
+        ends = "" if math.isnan(item.low) else f"{number(item.low)} to {number(item.high)}"
+        rows.append([Entry("gradient noise scale"), of_number(row["epoch"], 1), of_summary(item, "phi"),
+                     Entry(ends), Entry("")])  # fmt: skip
+    for _, row in branched.iterrows():
+        beyond = "or more: the largest that was tried" if row["most"] else ""
+        rows.append([Entry("branching"), of_number(row["epoch"], 1), of_number(row["batch"]), Entry(""),
+                     Entry(beyond)])  # fmt: skip
+    if not rows:
+        return Section(title, ["Nothing of it is measured yet."], brief=True)
+    note = (
+        "Steps: the batch at which a score takes twice the fewest steps, by the fit above, at the "
+        "epoch at which SB "
+        "comes to the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
+        "geometric mean over "
+        "the seeds. Branching: the largest batch whose short run from SB's model, over as many "
+        "samples and with a "
+        f"scaled rate, keeps within {100 * tolerance:g} % of the training loss at SB's batch "
+        "(Merrill et al. 2025; the "
+        "optimiser's state begins anew in every branch)."
+    )
+    heads = ["by", "epoch of SB", "critical batch", "95 % interval", ""]
+    kinds = [(str(row[0].text).startswith("steps") and "steps") or str(row[0].text) for row in rows]
+    groups = frozenset(place for place in range(1, len(kinds)) if kinds[place] != kinds[place - 1])
+    tables = [Table("critical_batch", "The critical batch along training, in samples", heads, rows, note,
+                    groups=groups)]  # fmt: skip
+    if len(branched):
+        tables.append(_branches(branched))
+    figures = []
+    if len(dear) or len(cheap):
+        caption = (
+            "The critical batch along SB: by the steps to a score (bars: 95 % interval of the fit), "
+            "by the noise "
+            "scale (bars: 95 % interval over the seeds), and by branching; an arrow up where the "
+            "largest batch that was "
+            "tried still keeps up."
+        )
+        figures.append(Figure("critical_batch", title, caption, lambda: _draw(dear, cheap, branched)))
+    return Section(title, _sentences(dear, cheap, branched), tables, figures, brief=True)
+
+
+def _branches(branched: pd.DataFrame) -> Table:
+    batches = sorted({batch for ratios in branched["ratios"] for batch in ratios})
+    rows = [[of_number(row["epoch"]), *[of_summary(row["ratios"].get(batch), "phi") for batch in batches]]
+            for _, row in branched.iterrows()]  # fmt: skip
+    heads = ["from epoch", *[f"batch {number(batch)}" for batch in batches]]
+    title = "Training loss of branches over that at SB's batch, mean ± standard deviation over seeds"
+    return Table("branches", title, heads, rows, left=0, brief=False)
+
+
+def _sentences(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> list[str]:
+    sentences = []
+    if len(dear):
+        last: CriticalBatch = dear.iloc[-1]["fit"]
+        ends = "" if math.isnan(last.low) else f" ({number(last.low)} to {number(last.high)})"
+        sentences.append(
+            f"By the steps to {number(dear.iloc[-1]['goal'], 1)} the critical batch is "
+            f"{number(last.critical)}{ends}" + ("." if last.inside else ", beyond the batches that were run.")
+        )
+    for name, data in (("gradient noise scale", cheap), ("batch by branching", branched)):
+        if len(data) < 2:
+            continue
+        values = [row["noise"].mean if "noise" in data else float(row["batch"]) for _, row in data.iterrows()]
+        begun, ended = (
+            f"{number(values[place])} after epoch {data.iloc[place]['epoch']}" for place in (0, -1)
+        )
+        text = f"The {name} goes from {begun} to {ended}"
+        if len(dear) >= 2:
+            at = np.interp(dear["epoch"], data["epoch"], values)
+            real = [fit.critical for fit in dear["fit"]]
+            factor = geometric(at / np.array(real)).mean
+            text += f"; it is {number(factor, 2)} times what the steps say at the same epochs (geometric "
+            text += f"mean of {len(at)})"
+            order = rank_correlation(at, real)
+            if not math.isnan(order):
+                text += f", in rank correlation {number(order, 2)} with it"
+        sentences.append(text + ".")
+    return sentences
+
+
+def _draw_steps(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None]) -> Drawing:
+    lines, style = [], list(drawing.marks([str(place) for place in range(8)]).values())[2:]
+    goals = list(fits)
+    for place, goal in enumerate(goals):
+        own = plain[plain["goal"] == goal]
+        items = [geometric(steps) for steps in own["steps"]]
+        frame = pd.DataFrame({"x": own["batch"].to_numpy(), "mean": [i.mean for i in items],
+                              "std": [i.std for i in items]}).dropna(subset="mean")  # fmt: skip
+        mark = style[place % len(style)]._replace(line="none")
+        lines.append(drawing.Series(runs.score.of(number(goal, 1)), frame, mark))
+    panels = [("steps (log scale)", lines)]
+    figure = drawing.draw_panels(panels, "global batch (samples, log scale)", log=True, log_y=(0,))
+    axes = figure.axes[0]
+    at = np.geomspace(plain["batch"].min(), plain["batch"].max(), 60)
+    for place, goal in enumerate(goals):
+        if (fit := fits[goal]) is not None:
+            axes.plot(
+                at, fit.least * (1 + fit.critical / at), color=style[place % len(style)].color, linewidth=0.9
+            )
+    drawing.plain_ticks(axes.yaxis)
+    return figure
+
+
+def _draw(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> Drawing:
+    from matplotlib.figure import Figure as Drawn
+
+    figure = Drawn(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+
+    def bars(middle: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+        below = [m - (m if math.isnan(a) else max(a, m / 1e3)) for m, a in zip(middle, low, strict=True)]
+        above = [(m if math.isnan(b) else min(b, m * 1e3)) - m for m, b in zip(middle, high, strict=True)]
+        return np.array([below, above])
+
+    common: dict[str, Any] = {"capsize": 3, "markersize": 6, "linewidth": 1.4}
+    if len(dear):
+        fits = list(dear["fit"])
+        middle = [fit.critical for fit in fits]
+        ends = bars(middle, [fit.low for fit in fits], [fit.high for fit in fits])
+        axes.errorbar(
+            dear["epoch"],
+            middle,
+            yerr=ends,
+            marker="o",
+            color=drawing.INK,
+            label="steps to a score",
+            **common,
+        )
+    if len(cheap):
+        items = list(cheap["noise"])
+        middle = [item.mean for item in items]
+        ends = bars(middle, [item.low for item in items], [item.high for item in items])
+        axes.errorbar(
+            cheap["epoch"],
+            middle,
+            yerr=ends,
+            marker="D",
+            color="#0072B2",
+            label="gradient noise scale",
+            **common,
+        )
+    if len(branched):
+        axes.plot(branched["epoch"], branched["batch"], marker="s", color="#D55E00", markersize=6,
+                  linewidth=1.4, linestyle=(0, (4, 1.6)), label="branching")  # fmt: skip
+        most = branched[branched["most"]]
+        axes.plot(most["epoch"], 1.25 * most["batch"], "^", color="#D55E00", markersize=6)
+    axes.set_yscale("log")
+    drawing.plain_ticks(axes.yaxis)
+    axes.set_xlabel("epoch of SB")
+    axes.set_ylabel("batch (samples, log scale)")
+    axes.legend(loc="best", frameon=False)
+    return figure

@@ -1,0 +1,436 @@
+"""What a training step takes and what it consists of, and what a collective call takes: measured, alone.
+
+A step is timed in blocks, in turn as it is and with a stopwatch at the borders of its phases, so that what
+the stopwatch itself costs is measured too. Nothing in the loop or the learner is changed for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from lbdist import networks
+from lbdist.errors import require
+from lbdist.remedies.base import Batch
+from lbdist.training.batches import Workers, batches
+from lbdist.training.learner import Learner
+from lbdist.training.loop import make_learner, make_remedy, on_device
+from lbdist.training.procedures import Row, Task, peak_memory
+
+PHASES = ("data", "forward", "backward", "all_reduce", "optimizer", "other")
+"""What a step consists of, in the order of the loop; `all_reduce` is what the others wait for."""
+
+
+class Stopwatch:
+    """Adds up the time of phases; a phase within another is taken from the outer one.
+
+    On a GPU it puts events into the stream and waits for nothing, so that it does not disturb what it times.
+
+    Args:
+        device: Of which the time is taken.
+
+    Attributes:
+        on: Whether it runs; else a phase costs next to nothing.
+
+    Example:
+        >>> watch = Stopwatch(torch.device("cpu"))
+        >>> watch.on = True
+        >>> with watch.phase("backward"):
+        ...     with watch.phase("all_reduce"):
+        ...         pass
+        >>> sorted(watch.seconds())
+        ['all_reduce', 'backward', 'other']
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on, self._gpu = False, device.type == "cuda"
+        self._now = ["other"]
+        self._marks: list[tuple[str, Any]] = []
+
+    def _mark(self) -> None:
+        moment: Any = time.perf_counter()
+        if self._gpu:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        self._marks.append((self._now[-1], moment))
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[object]:
+        """Counts what is done in the context as a phase of this name."""
+        return _Phase(self, name) if self.on else _NOTHING
+
+    def begin(self, name: str) -> None:
+        """A phase begins within the present one."""
+        self._now.append(name)
+        self._mark()
+
+    def end(self) -> None:
+        """The present phase ends."""
+        self._now.pop()
+        self._mark()
+
+    def seconds(self) -> dict[str, float]:
+        """The time of each phase since it was last asked; of a GPU, once it has come so far."""
+        self._mark()
+        if self._gpu:
+            torch.cuda.synchronize()
+        found: dict[str, float] = {}
+        for (name, begun), (_, ended) in itertools.pairwise(self._marks):
+            taken = begun.elapsed_time(ended) / 1000 if self._gpu else ended - begun
+            found[name] = found.get(name, 0.0) + taken
+        self._marks.clear()
+        return found
+
+
+class _Phase:
+    """What `contextlib.contextmanager` would make, in a third of the time."""
+
+    def __init__(self, watch: Stopwatch, name: str) -> None:
+        self.watch, self.name = watch, name
+
+    def __enter__(self) -> None:
+        self.watch.begin(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.end()
+
+
+_NOTHING: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class WatchedWorkers(Workers):
+    """Workers whose collective calls are timed and counted.
+
+    Attributes:
+        watch: The stopwatch.
+        calls: While it runs, the bytes of each call.
+    """
+
+    watch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
+    calls: list[int] = field(default_factory=list)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See `Workers.sum`."""
+        return self._counted(tensor, lambda: Workers.sum(self, tensor))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """See `Workers.gather`."""
+        return self._counted(tensor, lambda: Workers.gather(self, tensor))
+
+    def _counted(self, tensor: Tensor, call: Callable[[], Tensor]) -> Tensor:
+        if self.size == 1 or not self.watch.on:
+            return call()
+        known = len(self.calls)
+        with self.watch.phase("all_reduce"):
+            found = call()
+        self.calls[known:] = [tensor.nbytes]  # a small sum gathers: one call
+        return found
+
+
+class WatchedLearner(Learner):
+    """A learner whose phases are timed by the stopwatch of its `WatchedWorkers`."""
+
+    workers: WatchedWorkers
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.buckets is not None:
+            finish = self.buckets.finish
+
+            def finished() -> None:
+                with self.workers.watch.phase("all_reduce"):
+                    finish()
+                if self.workers.watch.on:
+                    self.workers.calls.extend(self.buckets.sizes if self.buckets else [])
+
+            self.buckets.finish = finished  # type: ignore[method-assign]
+
+    def backward(self, batch: Batch, weight: float, statistics: bool) -> None:
+        """What is not the forward pass within it is the backward pass."""
+        with self.workers.watch.phase("backward"):
+            super().backward(batch, weight, statistics)
+
+    def input_gradient(self, batch: Batch) -> Tensor:
+        """A backward pass too."""
+        with self.workers.watch.phase("backward"):
+            return super().input_gradient(batch)
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        with self.workers.watch.phase("forward"):
+            return super()._loss(inputs, labels)
+
+    def update(self) -> None:
+        """One step of the optimiser."""
+        with self.workers.watch.phase("optimizer"):
+            super().update()
+
+
+class Meter:
+    """What NVML tells of a GPU; NaN where it is not there or does not tell.
+
+    Args:
+        device: The GPU, or a CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml: Any = None
+        self._handle: Any = None
+        if device.type == "cuda":
+            with contextlib.suppress(Exception):  # no library, no driver, a GPU that it may not see
+                import pynvml
+
+                pynvml.nvmlInit()
+                identity = torch.cuda.get_device_properties(device).uuid
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
+                self._nvml = pynvml
+
+    def joules(self) -> float:
+        """What the GPU has taken since its driver was loaded."""
+        with contextlib.suppress(Exception):
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
+        return math.nan
+
+    def utilisation(self) -> float:
+        """The share of the last moments in which a kernel ran."""
+        with contextlib.suppress(Exception):
+            return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+        return math.nan
+
+
+@dataclass
+class Timing:
+    """A training step of a cell: its time, its phases, its memory.
+
+    Attributes:
+        seconds: What it is to take, after a warm-up of a tenth of it.
+        block: Seconds of a block of steps, at least one step; each is timed as it is and with a stopwatch.
+        least: Blocks that there are however long they take.
+    """
+
+    seconds: float = 5.0
+    block: float = 0.1
+    least: int = 5
+
+    def __post_init__(self) -> None:
+        require(0 < self.seconds <= 3000, "seconds", self.seconds, "above 0 and up to 3,000")
+        require(
+            0 < self.block <= self.seconds, "block", self.block, f"above 0 and up to seconds={self.seconds}"
+        )
+        require(1 <= self.least <= 1000, "least", self.least, "from 1 to 1,000")
+
+    def __call__(self, task: Task) -> list[Row]:
+        """Times steps of the cell on whole global batches.
+
+        Returns:
+            Final rows: `step_seconds`, the median over the blocks, and `block_seconds` of each block
+            (`draw`); `<phase>_seconds` of a step, the means over the workers, for each of `PHASES`, and
+            `all_reduce_hidden_seconds`, by which the sum of the gradient takes longer alone than it is
+            waited for; `disturbance`, by which share the stopwatch lengthens a step (median over the
+            blocks); `images_per_second`; `collective_calls` and `collective_bytes` of a step;
+            `peak_memory` and `device_memory`, bytes of the largest worker; `utilisation`, and `joules` of
+            a step, where they are known.
+        """
+        began, cell, workers = time.perf_counter(), task.cell, task.workers
+        watch = Stopwatch(task.device)
+        watched = WatchedWorkers(workers.rank, workers.size, watch)
+        with task.arithmetic.applied(), peak_memory(task.device) as peak:
+            network = networks.make(cell.network, cell.seed).to(task.device).float()
+            learner = make_learner(cell, network, watched, task.arithmetic, kind=WatchedLearner)
+            remedy = make_remedy(cell.remedies)
+            given = self._batches(task)
+
+            def steps(number: int) -> float:
+                _wait(task.device)
+                begun = time.perf_counter()
+                for _ in range(number):
+                    with watch.phase("data"):
+                        batch = remedy.transform(next(given))
+                    remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
+                _wait(task.device)
+                return (time.perf_counter() - begun) / number
+
+            count, repeats = self._plan(steps, workers, task.device)
+            meter = Meter(task.device)
+            plain, timed, busy = [], [], []
+            phases = dict.fromkeys(PHASES, 0.0)
+            joules = 0.0
+            for turn in range(repeats):
+                for watching in (False, True) if turn % 2 else (True, False):
+                    watch.on = watching
+                    watch.seconds()
+                    before, energy = time.process_time(), meter.joules()
+                    taken = steps(count)
+                    if watching:
+                        for name, seconds in watch.seconds().items():
+                            phases[name] += seconds / (count * repeats)
+                        timed.append(taken)
+                    else:
+                        used = (time.process_time() - before) / (taken * count * torch.get_num_threads())
+                        busy.append(meter.utilisation() if task.device.type == "cuda" else used)
+                        joules += (meter.joules() - energy) / (count * repeats)
+                        plain.append(taken)
+                    watch.on = False
+            calls = list(watched.calls)
+            alone = self._alone(learner, workers, task.device)
+        sizes = count * repeats
+        waited = phases["all_reduce"]
+        means = _mean([*phases.values(), alone, joules, statistics.median(busy)], workers)
+        for name, value in zip(phases, means, strict=False):
+            phases[name] = value
+        alone, joules, utilisation = means[-3:]
+        step = statistics.median(plain)
+        hidden = max(0.0, alone - waited) if learner.buckets is not None else 0.0
+        found = {
+            "step_seconds": step,
+            "images_per_second": cell.global_batch_size / step,
+            **{f"{name}_seconds": value for name, value in phases.items()},
+            "all_reduce_hidden_seconds": hidden,
+            "disturbance": statistics.median(a / b for a, b in zip(timed, plain, strict=True)) - 1,
+            "collective_calls": len(calls) / sizes,
+            "collective_bytes": sum(calls) / sizes,
+            "peak_memory": _largest(peak(), workers),
+            "device_memory": _memory_of(task.device),
+            "utilisation": utilisation,
+            "joules": joules * workers.size,
+            "steps_timed": float(sizes),
+            "seconds": time.perf_counter() - began,
+        }
+        rows: list[Row] = [{"metric": name, "value": float(value)} for name, value in found.items()]
+        rows += [{"metric": "block_seconds", "draw": k, "value": taken} for k, taken in enumerate(plain)]
+        how = task.arithmetic.columns()
+        return [{**row, **how} for row in rows if not math.isnan(row["value"])]
+
+    def _batches(self, task: Task) -> Iterator[Batch]:
+        """Whole global batches, epoch after epoch."""
+        cell, samples = task.cell, on_device(task.data.train, task.device)
+        for epoch in itertools.count():
+            given = batches(
+                *samples,
+                global_batch_size=cell.global_batch_size,
+                seed=cell.seed,
+                epoch=epoch,
+                workers=task.workers,
+                ghost_batch_size=cell.ghost_batch_size,
+                device=task.device,
+            )
+            yield from (batch for batch in given if batch.size == cell.global_batch_size)
+
+    def _plan(self, steps: Callable[[int], float], workers: Workers, device: torch.device) -> tuple[int, int]:
+        """Warms up; how many steps a block has, and how many blocks there are, the same on every worker."""
+        steps(2)
+        spent, step = 0.0, 0.0
+        while spent < self.seconds / 10:
+            (step,) = _mean([steps(2)], workers, device)
+            spent += 2 * step
+        count = max(1, round(self.block / step))
+        return count, max(self.least, round(self.seconds / (2 * count * step)))
+
+    def _alone(self, learner: Learner, workers: Workers, device: torch.device) -> float:
+        """What the sum of the gradient takes by itself, with nothing to hide behind."""
+        if workers.size == 1:
+            return 0.0
+        times = []
+        for _ in range(2 + self.least):
+            _wait(device)
+            begun = time.perf_counter()
+            if learner.buckets is None:
+                workers.sum(learner.g)
+            else:
+                learner.buckets.finish()
+            _wait(device)
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times[2:])
+
+
+@dataclass
+class Collectives:
+    """What a sum over the workers takes, by its size: what an interconnect's latency and bandwidth come from.
+
+    Attributes:
+        sizes: Bytes of the tensors.
+        repeats: Blocks of calls a size.
+        seconds: What a block is to take, at least one call.
+    """
+
+    sizes: list[int] = field(default_factory=lambda: [2**k for k in range(8, 25, 2)])
+    repeats: int = 5
+    seconds: float = 0.05
+
+    def __post_init__(self) -> None:
+        good = bool(self.sizes) and all(size >= 4 for size in self.sizes)
+        require(good, "sizes", self.sizes, "one or more numbers of bytes, from 4")
+        require(1 <= self.repeats <= 1000, "repeats", self.repeats, "from 1 to 1,000")
+        require(0 < self.seconds <= 60, "seconds", self.seconds, "above 0 and up to 60")
+
+    def __call__(self, task: Task) -> list[Row]:
+        """Times `Workers.sum`.
+
+        Returns:
+            Final rows `collective_seconds`, one a size (`position`, bytes) and block (`draw`); and `seconds`.
+        """
+        began, workers, rows = time.perf_counter(), task.workers, []
+        for size in self.sizes:
+            tensor = torch.zeros(max(1, size // 4), device=task.device)
+
+            def calls(number: int, tensor: Tensor = tensor) -> float:
+                _wait(task.device)
+                begun = time.perf_counter()
+                for _ in range(number):
+                    workers.sum(tensor)
+                _wait(task.device)
+                return (time.perf_counter() - begun) / number
+
+            calls(3)
+            (once,) = _mean([calls(3)], workers, task.device)
+            count = max(1, min(1000, round(self.seconds / once)))
+            for turn in range(self.repeats):
+                (taken,) = _mean([calls(count)], workers, task.device)
+                rows.append({"metric": "collective_seconds", "position": 4.0 * tensor.numel(), "draw": turn,
+                             "value": taken})  # fmt: skip
+        rows.append({"metric": "seconds", "value": time.perf_counter() - began})
+        return [{**row, **task.arithmetic.columns()} for row in rows]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _mean(values: list[float], workers: Workers, device: torch.device | None = None) -> list[float]:
+    """The means over the workers, the same bits on each."""
+    if workers.size == 1:
+        return values
+    total = workers.sum(torch.tensor(values, dtype=torch.float64, device=device or _device()))
+    return [float(value) / workers.size for value in total]
+
+
+def _largest(value: float, workers: Workers) -> float:
+    """The largest over the workers."""
+    if workers.size == 1:
+        return value
+    return float(workers.gather(torch.tensor([value], dtype=torch.float64, device=_device())).max())
+
+
+def _device() -> torch.device:
+    """Where the group's collective calls take tensors from."""
+    import torch.distributed as dist
+
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _memory_of(device: torch.device) -> float:
+    """Bytes that the device has."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(psutil.virtual_memory().total)
