@@ -120,6 +120,16 @@ class Runs:
         return cells
 
     @functools.cached_property
+    def finals(self) -> dict[str, dict[str, float]]:
+        """The final values of each cell by name; those on the training set as `train_loss` and so on."""
+        rows = self.rows[self.rows["measurement"].isna() & self.rows["epoch"].isna()]
+        prefix = rows["split"].eq("train").map({True: "train_", False: ""})
+        found: dict[str, dict[str, float]] = {}
+        for cell, name, value in zip(rows["cell"], prefix + rows["metric"], rows["value"], strict=True):
+            found.setdefault(cell, {})[name] = float(value)
+        return found
+
+    @functools.cached_property
     def measurements(self) -> pd.DataFrame:
         """The rows of measurements at trained models, but for those of `choices`."""
         return self.rows[self.rows["measurement"].notna() & (self.rows["measure"] != CHOICES)]

@@ -127,10 +127,9 @@ def test_the_sections_say_what_was_measured_and_what_is_the_models() -> None:
     assert model is not None
     (verdict,) = break_even.sections(runs, model, [64])
     text = " ".join(verdict.sentences)
-    assert (
-        "LB takes 0.32 of SB's steps; on 2 workers it is" in text
-        and "LB beats SB in time from 1 worker on" in text
-    )
+    assert "LB takes 0.32 of SB's steps; on 2 workers it is" in text
+    assert "LB is faster than SB for every P that was timed (1 and 2)" in text
+    assert "By the model, with as many of P workers as are best for each, LB is faster from P = 64 on" in text
     assert [table.name for table in verdict.tables] == ["break_even", "break_even_model"]
     assert (
         "not measured" in verdict.tables[1].title

@@ -225,11 +225,12 @@ def _sentences(
             several = "s" * (most > 1)
             sentences.append(
                 f"To {text}, which every run of {who} reaches, LB takes {number(last.steps.mean, 2)} of SB's "
-                f"steps; on {most} worker{several} it is {_times(last.faster)} ({seconds(last.own)} "
+                f"steps; on {most} worker{several} it is {_times(last.faster)}: {seconds(last.own)} "
                 "s against "
-                f"{seconds(last.small)})."
+                f"{seconds(last.small)}."
             )
-            sentences.append(_from(large, [v for v in modelled if v.label == "LB" and v.target == goal]))
+            further = [v for v in modelled if v.label == "LB" and v.target == goal]
+            sentences += [_where(large), *([_from(further)] if further else [])]
         others = [v for v in own if v.label != "LB" and v.clock.workers == most and v.runs[0] == v.runs[1]]
         if others:
             best = max(others, key=lambda v: v.faster.mean)
@@ -247,19 +248,33 @@ def _times(item: Summary) -> str:
     return f"{number(item.mean, 2)} times as fast as SB{within}"
 
 
-def _from(measured: Sequence[Verdict], modelled: Sequence[Verdict]) -> str:
-    """From how many workers on LB is faster, on all that are more."""
-    where = [(v.clock.workers, v.faster.mean > 1, v.clock.measured) for v in (*measured, *modelled)]
-    first: tuple[int, bool] | None = None
-    for workers, faster, seen in sorted(where, reverse=True):
-        if not faster:
+def _where(measured: Sequence[Verdict]) -> str:
+    """On which of the numbers of workers that were timed LB is faster, all of them at work."""
+    faster = [v.clock.workers for v in measured if v.faster.mean > 1]
+    listed = " and ".join(str(v.clock.workers) for v in measured)
+    if not faster:
+        return f"With all of P workers at work, LB is not faster than SB for any P that was timed ({listed})."
+    if len(faster) == len(measured):
+        return f"With all of P workers at work, LB is faster than SB for every P that was timed ({listed})."
+    found = " and ".join(map(str, faster))
+    return (
+        f"With all of P workers at work, LB is faster than SB for P = {found}, of {listed} that were timed."
+    )
+
+
+def _from(modelled: Sequence[Verdict]) -> str:
+    """From how many workers on LB is faster by the model, each with as many as are best for it."""
+    first = None
+    for verdict in sorted(modelled, key=lambda v: v.clock.workers, reverse=True):
+        if verdict.faster.mean <= 1:
             break
-        first = workers, seen
+        first = verdict
+    most = max(v.clock.workers for v in modelled)
+    head = "By the model, with as many of P workers as are best for each, LB is"
     if first is None:
-        return "LB does not beat SB in time on any number of workers that was timed or modelled."
-    several = "s" * (first[0] > 1)
-    how = "as was timed" if first[1] else "by the model, which was not measured there"
-    return f"LB beats SB in time from {first[0]} worker{several} on, {how}."
+        return f"{head} not faster for all P up to {number(most)}."
+    times = f"{number(first.faster.mean, 2)} to {number(max(v.faster.mean for v in modelled), 2)} times"
+    return f"{head} faster from P = {first.clock.workers} on, up to {number(most)} ({times} as fast)."
 
 
 def _draw(runs: Runs, data: pd.DataFrame, clocks: Sequence[Clock]) -> Drawing:
@@ -268,7 +283,8 @@ def _draw(runs: Runs, data: pd.DataFrame, clocks: Sequence[Clock]) -> Drawing:
 
     figure = Drawn(figsize=(7.2, 0.9 + 2.6 * len(clocks)), layout="constrained")
     panels = figure.subplots(len(clocks), 1, squeeze=False)[:, 0]
-    shown = sorted(data["label"].unique(), key=lambda label: label in ("SB", "LB"))
+    own = data[(data["remedy"] != "none") | data["label"].isin(["SB", "LB"])]
+    shown = sorted(own["label"].unique(), key=lambda label: label in ("SB", "LB"))
     style = drawing.marks(shown)
     for axes, clock in zip(panels, clocks, strict=True):
         for place, label in enumerate(shown):

@@ -434,9 +434,10 @@ def _draw_efficiency(
         axes.set_xscale("log", base=2)
         axes.set_title(f"batch {number(batch)}", loc="left", fontsize=9)
         axes.set_xlabel("workers (log scale)")
-        axes.set_ylim(0, 1.05)
+        axes.set_yscale("log")
+        drawing.plain_ticks(axes.yaxis)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panels[0].set_ylabel("efficiency f(P), by the model")
+    panels[0].set_ylabel("efficiency f(P), by the model (log scale)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure

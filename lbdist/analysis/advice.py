@@ -1,0 +1,159 @@
+"""What brief runs say of the batch and the learning-rate rule to take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lbdist.analysis.statistics import Summary, summarise
+
+FILLED = 0.9
+"""The share of a device's memory that may be taken."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A timed step; None for what is not known, since it failed.
+
+    Attributes:
+        batch: The global batch.
+        workers: The workers.
+        seconds: What it takes.
+        memory: Bytes that the largest worker takes.
+        device_memory: Bytes that its device has.
+    """
+
+    batch: int
+    workers: int
+    seconds: float | None
+    memory: float | None = None
+    device_memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The training loss after a branch of a seed at a batch by a rule; None where it failed or diverged."""
+
+    batch: int
+    rule: str
+    seed: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A batch that may be taken.
+
+    Attributes:
+        batch: The global batch.
+        rule: The rule by which its branches keep up best.
+        ratios: By rule, the loss of its branches over those at SB's batch, a seed each.
+        rate: Samples a second on the most workers; NaN where it was not timed.
+        memory: Bytes that the largest worker takes there; NaN likewise.
+        keeps_up: Whether it, and every smaller batch, stays within the tolerance by its best rule.
+    """
+
+    batch: int
+    rule: str
+    ratios: dict[str, Summary]
+    rate: float
+    memory: float
+    keeps_up: bool
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The recommendation.
+
+    Attributes:
+        batch: The global batch.
+        rule: The learning-rate rule.
+        workers: The workers that it is for.
+        options: Every batch that was tried, in order.
+        most_share: The largest share of a worker that its memory holds, by a line through what was measured;
+            NaN where memory did not grow with the batch.
+        measured: Whether anything was there to choose by.
+    """
+
+    batch: int
+    rule: str
+    workers: int
+    options: list[Option]
+    most_share: float
+    measured: bool
+
+
+def advise(
+    timed: Sequence[Timed], branches: Sequence[Branch], *, small: int, tolerance: float, slack: float
+) -> Advice:
+    """The batch with the most samples a second, of those that keep up with SB sample by sample and fit.
+
+    Args:
+        timed: Steps, on one worker and more.
+        branches: Of every batch, SB's among them.
+        small: SB's batch.
+        tolerance: By which share the loss of a branch may be above SB's.
+        slack: The smallest batch is taken whose rate is at least this share below the highest.
+
+    Example:
+        >>> timed = [Timed(b, 1, 0.01 + 1e-4 * b) for b in (32, 64, 128, 256)]
+        >>> losses = {32: 1.0, 64: 1.0, 128: 1.005, 256: 1.3}
+        >>> branches = [Branch(batch, "sqrt", 0, loss) for batch, loss in losses.items()]
+        >>> found = advise(timed, branches, small=32, tolerance=0.01, slack=0.1)
+        >>> found.batch, found.rule, [option.keeps_up for option in found.options]
+        (128, 'sqrt', [True, True, True, False])
+    """
+    workers = max((item.workers for item in timed), default=1)
+    sizes = sorted({item.batch for item in timed} | {item.batch for item in branches})
+    base = {item.seed: item.loss for item in branches if item.batch == small and item.loss}
+    rules = list(dict.fromkeys(item.rule for item in branches)) or ["none"]
+    options: list[Option] = []
+    going = True
+    for batch in sizes:
+        ratios = {}
+        for rule in rules:
+            own = [item for item in branches if (item.batch, item.rule) == (batch, rule)]
+            seeds = {item.seed: item.loss for item in own}
+            if seeds:
+                lost = any(loss is None for loss in seeds.values())
+                known = [loss / base[seed] for seed, loss in seeds.items() if loss and base.get(seed)]
+                ratios[rule] = summarise([math.nan] if lost else known)
+        usable = {rule: ratio.mean for rule, ratio in ratios.items() if ratio.n}
+        rule = min(usable, key=lambda name: usable[name], default=rules[0])
+        going = going and bool(usable) and usable[rule] <= 1 + tolerance
+        step = next((item for item in timed if (item.batch, item.workers) == (batch, workers)), None)
+        seconds, taken = (step.seconds, step.memory) if step else (None, None)
+        rate = batch / seconds if seconds else math.nan
+        options.append(Option(batch, rule, ratios, rate, taken if taken else math.nan, going))
+    good = [option for option in options if option.keeps_up and option.rate == option.rate]
+    measured = bool(good)
+    if good:
+        highest = max(option.rate for option in good)
+        chosen = next(option for option in good if option.rate >= (1 - slack) * highest)
+        batch, rule = chosen.batch, chosen.rule
+    else:  # nothing keeps up, or nothing is known
+        batch, rule = small, rules[0]
+    return Advice(batch, rule, workers, options, most_share(timed), measured)
+
+
+def most_share(timed: Sequence[Timed]) -> float:
+    """The largest share of a worker that its memory holds; NaN where memory does not grow with it.
+
+    Example:
+        >>> round(most_share([Timed(b, 1, 1.0, 1e9 + 1e6 * b, 10e9) for b in (32, 64, 256)]))
+        8000
+    """
+    points = sorted(
+        {(t.batch / t.workers, t.memory, t.device_memory) for t in timed if t.memory and t.device_memory}
+    )
+    if len(points) < 2:
+        return math.nan
+    n = len(points)
+    x, y = [share for share, _, _ in points], [memory for _, memory, _ in points]
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    spread = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread else 0.0
+    if slope <= 0:
+        return math.nan
+    return (FILLED * points[0][2] - (mean_y - slope * mean_x)) / slope

@@ -1,0 +1,149 @@
+"""What the advisor recommends, and why."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from lbdist.analysis.advice import Advice
+from lbdist.analysis.numbers import interval, number, three_digits
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Entry, Section, Table, of_difference, of_number, of_summary
+from lbdist.analysis.sections import critical_batch
+from lbdist.analysis.statistics import difference, summarise
+
+TITLE = "What to take"
+
+
+def section(
+    runs: Runs, found: Advice | None = None, rate: float | None = None, method: str = "advised"
+) -> Section:
+    """The recommendation in sentences, then the batches, the noise scale and the remedies behind it."""
+    if found is None or not found.options or not any(option.ratios for option in found.options):
+        return Section(TITLE, ["Nothing is measured yet to recommend anything by."], brief=True)
+    remedies = compared(runs, method)
+    tables = [_batches(found)]
+    if len(remedies):
+        tables.append(_remedies(runs, remedies))
+    return Section(TITLE, _sentences(runs, found, rate, remedies), tables, brief=True)
+
+
+def compared(runs: Runs, method: str) -> pd.DataFrame:
+    """The runs at the recommended batch: one row a remedy and setting, `label, setting, scores, score, gain`.
+
+    `score` is a Summary on the validation split, `gain` the Difference to none; the best remedy
+    first, and none where it stands among them.
+    """
+    cells = runs.cells
+    own = cells[(cells["method"] == method) & (cells["stage"] == "search")]
+    rows = [
+        {
+            "label": remedy,
+            "setting": setting,
+            "scores": list(group["score"]),
+            "score": summarise(group["score"]),
+        }
+        for (remedy, setting), group in own.groupby(["remedy", "setting"])
+    ]
+    plain: list[float] = next((row["scores"] for row in rows if row["label"] == "none"), [])
+    for row in rows:
+        row["gain"] = difference(row["scores"], plain)
+    rows.sort(key=lambda row: -row["score"].mean if row["score"].n else math.inf)
+    return pd.DataFrame(rows)
+
+
+def _batches(found: Advice) -> Table:
+    rules = list(dict.fromkeys(rule for option in found.options for rule in option.ratios))
+    heads = [
+        "batch",
+        f"a worker\nof {found.workers}",
+        "samples/s",
+        *[f"loss ratio\n{rule}" for rule in rules],
+    ]
+    heads += ["keeps\nup", "peak MB"]
+    rows = [
+        [
+            of_number(option.batch),
+            of_number(math.ceil(option.batch / found.workers)),
+            of_number(option.rate),
+            *[_ratio(option.ratios.get(rule)) for rule in rules],
+            Entry("yes" if option.keeps_up else "no"),
+            of_number(option.memory / 1e6),
+        ]
+        for option in found.options
+    ]
+    note = (
+        "Loss ratio: the training loss of short runs from SB's model over that of such runs at SB's "
+        "batch, after as "
+        "many samples, mean ± standard deviation over seeds, by the rule that the learning rate follows."
+    )
+    return Table("options", "The batches to choose from", heads, rows, note, left=0)
+
+
+def _ratio(item: object) -> Entry:
+    return of_summary(item, "phi") if item is not None else Entry("–")  # type: ignore[arg-type]
+
+
+def _remedies(runs: Runs, remedies: pd.DataFrame) -> Table:
+    rows = [
+        [Entry(row["label"]), Entry(row["setting"]), of_summary(row["score"]),
+         Entry("–") if row["label"] == "none" else of_difference(row["gain"]), of_number(row["score"].n)]
+        for _, row in remedies.iterrows()
+    ]  # fmt: skip
+    heads = ["remedy", "setting", f"validation\n{runs.score.head}", "gain on\nnone", "n"]
+    note = "On a validation split of the training set, after few epochs: some remedies need more."
+    title = "Remedies at the recommended batch, mean ± standard deviation over n seeds"
+    return Table("remedies", title, heads, rows, note, left=2)
+
+
+def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataFrame) -> list[str]:
+    several = "s" * (found.workers > 1)
+    share = math.ceil(found.batch / found.workers)
+    text = f"Take a global batch of {number(found.batch)} on {found.workers} worker{several} "
+    text += f"({number(share)} each)"
+    followed = (
+        "the learning rate as it is" if found.rule == "none" else f"a learning rate by lr_rule={found.rule}"
+    )
+    text += f", {followed}" + ("" if rate is None else f" ({rate:.4g})")
+    clear = [row for _, row in remedies.iterrows() if row["label"] != "none" and row["gain"].sign == 1]
+    if clear:
+        best = clear[0]
+        points = runs.score.points
+        setting = f" ({best['setting']})" if best["setting"] else ""
+        text += f", and {best['label']}{setting}, which gains {number(best['gain'].mean, 2)}{points} on none "
+        text += f"(95 % interval {interval(best['gain'])})."
+    elif len(remedies):
+        text += ", and no remedy: none clearly gains."
+    else:
+        text += "."
+    sentences = [text]
+    if not found.measured:
+        sentences = [f"Stay at batch {number(found.batch)}: no larger one was found to keep up."]
+    by_batch = {option.batch: option for option in found.options}
+    own, first = by_batch[found.batch], found.options[0]
+    if found.measured and own.batch != first.batch and first.rate == first.rate:
+        loss = three_digits(own.ratios[own.rule].mean)
+        sentences.append(
+            f"It takes {number(own.rate / first.rate, 2)} times the samples a second of batch "
+            f"{number(first.batch)}, and keeps up sample by sample: its loss is {loss} times that at batch "
+            f"{number(first.batch)}."
+        )
+    failing = next((option for option in found.options if not option.keeps_up), None)
+    if failing is not None and failing.ratios:
+        sentences.append(f"Batch {number(failing.batch)} no longer keeps up.")
+    elif failing is None:
+        sentences.append(
+            f"The largest batch that was tried, {number(found.options[-1].batch)}, still keeps up."
+        )
+    noise = critical_batch.noise(runs)
+    if len(noise):
+        last = noise.iloc[-1]
+        sentences.append(
+            f"The gradient noise scale is {number(last['noise'].mean)} after epoch {last['epoch']}, "
+            "the cheap estimate "
+            "of where more samples stop helping."
+        )
+    if not math.isnan(found.most_share):
+        sentences.append(f"Memory holds about {number(found.most_share)} samples a worker.")
+    return sentences

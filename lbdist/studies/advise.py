@@ -1,0 +1,137 @@
+"""Which batch, learning-rate rule and remedy to take, from brief runs of the user's own network and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from lbdist.analysis import advice
+from lbdist.analysis.advice import Advice, Branch, Timed
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.section import Section
+from lbdist.analysis.sections import recommendation, throughput
+from lbdist.config.schema import one_of
+from lbdist.errors import require
+from lbdist.plan import Cell, Origin
+from lbdist.rules import RULES
+from lbdist.studies.base import SEARCH_SEED, Done, Final
+from lbdist.studies.scaling import Scaling
+
+METHOD = "advised"
+"""What the runs at the recommended batch are called."""
+
+
+@dataclass
+class Advise(Scaling):
+    """Brief runs of SB, steps timed at each batch, branches by each rule; then remedies at the best batch.
+
+    Nothing is chosen on the test set: branches are compared on the training loss, remedies on a validation
+    split.
+
+    Attributes:
+        rules: How a branch's learning rate may follow its batch.
+        slack: A batch is preferred to a larger one that is faster by no more than this share.
+    """
+
+    rules: list[str] = field(default_factory=lambda: ["none"])
+    slack: float = 0.1
+
+    def check(self) -> None:
+        """There are rules, and an epoch of SB before its last at which branches begin."""
+        super().check()
+        good = bool(self.rules) and set(self.rules) <= set(RULES)
+        require(good, "study.rules", self.rules, f"one or more of {one_of(RULES)}")
+        last = self.plan.config.epochs
+        require(
+            bool(self._after()), "study.epochs", self.epochs, f"one or more epochs before the last, {last}"
+        )
+        require(0 <= self.slack < 1, "study.slack", self.slack, "from 0 to below 1")
+
+    def cells(self, done: Done) -> Iterator[Cell]:
+        """SB, what is timed, the branches, and once these are over the remedies."""
+        small = self._small()
+        yield from small
+        timed, branches = self._steps(), self._all_branches(small, done)
+        yield from timed
+        yield from branches
+        if all(done(cell) is not None for cell in (*small, *timed, *branches)):
+            yield from self._remedied(self.advice(done))
+
+    def _small(self) -> list[Cell]:
+        keep = frozenset(self._after())
+        return [self.plan.cell("SB", seed=seed, keep=keep) for seed in self.plan.seeds]
+
+    def _steps(self) -> list[Cell]:
+        return [cell for cell in self._timed() if cell.remedy == "none"]
+
+    def _all_branches(self, small: Sequence[Cell], done: Done) -> list[Cell]:
+        """From the last model that SB keeps before its end, at each batch by each rule."""
+        found = []
+        for cell in small:
+            final = done(cell)
+            if final and not final.get("diverged"):
+                for size in self.sizes():
+                    for rule in self.rules if size != self.plan.small_batch else self.rules[:1]:
+                        found.append(self._branch(cell, size, rule))
+        return found
+
+    def _branch(self, small: Cell, size: int, rule: str) -> Cell:
+        return self.plan.cell(
+            f"{self.plan.called(size)}, {rule}",
+            batch=size,
+            seed=small.seed,
+            stage="check",
+            origin=Origin(small.id, max(small.keep)),
+            longest=self.branch_length,
+            lr_rule=rule,
+        )
+
+    def advice(self, done: Done) -> Advice:
+        """What the finished cells say."""
+        return advice.advise(
+            [self._timed_as(cell, done(cell)) for cell in self._steps() if _node(cell) == throughput.TIMING],
+            [self._branch_as(cell, done(cell)) for cell in self._all_branches(self._small(), done)],
+            small=self.plan.small_batch,
+            tolerance=self.tolerance,
+            slack=self.slack,
+        )
+
+    def _timed_as(self, cell: Cell, final: Final | None) -> Timed:
+        known = final or {}
+        values = (known.get(name) for name in ("step_seconds", "peak_memory", "device_memory"))
+        return Timed(cell.global_batch_size, cell.asked_workers, *values)
+
+    def _branch_as(self, cell: Cell, final: Final | None) -> Branch:
+        loss = None if not final or final.get("diverged") else final.get("train_loss")
+        return Branch(cell.global_batch_size, cell.method.rpartition(", ")[2], cell.seed, loss)
+
+    def _remedied(self, found: Advice) -> Iterator[Cell]:
+        """At the recommended batch, on a validation split: none, and each remedy in each of its settings."""
+        kinds: list[dict[str, dict[str, object]]] = [{}]
+        for name, candidates in self.plan.remedies.items():
+            kinds += [{name: dict(setting)} for setting in candidates.settings]
+        for remedies in kinds:
+            for seed in self.plan.seeds:
+                yield self.plan.cell(
+                    METHOD,
+                    remedies,
+                    batch=found.batch,
+                    seed=SEARCH_SEED + seed,
+                    stage="search",
+                    lr_rule=found.rule,
+                )
+
+    def sections(self, runs: Runs) -> list[Section]:
+        """The recommendation and its evidence, then what was timed."""
+        finals = runs.finals
+        found = self.advice(lambda cell: finals.get(cell.id))
+        rates = {cell.global_batch_size: cell.optimizer.get("lr") for cell in self._remedied(found)}
+        model = throughput.model(runs)
+        return [
+            recommendation.section(runs, found, rates.get(found.batch), METHOD),
+            *throughput.sections(runs, model, self.predicted, self.interconnects),
+        ]
+
+
+def _node(cell: Cell) -> str:
+    return str((cell.procedure or {}).get("name"))
