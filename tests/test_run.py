@@ -225,6 +225,20 @@ def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
     }
 
 
+def test_the_advisor_runs_to_its_recommendation(tmp_path, cache):
+    quick = [f"study.timing.{key}" for key in ("least=2", "seconds=0.1", "block=0.01")]
+    quick += [f"study.collectives.{key}" for key in ("repeats=1", "seconds=0.005")]
+    quick += ["study.workers=[1,2]", "seeds=2", "measure.noise_scale.group=8", "remedy=[none,augmentation]"]
+    said = finish(start(tmp_path, "experiment=advise", cache, *quick, shrunk=UNMEASURED))
+    assert re.search(r"Take a global batch of \d+ on 2 workers|Stay at batch 32", said)
+    assert "The batches to choose from" in said and "Remedies at the recommended batch" in said
+    assert "The gradient noise scale is " in said
+    rows = results.load(tmp_path / "advise")
+    advised = rows[(rows["method"] == "advised") & (rows["metric"] == "accuracy")]
+    assert set(advised["split"].dropna()) <= {"train", "validation"}  # nothing is chosen on the test set
+    assert set(advised["remedy"]) == {"none", "augmentation"}
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():

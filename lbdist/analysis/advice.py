@@ -6,10 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lbdist.analysis.statistics import Summary, summarise
 
 FILLED = 0.9
 """The share of a device's memory that may be taken."""
+
+STRAIGHT = 0.9
+"""The correlation from which on memory is taken to grow along a line with a worker's share."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Option:
     Attributes:
         batch: The global batch.
         rule: The rule by which its branches keep up best.
-        ratios: By rule, the loss of its branches over those at SB's batch, a seed each.
+        rises: By rule, the loss of its branches minus that at SB's batch, a seed each.
         rate: Samples a second on the most workers; NaN where it was not timed.
         memory: Bytes that the largest worker takes there; NaN likewise.
         keeps_up: Whether it, and every smaller batch, stays within the tolerance by its best rule.
@@ -56,7 +61,7 @@ class Option:
 
     batch: int
     rule: str
-    ratios: dict[str, Summary]
+    rises: dict[str, Summary]
     rate: float
     memory: float
     keeps_up: bool
@@ -93,7 +98,7 @@ def advise(
         timed: Steps, on one worker and more.
         branches: Of every batch, SB's among them.
         small: SB's batch.
-        tolerance: By which share the loss of a branch may be above SB's.
+        tolerance: By how much the loss of a branch may be above that at SB's batch.
         slack: The smallest batch is taken whose rate is at least this share below the highest.
 
     Example:
@@ -111,21 +116,19 @@ def advise(
     options: list[Option] = []
     going = True
     for batch in sizes:
-        ratios = {}
+        rises = {}
         for rule in rules:
             own = [item for item in branches if (item.batch, item.rule) == (batch, rule)]
-            seeds = {item.seed: item.loss for item in own}
-            if seeds:
-                lost = any(loss is None for loss in seeds.values())
-                known = [loss / base[seed] for seed, loss in seeds.items() if loss and base.get(seed)]
-                ratios[rule] = summarise([math.nan] if lost else known)
-        usable = {rule: ratio.mean for rule, ratio in ratios.items() if ratio.n}
+            if own:
+                known = [item.loss - base[item.seed] for item in own if item.loss and base.get(item.seed)]
+                rises[rule] = summarise(known if len(known) == len(own) else [])
+        usable = {rule: rise.mean for rule, rise in rises.items() if rise.n}
         rule = min(usable, key=lambda name: usable[name], default=rules[0])
-        going = going and bool(usable) and usable[rule] <= 1 + tolerance
+        going = going and bool(usable) and usable[rule] <= tolerance
         step = next((item for item in timed if (item.batch, item.workers) == (batch, workers)), None)
         seconds, taken = (step.seconds, step.memory) if step else (None, None)
         rate = batch / seconds if seconds else math.nan
-        options.append(Option(batch, rule, ratios, rate, taken if taken else math.nan, going))
+        options.append(Option(batch, rule, rises, rate, taken if taken else math.nan, going))
     good = [option for option in options if option.keeps_up and option.rate == option.rate]
     measured = bool(good)
     if good:
@@ -138,22 +141,17 @@ def advise(
 
 
 def most_share(timed: Sequence[Timed]) -> float:
-    """The largest share of a worker that its memory holds; NaN where memory does not grow with it.
+    """The largest share of a worker that its memory holds; NaN where memory does not grow along a line.
 
     Example:
         >>> round(most_share([Timed(b, 1, 1.0, 1e9 + 1e6 * b, 10e9) for b in (32, 64, 256)]))
         8000
     """
-    points = sorted(
-        {(t.batch / t.workers, t.memory, t.device_memory) for t in timed if t.memory and t.device_memory}
-    )
-    if len(points) < 2:
+    known = [(t.batch / t.workers, t.memory, t.device_memory) for t in timed if t.memory and t.device_memory]
+    if len({share for share, _, _ in known}) < 3:
         return math.nan
-    n = len(points)
-    x, y = [share for share, _, _ in points], [memory for _, memory, _ in points]
-    mean_x, mean_y = sum(x) / n, sum(y) / n
-    spread = sum((a - mean_x) ** 2 for a in x)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread else 0.0
-    if slope <= 0:
+    share, memory, device = (np.array(column) for column in zip(*known, strict=True))
+    slope, start = np.polyfit(share, memory, 1)
+    if slope <= 0 or np.corrcoef(share, memory)[0, 1] < STRAIGHT:
         return math.nan
-    return (FILLED * points[0][2] - (mean_y - slope * mean_x)) / slope
+    return float((FILLED * device.min() - start) / slope)

@@ -84,6 +84,11 @@ def level(data: pd.DataFrame, labels: Iterable[str]) -> float:
     return float(own.groupby("cell")["score"].max().min()) if len(own) else math.nan
 
 
+def first(data: pd.DataFrame) -> pd.Series:
+    """The score of each run of `points` where it was first evaluated, by its cell."""
+    return data.dropna(subset="score").groupby("cell", sort=False)["score"].first()
+
+
 @dataclass(frozen=True)
 class CriticalBatch:
     """steps = least (1 + critical / batch) (McCandlish et al., arXiv:1812.06162, equation 2.11).
@@ -94,7 +99,7 @@ class CriticalBatch:
         low: Lower end of its 95 % interval.
         high: Its upper end.
         error: Root mean square relative residual.
-        inside: Whether the interval is inside the batches that were run.
+        batches: The smallest and the largest batch that were run.
     """
 
     least: float
@@ -102,7 +107,12 @@ class CriticalBatch:
     low: float
     high: float
     error: float
-    inside: bool
+    batches: tuple[float, float]
+
+    @property
+    def inside(self) -> bool:
+        """Whether its interval is inside the batches that were run, and it can be told."""
+        return self.batches[0] <= self.low and self.high <= self.batches[1]
 
 
 def critical_batch(batches: Iterable[float], steps: Iterable[float]) -> CriticalBatch | None:
@@ -127,8 +137,8 @@ def critical_batch(batches: Iterable[float], steps: Iterable[float]) -> Critical
         return None
     values, ends, error = positive_fit(lambda p: p[0] * (1 + p[1] / x), y, [y.min(), float(np.median(x))])
     low, high = (float(end) for end in ends[1])
-    inside = bool(low >= x.min() and high <= x.max())
-    return CriticalBatch(float(values[0]), float(values[1]), low, high, error, inside)
+    tried = float(x.min()), float(x.max())
+    return CriticalBatch(float(values[0]), float(values[1]), low, high, error, tried)
 
 
 def seconds(data: pd.DataFrame, steps: Mapping[tuple[str, int], float], label: str, full: int) -> pd.Series:

@@ -30,7 +30,7 @@ class Scaling(Comparison):
         epochs: After which epochs of SB the noise scale is measured and runs branch off, as in Figure 6.
         branch_length: Of a branch, as a share of the epochs.
         branch_rule: How the learning rate of a branch follows its batch: linear for SGD, sqrt for ADAM.
-        tolerance: By which share a branch's loss may be above that of the branch at SB's batch.
+        tolerance: By how much a branch's loss may be above that of the branch at SB's batch.
         predicted: Numbers of workers for which the model says what a step takes.
         interconnects: By name, the latency of a message (`seconds`) and the `bytes_per_second` of a link.
     """

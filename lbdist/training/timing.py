@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -239,7 +242,7 @@ class Timing:
             waited for; `disturbance`, by which share the stopwatch lengthens a step (median over the
             blocks); `images_per_second`; `collective_calls` and `collective_bytes` of a step;
             `peak_memory` and `device_memory`, bytes of the largest worker; `utilisation`, and `joules` of
-            a step, where they are known.
+            a step, where they are known. All name the `device` in their `options`.
         """
         began, cell, workers = time.perf_counter(), task.cell, task.workers
         watch = Stopwatch(task.device)
@@ -308,7 +311,7 @@ class Timing:
         }
         rows: list[Row] = [{"metric": name, "value": float(value)} for name, value in found.items()]
         rows += [{"metric": "block_seconds", "draw": k, "value": taken} for k, taken in enumerate(plain)]
-        how = task.arithmetic.columns()
+        how = {**task.arithmetic.columns(), "options": json.dumps({"device": device_name(task.device)})}
         return [{**row, **how} for row in rows if not math.isnan(row["value"])]
 
     def _batches(self, task: Task) -> Iterator[Batch]:
@@ -400,6 +403,17 @@ class Collectives:
                              "value": taken})  # fmt: skip
         rows.append({"metric": "seconds", "value": time.perf_counter() - began})
         return [{**row, **task.arithmetic.columns()} for row in rows]
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls a GPU, or the CPU; the kind of processor where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _wait(device: torch.device) -> None:

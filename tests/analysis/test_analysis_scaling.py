@@ -39,7 +39,7 @@ def timing(label: str, batch: int, workers: int, seconds: float, remedy: str = "
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
               "cell": f"timing-{label}-{remedy}-{workers}", "seed": 0, "stage": "check",
               "procedure": "timing", "global_batch_size": batch, "num_workers": workers,
-              "precision": "float32"}  # fmt: skip
+              "precision": "float32", "options": '{"device": "a CPU"}'}  # fmt: skip
     waited = 0.002 if workers > 1 else 0.0
     found = {"step_seconds": seconds, "images_per_second": batch / seconds, "disturbance": 0.004,
              "collective_calls": 7.0 * (workers > 1), "collective_bytes": 6e5 * (workers > 1),
@@ -96,6 +96,43 @@ def test_the_critical_batch_is_found_again() -> None:
     assert to_score.critical_batch([32, 64], [1.0, 2.0]) is None
 
 
+def test_a_score_that_is_there_at_the_first_look_gives_a_bound_and_no_critical_batch() -> None:
+    """SB is at 3.2 % after its first epoch, and LB at 1 %."""
+    runs = Runs(frame(story()))
+    data = to_score.points(runs)
+    found = critical_batch.curves(data, [3.0, 80.0])
+    early = {(row["label"], row["goal"]) for _, row in found.iterrows() if row["early"]}
+    assert early == {("SB", 3.0)} and critical_batch.critical(found, 3.0) is None
+    goals = critical_batch.chosen(data)
+    assert min(goals) > float(to_score.first(data).max()) and max(goals) == to_score.level(data, SIZES)
+    steps, _ = critical_batch.sections(runs, [3.0, 80.0])
+    assert steps.tables[0].rows[0][2].text == "≤ 10" and steps.tables[0].rows[0][3].text == "248"
+
+
+def test_branches_keep_up_until_one_is_above_the_tolerance_or_diverges() -> None:
+    losses = {32: 0.50, 64: 0.45, 128: 0.505, 256: 0.52, 512: 0.40}
+
+    def branch(batch: int, seed: int, diverged: int = 0):
+        common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": f"batch {batch}",
+                  "cell": f"branch-{batch}-{seed}", "remedy": "none", "seed": seed, "stage": "check",
+                  "origin_epoch": 5, "origin_cell": "sb", "global_batch_size": batch, "num_workers": 1}  # fmt: skip
+        values = {"steps": 10, "diverged": diverged, "seconds": 1.0, "gradient_evaluations": 10}
+        rows = [{"metric": k, "value": v} for k, v in values.items()]
+        rows.append({"metric": "loss", "split": "train", "value": losses[batch] + 0.1 * seed})
+        return [{**common, **row} for row in rows]
+
+    def batch_of(tolerance: float, failed: int | None = None) -> tuple[int, bool]:
+        rows = [r for b in losses for seed in (0, 1) for r in branch(b, seed, int((b, seed) == (failed, 1)))]
+        found = critical_batch.branches(Runs(frame(rows)), tolerance)
+        assert list(found["epoch"]) == [5]
+        return int(found["batch"][0]), bool(found["most"][0])
+
+    assert batch_of(0.01) == (128, False)  # not 512, behind one that does not
+    assert batch_of(0.001) == (64, False)
+    assert batch_of(0.03) == (512, True)
+    assert batch_of(0.03, failed=256) == (128, False)
+
+
 def test_the_time_of_a_run_whose_batch_grows_is_that_of_its_steps() -> None:
     rows = pd.DataFrame({"cell": "g", "global_batch_size": 320, "epoch": [1, 2], "steps": [100, 10],
                          "batch": [32.0, 320.0]})  # fmt: skip
@@ -138,6 +175,7 @@ def test_the_sections_say_what_was_measured_and_what_is_the_models() -> None:
     measured, modelled = throughput.sections(
         runs, model, [64], {"fast": {"seconds": 1e-6, "bytes_per_second": 1e11}}
     )
+    assert measured.tables[0].note.endswith("Timed on a CPU in float32.")
     assert "The stopwatch changes a step by 0.4 %" in " ".join(measured.sentences)
     assert "of 8 configurations, each left out in turn" in " ".join(modelled.sentences)
     links = {row[0].text for row in modelled.tables[-1].rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -66,6 +67,10 @@ def test_a_step_is_timed_and_its_phases_add_up(kind: str, tmp_path) -> None:
     assert 0.2 < sum(phases.values()) / final["step_seconds"] < 5
     assert final["images_per_second"] == pytest.approx(48 / final["step_seconds"])
     assert final["peak_memory"] > 1e8 and final["device_memory"] > 1e9 and final["collective_calls"] == 0
+    named = {
+        json.loads(row["options"] or "{}").get("device") for row in results_of(tmp_path, cell_of(**fields))
+    }
+    assert timing.device_name(torch.device("cpu")) in named
     assert run_cell(cell_of(**fields), data, Store(tmp_path)) == final  # it is not run again
 
 

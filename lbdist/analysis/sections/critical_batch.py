@@ -13,14 +13,14 @@ from lbdist.analysis import drawing, to_score
 from lbdist.analysis.numbers import number
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
-from lbdist.analysis.statistics import geometric, rank_correlation, summarise
+from lbdist.analysis.statistics import Summary, geometric, rank_correlation, summarise
 from lbdist.analysis.to_score import CriticalBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-SHARES = (0.8, 0.9, 0.95, 1.0)
-"""The targets that are chosen: of the highest score that every run without a remedy reaches."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""The targets that are chosen: of the way from where plain runs are first evaluated to what all of them reach."""
 
 
 def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: float = 0.01) -> list[Section]:
@@ -36,39 +36,48 @@ def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: floa
 
 
 def chosen(plain: pd.DataFrame) -> list[float]:
-    """Scores that every run without a remedy reaches."""
-    top = to_score.level(plain, plain["label"].unique())
-    return [share * top for share in SHARES]
+    """Scores that every plain run reaches, and none where it is first evaluated, if there are such."""
+    top, low = to_score.level(plain, plain["label"].unique()), float(to_score.first(plain).max())
+    return [low + share * (top - low) for share in SHARES] if low < top else [top]
 
 
 def curves(data: pd.DataFrame, goals: Sequence[float]) -> pd.DataFrame:
-    """One row a method and goal: `label, remedy, batch, goal`, `steps` of each run (NaN: not reached)."""
-    rows = []
+    """One row a method and goal.
+
+    Returns:
+        `label, remedy, batch, goal`; `steps` of each run (NaN: not reached); `early`, whether a run is there
+        where it is first evaluated, so that its steps are an upper bound.
+    """
+    rows, first = [], to_score.first(data)
     for goal in goals:
         steps = to_score.reached(data, goal)
         for label in to_score.methods(data):
             group = data[data["label"] == label].drop_duplicates("cell")
             batch, remedy = int(group["global_batch_size"].iloc[0]), group["remedy"].iloc[0]
             own = [float(steps[cell]) for cell in group["cell"]]
-            rows.append({"label": label, "remedy": remedy, "goal": goal, "batch": batch, "steps": own})
+            early = bool((first.reindex(group["cell"]) >= goal).any())
+            known = {"label": label, "remedy": remedy, "goal": goal, "batch": batch}
+            rows.append({**known, "steps": own, "early": early})
     return pd.DataFrame(rows)
 
 
 def critical(found: pd.DataFrame, goal: float) -> CriticalBatch | None:
-    """The critical batch by the steps to one score of the runs without a remedy."""
+    """The critical batch by the steps of plain runs to one score; None if some are but bounds."""
     own = found[(found["goal"] == goal) & (found["remedy"] == "none")]
+    if own["early"].any():
+        return None
     pairs = [(row["batch"], steps) for _, row in own.iterrows() for steps in row["steps"]]
     return to_score.critical_batch(*zip(*pairs, strict=True)) if pairs else None
 
 
-def _reached(steps: Sequence[float], factor: float = 1.0) -> Entry:
+def _reached(steps: Sequence[float], early: bool, factor: float = 1.0) -> Entry:
     """The geometric mean of the runs that came to a score, and how many did where not all did."""
     item = geometric(factor * np.array(steps))
     values = {"": item.mean, "std": item.std, "n": item.n, "of": len(steps)}
     if item.n == 0:
         return Entry("not reached", values=values)
     lost = f" ({item.n}/{len(steps)})" if item.n < len(steps) else ""
-    return Entry(number(item.mean) + lost, values=values)
+    return Entry(("≤ " if early else "") + number(item.mean) + lost, values=values)
 
 
 def _steps(
@@ -78,16 +87,16 @@ def _steps(
     heads += [f"samples to\n{number(goals[-1], 1)}"]
     rows = []
     for label, group in found.groupby("label", sort=False):
-        by_goal = {row["goal"]: row["steps"] for _, row in group.iterrows()}
         batch = int(group["batch"].iloc[0])
-        plain = group["remedy"].iloc[0] == "none"
-        samples = _reached(by_goal[goals[-1]], batch) if plain else Entry("–")
-        rows.append(
-            [Entry(str(label)), of_number(batch), *[_reached(by_goal[goal]) for goal in goals], samples]
-        )
+        entries = [_reached(row["steps"], row["early"]) for _, row in group.iterrows()]
+        last = group.iloc[-1]
+        plain = last["remedy"] == "none"
+        samples = _reached(last["steps"], last["early"], batch) if plain else Entry("–")
+        rows.append([Entry(str(label)), of_number(batch), *entries, samples])
     note = (
         f"First step at which the test curve is at the {runs.score.name}, by the line between its points; "
-        "geometric mean over the runs that come there, how many of them in brackets where not all do."
+        "geometric mean over the runs that come there, how many of them in brackets where not all "
+        "do; ≤ where some are there when they are first evaluated."
     )
     table = Table("steps_to_score", f"Steps to a test {runs.score.head}, by method", heads, rows, note)
     plain = found[found["remedy"] == "none"]
@@ -124,11 +133,11 @@ def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
     """The critical batch by branching (Merrill et al., arXiv:2505.23971, section 3).
 
     From a model of SB, runs of as many samples go on at each batch; the critical batch is the largest one up
-    to which every branch's training loss stays within the tolerance of that at SB's batch.
+    to which no branch's training loss is above that at SB's batch by more than the tolerance.
 
     Returns:
-        One row an epoch: `epoch`, `losses` by batch (Summaries over the seeds), `ratios` to the branch at the
-        smallest batch by batch, `batch`, and `most`, whether it is the largest that was tried.
+        One row an epoch: `epoch`, `losses` by batch (Summaries over the seeds), `rises` over the branch at
+        the smallest batch by batch, `batch`, and `most`, whether it is the largest that was tried.
     """
     cells = runs.cells
     own = cells[cells["origin_epoch"].notna() & (cells["stage"] == "check") & ~cells["diverged"]]
@@ -137,17 +146,17 @@ def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
     found = []
     for epoch, group in own.groupby("origin_epoch"):
         by_seed = group.pivot_table(index="seed", columns="global_batch_size", values="train_loss")
-        ratios = {int(b): summarise(by_seed[b] / by_seed[by_seed.columns[0]]) for b in by_seed.columns}
+        rises = {int(b): summarise(by_seed[b] - by_seed[by_seed.columns[0]]) for b in by_seed.columns}
         failed = set(lost[lost["origin_epoch"] == epoch]["global_batch_size"])
         kept = int(by_seed.columns[0])
-        for batch, ratio in ratios.items():
-            if batch in failed or not ratio.mean <= 1 + tolerance:
+        for batch, rise in rises.items():
+            if batch in failed or not rise.mean <= tolerance:
                 break
             kept = batch
         losses = {int(b): summarise(by_seed[b]) for b in by_seed.columns}
-        found.append({"epoch": int(epoch), "losses": losses, "ratios": ratios, "batch": kept,
-                      "most": kept == max(ratios)})  # fmt: skip
-    return pd.DataFrame(found, columns=["epoch", "losses", "ratios", "batch", "most"])
+        found.append({"epoch": int(epoch), "losses": losses, "rises": rises, "batch": kept,
+                      "most": kept == max(rises)})  # fmt: skip
+    return pd.DataFrame(found, columns=["epoch", "losses", "rises", "batch", "most"])
 
 
 def along(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None]) -> pd.DataFrame:
@@ -169,10 +178,10 @@ def _critical(
     rows = []
     for _, row in dear.iterrows():
         fit: CriticalBatch = row["fit"]
-        ends = "" if math.isnan(fit.low) else f"{number(fit.low)} to {number(fit.high)}"
-        beyond = "" if fit.inside else "beyond the batches that were run"
+        text, beyond = _told(fit)
+        ends = f"{number(fit.low)} to {number(fit.high)}" if fit.inside else ""
         rows.append([Entry(f"steps to {number(row['goal'], 1)}"), of_number(row["epoch"], 1),
-                     Entry(number(fit.critical), values={"": fit.critical, "low": fit.low, "high": fit.high}),
+                     Entry(text, values={"": fit.critical, "low": fit.low, "high": fit.high}),
                      Entry(ends), Entry(beyond)])  # fmt: skip
     for _, row in cheap.iterrows():
         item = row["noise"]
@@ -187,14 +196,14 @@ def _critical(
         return Section(title, ["Nothing of it is measured yet."], brief=True)
     note = (
         "Steps: the batch at which a score takes twice the fewest steps, by the fit above, at the "
-        "epoch at which SB "
-        "comes to the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
-        "geometric mean over "
-        "the seeds. Branching: the largest batch whose short run from SB's model, over as many "
-        "samples and with a "
-        f"scaled rate, keeps within {100 * tolerance:g} % of the training loss at SB's batch "
-        "(Merrill et al. 2025; the "
-        "optimiser's state begins anew in every branch)."
+        "epoch at which "
+        "SB comes to the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
+        "geometric mean "
+        "over the seeds. Branching: the largest batch whose short run from SB's model, over as many "
+        "samples and "
+        f"with a scaled rate, ends at most {tolerance:g} above the training loss at SB's batch "
+        "(Merrill et al. "
+        "2025; here the optimiser's state begins anew in every branch)."
     )
     heads = ["by", "epoch of SB", "critical batch", "95 % interval", ""]
     kinds = [(str(row[0].text).startswith("steps") and "steps") or str(row[0].text) for row in rows]
@@ -206,34 +215,51 @@ def _critical(
     figures = []
     if len(dear) or len(cheap):
         caption = (
-            "The critical batch along SB: by the steps to a score (bars: 95 % interval of the fit), "
-            "by the noise "
-            "scale (bars: 95 % interval over the seeds), and by branching; an arrow up where the "
-            "largest batch that was "
-            "tried still keeps up."
+            "The critical batch along SB: by the steps to a score (bars: 95 % interval of the fit, "
+            "where it is among the batches that were run), by the noise scale (bars: 95 % interval over the "
+            "seeds), and by branching; an arrow up where the largest batch that was tried still keeps up."
         )
         figures.append(Figure("critical_batch", title, caption, lambda: _draw(dear, cheap, branched)))
     return Section(title, _sentences(dear, cheap, branched), tables, figures, brief=True)
 
 
+def _told(fit: CriticalBatch) -> tuple[str, str]:
+    """A critical batch as text, and where it lies if that is not where batches were run."""
+    least, most = fit.batches
+    if fit.critical > most:
+        return f"above {number(most)}", "beyond the batches that were run"
+    if fit.critical < least:
+        return f"below {number(least)}", "beyond the batches that were run"
+    return number(fit.critical), "" if fit.inside else "its interval is beyond the batches that were run"
+
+
 def _branches(branched: pd.DataFrame) -> Table:
-    batches = sorted({batch for ratios in branched["ratios"] for batch in ratios})
-    rows = [[of_number(row["epoch"]), *[of_summary(row["ratios"].get(batch), "phi") for batch in batches]]
+    batches = sorted({batch for rises in branched["rises"] for batch in rises})
+    rows = [[of_number(row["epoch"]), *[loss(row["rises"].get(batch)) for batch in batches]]
             for _, row in branched.iterrows()]  # fmt: skip
     heads = ["from epoch", *[f"batch {number(batch)}" for batch in batches]]
-    title = "Training loss of branches over that at SB's batch, mean ± standard deviation over seeds"
+    title = "By how much branches' training loss is above that at SB's batch, mean ± standard deviation"
     return Table("branches", title, heads, rows, left=0, brief=False)
+
+
+def loss(item: Summary | None) -> Entry:
+    """A difference of losses with its spread."""
+    if item is None or math.isnan(item.mean):
+        return Entry("–")
+    spread = "" if math.isnan(item.std) else f" ± {number(item.std, 4)}"
+    return Entry(number(item.mean, 4) + spread, values={"": item.mean, "std": item.std, "n": item.n})
 
 
 def _sentences(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> list[str]:
     sentences = []
     if len(dear):
         last: CriticalBatch = dear.iloc[-1]["fit"]
-        ends = "" if math.isnan(last.low) else f" ({number(last.low)} to {number(last.high)})"
+        ends = f" ({number(last.low)} to {number(last.high)})" if last.inside else ""
         sentences.append(
             f"By the steps to {number(dear.iloc[-1]['goal'], 1)} the critical batch is "
-            f"{number(last.critical)}{ends}" + ("." if last.inside else ", beyond the batches that were run.")
+            f"{_told(last)[0]}{ends}."
         )
+    inside = dear[[fit.inside for fit in dear["fit"]]] if len(dear) else dear
     for name, data in (("gradient noise scale", cheap), ("batch by branching", branched)):
         if len(data) < 2:
             continue
@@ -242,9 +268,9 @@ def _sentences(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) 
             f"{number(values[place])} after epoch {data.iloc[place]['epoch']}" for place in (0, -1)
         )
         text = f"The {name} goes from {begun} to {ended}"
-        if len(dear) >= 2:
-            at = np.interp(dear["epoch"], data["epoch"], values)
-            real = [fit.critical for fit in dear["fit"]]
+        if len(inside) >= 2:
+            at = np.interp(inside["epoch"], data["epoch"], values)
+            real = [fit.critical for fit in inside["fit"]]
             factor = geometric(at / np.array(real)).mean
             text += f"; it is {number(factor, 2)} times what the steps say at the same epochs (geometric "
             text += f"mean of {len(at)})"
@@ -290,6 +316,7 @@ def _draw(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> Dr
         return np.array([below, above])
 
     common: dict[str, Any] = {"capsize": 3, "markersize": 6, "linewidth": 1.4}
+    dear = dear[[fit.inside for fit in dear["fit"]]] if len(dear) else dear
     if len(dear):
         fits = list(dear["fit"])
         middle = [fit.critical for fit in fits]

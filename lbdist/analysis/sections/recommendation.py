@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from lbdist.analysis.advice import Advice
-from lbdist.analysis.numbers import interval, number, three_digits
+from lbdist.analysis.numbers import interval, number
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Section, Table, of_difference, of_number, of_summary
 from lbdist.analysis.sections import critical_batch
@@ -20,7 +20,7 @@ def section(
     runs: Runs, found: Advice | None = None, rate: float | None = None, method: str = "advised"
 ) -> Section:
     """The recommendation in sentences, then the batches, the noise scale and the remedies behind it."""
-    if found is None or not found.options or not any(option.ratios for option in found.options):
+    if found is None or not found.options or not any(option.rises for option in found.options):
         return Section(TITLE, ["Nothing is measured yet to recommend anything by."], brief=True)
     remedies = compared(runs, method)
     tables = [_batches(found)]
@@ -54,12 +54,12 @@ def compared(runs: Runs, method: str) -> pd.DataFrame:
 
 
 def _batches(found: Advice) -> Table:
-    rules = list(dict.fromkeys(rule for option in found.options for rule in option.ratios))
+    rules = list(dict.fromkeys(rule for option in found.options for rule in option.rises))
     heads = [
         "batch",
         f"a worker\nof {found.workers}",
         "samples/s",
-        *[f"loss ratio\n{rule}" for rule in rules],
+        *[f"loss rise\n{rule}" for rule in rules],
     ]
     heads += ["keeps\nup", "peak MB"]
     rows = [
@@ -67,22 +67,20 @@ def _batches(found: Advice) -> Table:
             of_number(option.batch),
             of_number(math.ceil(option.batch / found.workers)),
             of_number(option.rate),
-            *[_ratio(option.ratios.get(rule)) for rule in rules],
+            *[critical_batch.loss(option.rises.get(rule)) for rule in rules],
             Entry("yes" if option.keeps_up else "no"),
             of_number(option.memory / 1e6),
         ]
         for option in found.options
     ]
     note = (
-        "Loss ratio: the training loss of short runs from SB's model over that of such runs at SB's "
-        "batch, after as "
-        "many samples, mean ± standard deviation over seeds, by the rule that the learning rate follows."
+        "Loss rise: by how much the training loss of short runs from SB's model is above that of "
+        "such runs at "
+        "SB's batch, after as many samples, mean ± standard deviation over seeds, by the rule that "
+        "the learning "
+        "rate follows."
     )
     return Table("options", "The batches to choose from", heads, rows, note, left=0)
-
-
-def _ratio(item: object) -> Entry:
-    return of_summary(item, "phi") if item is not None else Entry("–")  # type: ignore[arg-type]
 
 
 def _remedies(runs: Runs, remedies: pd.DataFrame) -> Table:
@@ -123,14 +121,15 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     by_batch = {option.batch: option for option in found.options}
     own, first = by_batch[found.batch], found.options[0]
     if found.measured and own.batch != first.batch and first.rate == first.rate:
-        loss = three_digits(own.ratios[own.rule].mean)
+        rise = own.rises[own.rule].mean
+        word = "above" if rise > 0 else "below"
         sentences.append(
             f"It takes {number(own.rate / first.rate, 2)} times the samples a second of batch "
-            f"{number(first.batch)}, and keeps up sample by sample: its loss is {loss} times that at batch "
-            f"{number(first.batch)}."
+            f"{number(first.batch)}, and keeps up sample by sample: the training loss of its branches ends "
+            f"{number(abs(rise), 3)} {word} that at batch {number(first.batch)}."
         )
     failing = next((option for option in found.options if not option.keeps_up), None)
-    if failing is not None and failing.ratios:
+    if failing is not None and failing.rises:
         sentences.append(f"Batch {number(failing.batch)} no longer keeps up.")
     elif failing is None:
         sentences.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ def timed(runs: Runs) -> pd.DataFrame:
     found["plain"] = identity["remedy"] == "none"
     found["batch"], found["workers"] = identity["global_batch_size"], identity["num_workers"]
     found["precision"] = identity["precision"]
+    named = identity["options"].map(lambda text: json.loads(text)["device"] if isinstance(text, str) else "")
+    found["device"] = named
     blocks = rows[rows["metric"] == "block_seconds"].groupby("cell")["value"]
     found["spread"] = blocks.std().reindex(found.index)
     for name in ("joules", "utilisation"):  # where NVML tells
@@ -193,6 +196,10 @@ def _steps(plain: pd.DataFrame, gains: pd.DataFrame) -> Table:
         "at this batch a worker times P. Memory is of the largest worker, utilisation of the CPU time or of "
         "NVML, energy of NVML."
     )
+    devices = sorted(
+        {f"{row['device']} in {row['precision']}" for _, row in plain.iterrows() if row["device"]}
+    )
+    note += f" Timed on {' and '.join(devices)}." if devices else ""
     groups, wide = starts(plain["workers"]), frozenset({10, *range(14, len(heads))})
     return Table("steps", "A training step, timed", heads, rows, note, left=0, groups=groups, wide=wide)
 
