@@ -54,7 +54,9 @@ class Option:
         batch: The global batch.
         rule: The rule by which its branches keep up best.
         rises: By rule, the loss of its branches minus that at SB's batch, a seed each.
-        rate: Samples a second on the most workers; NaN where it was not timed.
+        workers: On how many workers it is fastest: the fewest whose rate is not below the highest by more
+            than the slack.
+        rate: Samples a second there; NaN where it was not timed.
         memory: Bytes that the largest worker takes there; NaN likewise.
         keeps_up: Whether it, and every smaller batch, stays within the tolerance by its best rule.
     """
@@ -62,6 +64,7 @@ class Option:
     batch: int
     rule: str
     rises: dict[str, Summary]
+    workers: int
     rate: float
     memory: float
     keeps_up: bool
@@ -74,7 +77,7 @@ class Advice:
     Attributes:
         batch: The global batch.
         rule: The learning-rate rule.
-        workers: The workers that it is for.
+        workers: On how many workers.
         options: Every batch that was tried, in order.
         most_share: The largest share of a worker that its memory holds, by a line through what was measured;
             NaN where memory did not grow with the batch.
@@ -109,7 +112,6 @@ def advise(
         >>> found.batch, found.rule, [option.keeps_up for option in found.options]
         (128, 'sqrt', [True, True, True, False])
     """
-    workers = max((item.workers for item in timed), default=1)
     sizes = sorted({item.batch for item in timed} | {item.batch for item in branches})
     base = {item.seed: item.loss for item in branches if item.batch == small and item.loss}
     rules = list(dict.fromkeys(item.rule for item in branches)) or ["none"]
@@ -125,19 +127,32 @@ def advise(
         usable = {rule: rise.mean for rule, rise in rises.items() if rise.n}
         rule = min(usable, key=lambda name: usable[name], default=rules[0])
         going = going and bool(usable) and usable[rule] <= tolerance
-        step = next((item for item in timed if (item.batch, item.workers) == (batch, workers)), None)
-        seconds, taken = (step.seconds, step.memory) if step else (None, None)
-        rate = batch / seconds if seconds else math.nan
-        options.append(Option(batch, rule, rises, rate, taken if taken else math.nan, going))
-    good = [option for option in options if option.keeps_up and option.rate == option.rate]
-    measured = bool(good)
-    if good:
-        highest = max(option.rate for option in good)
-        chosen = next(option for option in good if option.rate >= (1 - slack) * highest)
-        batch, rule = chosen.batch, chosen.rule
-    else:  # nothing keeps up, or nothing is known
-        batch, rule = small, rules[0]
-    return Advice(batch, rule, workers, options, most_share(timed), measured)
+        steps = [item for item in timed if item.batch == batch and item.seconds]
+        step = fewest(sorted(steps, key=lambda item: item.workers), slack)
+        rate = _rate(step) if step else math.nan
+        memory = step.memory if step and step.memory else math.nan
+        options.append(Option(batch, rule, rises, step.workers if step else 1, rate, memory, going))
+    good = [option for option in options if option.keeps_up and not math.isnan(option.rate)]
+    highest = max((option.rate for option in good), default=0.0)
+    # where nothing keeps up, or nothing is known, SB's batch as it is
+    chosen = next((option for option in good if option.rate >= (1 - slack) * highest), None)
+    batch, rule, workers = (chosen.batch, chosen.rule, chosen.workers) if chosen else (small, rules[0], 1)
+    return Advice(batch, rule, workers, options, most_share(timed), chosen is not None)
+
+
+def _rate(item: Timed) -> float:
+    return item.batch / item.seconds if item.seconds else math.nan
+
+
+def fewest(timed: Sequence[Timed], slack: float) -> Timed | None:
+    """The first of steps whose rate is not below the highest by more than a share; None of none.
+
+    Example:
+        >>> fewest([Timed(32, 1, 0.02), Timed(32, 2, 0.019), Timed(32, 4, 0.018)], 0.1).workers
+        2
+    """
+    highest = max(map(_rate, timed), default=0.0)
+    return next((item for item in timed if _rate(item) >= (1 - slack) * highest), None)
 
 
 def most_share(timed: Sequence[Timed]) -> float:

@@ -30,7 +30,7 @@ class Advise(Scaling):
 
     Attributes:
         rules: How a branch's learning rate may follow its batch.
-        slack: A batch is preferred to a larger one that is faster by no more than this share.
+        slack: A batch, or fewer workers, are preferred to more that are faster by no more than this share.
     """
 
     rules: list[str] = field(default_factory=lambda: ["none"])

@@ -15,9 +15,9 @@ BATCHES = (32, 64, 128, 256)
 
 
 def timed(*, fixed: float = 0.01, sample: float = 1e-4, workers: int = 2) -> list[Timed]:
-    """Steps on one worker and on several, the latter at half the rate."""
+    """Steps on one worker and on several, the latter with half the fixed part."""
     alone = [Timed(b, 1, fixed + sample * b, 1e9 + 1e6 * b, 16e9) for b in BATCHES]
-    return alone + [Timed(b, workers, 2 * fixed + sample * b, 1e9 + 5e5 * b, 16e9) for b in BATCHES]
+    return alone + [Timed(b, workers, fixed / 2 + sample * b, 1e9 + 5e5 * b, 16e9) for b in BATCHES]
 
 
 def branches(**losses: list[float | None]) -> list[Branch]:
@@ -38,7 +38,7 @@ def test_the_fastest_batch_that_keeps_up_is_taken_with_its_best_rule() -> None:
     assert (found.batch, found.rule, found.workers) == (128, "sqrt", 2)
     assert [option.keeps_up for option in found.options] == [True, True, True, False]
     assert [option.rule for option in found.options] == ["none", "none", "sqrt", "sqrt"]
-    rate = 128 / (0.02 + 0.0128)
+    rate = 128 / (0.005 + 0.0128)
     assert found.options[2].rate == pytest.approx(rate) and found.options[2].rises["sqrt"].n == 2
 
 
@@ -46,7 +46,14 @@ def test_a_larger_batch_that_is_hardly_faster_is_not_worth_it() -> None:
     level = branches(none=[1.0] * 4)
     assert told(timed(fixed=1e-9), level).batch == 32
     assert told(timed(), level, slack=0.0).batch == 256
-    assert told(timed(), level, slack=0.4).batch == 128
+    assert told(timed(), level, slack=0.2).batch == 128
+
+
+def test_more_workers_are_not_taken_where_they_are_not_faster() -> None:
+    slower = [Timed(item.batch, item.workers, item.workers * (item.seconds or 0)) for item in timed()]
+    found = told(slower, branches(none=[1.0] * 4))
+    assert found.workers == 1 and {option.workers for option in found.options} == {1}
+    assert told(timed(), branches(none=[1.0] * 4)).workers == 2
 
 
 def test_a_batch_behind_one_that_does_not_keep_up_is_not_taken() -> None:

@@ -115,14 +115,16 @@ def test_branches_keep_up_until_one_is_above_the_tolerance_or_diverges() -> None
     def branch(batch: int, seed: int, diverged: int = 0):
         common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": f"batch {batch}",
                   "cell": f"branch-{batch}-{seed}", "remedy": "none", "seed": seed, "stage": "check",
-                  "origin_epoch": 5, "origin_cell": "sb", "global_batch_size": batch, "num_workers": 1}  # fmt: skip
+                  "origin_epoch": 5, "origin_cell": "sb", "global_batch_size": batch,
+                  "num_workers": 1}  # fmt: skip
         values = {"steps": 10, "diverged": diverged, "seconds": 1.0, "gradient_evaluations": 10}
         rows = [{"metric": k, "value": v} for k, v in values.items()]
         rows.append({"metric": "loss", "split": "train", "value": losses[batch] + 0.1 * seed})
         return [{**common, **row} for row in rows]
 
     def batch_of(tolerance: float, failed: int | None = None) -> tuple[int, bool]:
-        rows = [r for b in losses for seed in (0, 1) for r in branch(b, seed, int((b, seed) == (failed, 1)))]
+        lost = (failed, 1)
+        rows = [r for b in losses for s in (0, 1) for r in branch(b, s, int((b, s) == lost))]
         found = critical_batch.branches(Runs(frame(rows)), tolerance)
         assert list(found["epoch"]) == [5]
         return int(found["batch"][0]), bool(found["most"][0])

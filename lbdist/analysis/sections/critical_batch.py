@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""The targets that are chosen: of the way from where plain runs are first evaluated to what all of them reach."""
+"""The targets that are chosen: of the way from where plain runs are first evaluated to what all reach."""
 
 
 def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: float = 0.01) -> list[Section]:

@@ -55,17 +55,12 @@ def compared(runs: Runs, method: str) -> pd.DataFrame:
 
 def _batches(found: Advice) -> Table:
     rules = list(dict.fromkeys(rule for option in found.options for rule in option.rises))
-    heads = [
-        "batch",
-        f"a worker\nof {found.workers}",
-        "samples/s",
-        *[f"loss rise\n{rule}" for rule in rules],
-    ]
+    heads = ["batch", "workers", "samples/s", *[f"loss rise\n{rule}" for rule in rules]]
     heads += ["keeps\nup", "peak MB"]
     rows = [
         [
             of_number(option.batch),
-            of_number(math.ceil(option.batch / found.workers)),
+            of_number(option.workers),
             of_number(option.rate),
             *[critical_batch.loss(option.rises.get(rule)) for rule in rules],
             Entry("yes" if option.keeps_up else "no"),
@@ -78,7 +73,7 @@ def _batches(found: Advice) -> Table:
         "such runs at "
         "SB's batch, after as many samples, mean ± standard deviation over seeds, by the rule that "
         "the learning "
-        "rate follows."
+        "rate follows. Workers: on which it is fastest, the fewest of about equal ones."
     )
     return Table("options", "The batches to choose from", heads, rows, note, left=0)
 
