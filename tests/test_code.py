@@ -1,5 +1,7 @@
 """The code itself: style, types, the direction of imports, and what lies where."""
 
+import doctest
+import importlib
 import re
 import shutil
 import subprocess
@@ -70,3 +72,16 @@ def test_no_path_of_one_machine() -> None:
         text = (REPOSITORY / path).read_bytes().decode(errors="replace")
         hits = [match[0] for match in pattern.finditer(text)]
         assert not hits, f"{path}: {hits}"
+
+
+MODULES = sorted(
+    str(path.relative_to(REPOSITORY).with_suffix("")).replace("/", ".")
+    for path in (REPOSITORY / "lbdist").rglob("*.py")
+    if ">>> " in path.read_text()
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_give_what_they_say(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted and not found.failed

@@ -274,9 +274,12 @@ def _from(modelled: Sequence[Verdict]) -> str:
     most = max(v.clock.workers for v in modelled)
     head = "By the model, with as many of P workers as are best for each, LB is"
     if first is None:
-        return f"{head} not faster for all P up to {number(most)}."
-    times = f"{number(first.faster.mean, 2)} to {number(max(v.faster.mean for v in modelled), 2)} times"
-    return f"{head} faster from P = {first.clock.workers} on, up to {number(most)} ({times} as fast)."
+        some = "any P" if all(v.faster.mean <= 1 for v in modelled) else "all P from some on,"
+        return f"{head} not faster for {some} up to {number(most)}."
+    last = max(modelled, key=lambda v: v.clock.workers)
+    ends = list(dict.fromkeys(number(v.faster.mean, 2) for v in (first, last)))
+    start, times = first.clock.workers, " and ".join(ends)
+    return f"{head} faster from P = {start} on, up to {number(most)} ({times} times as fast at the ends)."
 
 
 def _draw(runs: Runs, data: pd.DataFrame, clocks: Sequence[Clock]) -> Drawing:
