@@ -77,7 +77,7 @@ def test_no_path_of_one_machine() -> None:
 MODULES = sorted(
     str(path.relative_to(REPOSITORY).with_suffix("")).replace("/", ".")
     for path in (REPOSITORY / "lbdist").rglob("*.py")
-    if ">>> " in path.read_text()
+    if "    >>> " in path.read_text()
 )
 
 

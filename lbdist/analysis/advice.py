@@ -148,7 +148,7 @@ def fewest(timed: Sequence[Timed], slack: float) -> Timed | None:
     """The first of steps whose rate is not below the highest by more than a share; None of none.
 
     Example:
-        >>> fewest([Timed(32, 1, 0.02), Timed(32, 2, 0.019), Timed(32, 4, 0.018)], 0.1).workers
+        >>> fewest([Timed(32, 1, 0.02), Timed(32, 2, 0.012), Timed(32, 4, 0.011)], 0.1).workers
         2
     """
     highest = max(map(_rate, timed), default=0.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lbdist.analysis import advice
 from lbdist.analysis.advice import Advice, Branch, Timed
@@ -106,29 +107,25 @@ class Advise(Scaling):
         return Branch(cell.global_batch_size, cell.method.rpartition(", ")[2], cell.seed, loss)
 
     def _remedied(self, found: Advice) -> Iterator[Cell]:
-        """At the recommended batch, on a validation split: none, and each remedy in each of its settings."""
-        kinds: list[dict[str, dict[str, object]]] = [{}]
+        """On a validation split: SB, and at the recommended batch none and each remedy in each setting."""
+        kinds: list[dict[str, Mapping[str, Any]]] = [{}]
         for name, candidates in self.plan.remedies.items():
-            kinds += [{name: dict(setting)} for setting in candidates.settings]
-        for remedies in kinds:
-            for seed in self.plan.seeds:
+            kinds += [{name: setting} for setting in candidates.settings]
+        for seed in (SEARCH_SEED + seed for seed in self.plan.seeds):
+            yield self.plan.cell("SB", seed=seed, stage="search")
+            for remedies in kinds:
                 yield self.plan.cell(
-                    METHOD,
-                    remedies,
-                    batch=found.batch,
-                    seed=SEARCH_SEED + seed,
-                    stage="search",
-                    lr_rule=found.rule,
+                    METHOD, remedies, batch=found.batch, seed=seed, stage="search", lr_rule=found.rule
                 )
 
     def sections(self, runs: Runs) -> list[Section]:
         """The recommendation and its evidence, then what was timed."""
         finals = runs.finals
         found = self.advice(lambda cell: finals.get(cell.id))
-        rates = {cell.global_batch_size: cell.optimizer.get("lr") for cell in self._remedied(found)}
+        rates = {cell.method: cell.optimizer.get("lr") for cell in self._remedied(found)}
         model = throughput.model(runs)
         return [
-            recommendation.section(runs, found, rates.get(found.batch), METHOD),
+            recommendation.section(runs, found, rates[METHOD], METHOD),
             *throughput.sections(runs, model, self.predicted, self.interconnects),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -33,18 +34,18 @@ def compared(runs: Runs, method: str) -> pd.DataFrame:
     """The runs at the recommended batch: one row a remedy and setting, `label, setting, scores, score, gain`.
 
     `score` is a Summary on the validation split, `gain` the Difference to none; the best remedy
-    first, and none where it stands among them.
+    first, and none and SB where they stand among them.
     """
     cells = runs.cells
-    own = cells[(cells["method"] == method) & (cells["stage"] == "search")]
-    rows = [
+    own = cells[cells["method"].isin([method, "SB"]) & (cells["stage"] == "search")]
+    rows: list[dict[str, Any]] = [
         {
-            "label": remedy,
+            "label": name if name == "SB" else remedy,
             "setting": setting,
             "scores": list(group["score"]),
             "score": summarise(group["score"]),
         }
-        for (remedy, setting), group in own.groupby(["remedy", "setting"])
+        for (name, remedy, setting), group in own.groupby(["method", "remedy", "setting"])
     ]
     plain: list[float] = next((row["scores"] for row in rows if row["label"] == "none"), [])
     for row in rows:
@@ -93,13 +94,15 @@ def _remedies(runs: Runs, remedies: pd.DataFrame) -> Table:
 def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataFrame) -> list[str]:
     several = "s" * (found.workers > 1)
     share = math.ceil(found.batch / found.workers)
-    text = f"Take a global batch of {number(found.batch)} on {found.workers} worker{several} "
-    text += f"({number(share)} each)"
+    text = f"Take a global batch of {number(found.batch)} on {found.workers} worker{several}"
+    text += f" ({number(share)} each)" if found.workers > 1 else ""
     followed = (
         "the learning rate as it is" if found.rule == "none" else f"a learning rate by lr_rule={found.rule}"
     )
     text += f", {followed}" + ("" if rate is None else f" ({rate:.4g})")
-    clear = [row for _, row in remedies.iterrows() if row["label"] != "none" and row["gain"].sign == 1]
+    clear = [
+        row for _, row in remedies.iterrows() if row["label"] not in ("none", "SB") and row["gain"].sign == 1
+    ]
     if clear:
         best = clear[0]
         points = runs.score.points
@@ -130,6 +133,10 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
         sentences.append(
             f"The largest batch that was tried, {number(found.options[-1].batch)}, still keeps up."
         )
+    scores = {row["label"]: row["score"] for _, row in remedies.iterrows() if row["label"] in ("none", "SB")}
+    if len(scores) == 2:
+        none, small = (runs.score.of(number(scores[name].mean, 2)) for name in ("none", "SB"))
+        sentences.append(f"Without a remedy it comes to {none} on the validation split, SB to {small}.")
     noise = critical_batch.noise(runs)
     if len(noise):
         last = noise.iloc[-1]
