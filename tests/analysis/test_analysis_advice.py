@@ -83,7 +83,8 @@ def test_the_memory_limit_is_where_the_line_comes_to_nine_tenths() -> None:
 def run(remedy: str, setting: str, seed: int, score: float, batch: int = 128):
     name, remedy = ("SB", "none") if remedy == "SB" else ("advised", remedy)
     common = {"experiment": "advise", "network": "mlp", "data": "mnist1d", "method": name, "seed": seed,
-              "cell": f"{name}{remedy}{setting}{seed}", "remedy": remedy, "setting": setting, "stage": "search",
+              "cell": f"{name}{remedy}{setting}{seed}", "remedy": remedy, "setting": setting,
+              "stage": "search",
               "global_batch_size": batch, "num_workers": 1}  # fmt: skip
     values = {"steps": 10, "diverged": 0, "seconds": 1.0, "gradient_evaluations": 10}
     rows = [{"metric": "accuracy", "split": "validation", "value": score}]
