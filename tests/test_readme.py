@@ -15,10 +15,12 @@ import torchvision
 from conftest import signals
 
 import lbdist.results
+from lbdist.analysis import to_score
 from lbdist.analysis.claims import claims
 from lbdist.analysis.numbers import interval, number, percent
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.statistics import difference, summarise
+from lbdist.analysis.sections import break_even, critical_batch, throughput
+from lbdist.analysis.statistics import Difference, difference, summarise
 from lbdist.data import kaldi
 from lbdist.networks.convolutional import Shallow
 from lbdist.networks.dense import Dense
@@ -183,3 +185,33 @@ def test_what_is_said_of_figure_6_is_the_evidence() -> None:
     runs = Runs(lbdist.results.load(EVIDENCE / "f1-mnist-4000-along"))
     said = [claim.ours for claim in claims(runs) if claim.where == "Figure 6"]
     assert len(said) == 2 and f"it is {said[0]} what" in README and f"SB's {said[1]}." in README
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [
+        ("mnist1d-scaling", "MLP, MNIST-1D, SB 32, LB 400"),
+        ("f1-mnist-12000-scaling", "F1, 12,000 images of MNIST, SB 64, LB 1,200"),
+    ],
+)
+def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None:
+    runs = Runs(lbdist.results.load(EVIDENCE / folder))
+    data, timed = to_score.points(runs), throughput.timed(runs)
+    goal = break_even.targets(data)["SB and LB"]
+    for clock in break_even.measured_clocks(timed):
+        (found,) = (v for v in break_even.verdicts(data, clock, goal) if v.label == "LB")
+        times = Difference(found.faster.mean, found.faster.low, found.faster.high)
+        row = [what, number(goal, 2), number(clock.workers), number(found.steps.mean, 2)]
+        row += [number(found.bound, 2), f"{number(found.faster.mean, 2)} ({interval(times)})"]
+        assert f"| {' | '.join(row)} |" in README
+    if folder == "mnist1d-scaling":
+        plain = data[data["remedy"] == "none"]
+        top = critical_batch.chosen(plain)[-1]
+        fit = critical_batch.critical(critical_batch.curves(data, [top]), top)
+        assert fit is not None
+        ends = f"{number(fit.critical)} ({number(fit.low)} to {number(fit.high)})"
+        noise = critical_batch.noise(runs).set_index("epoch")["noise"][5]
+        branched = critical_batch.branches(runs, 0.01).set_index("epoch")["batch"][5]
+        said = " ".join(README.split())
+        assert f"is {ends} by the steps to {number(top, 1)} %, {branched} by branching from epoch 5" in said
+        assert f"and {number(noise.mean)} ({number(noise.low)} to {number(noise.high)}) by the noise" in said

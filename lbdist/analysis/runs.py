@@ -73,7 +73,8 @@ class Runs:
     """
 
     def __init__(self, rows: pd.DataFrame, score: Score | None = None) -> None:
-        self.rows, self.score = rows, score or Score()
+        self.rows, self.score = rows[rows["cell"].notna()], score or Score()  # others are derived of them
+        rows = self.rows
         names = {}
         for column in ("experiment", "network", "data"):
             found = sorted(rows[column].dropna().unique())

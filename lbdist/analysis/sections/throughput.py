@@ -301,9 +301,8 @@ def _modelled(
         tables.append(_predictions(ends, links, predicted))
         caption = (
             f"Parallel efficiency of a step at batch {number(ends[0])} and {number(ends[1])}, by the model: "
-            "points are measured, all lines are not. Links other than the measured one are nominal: "
-            "their rate, "
-            "no other cost."
+            "points are measured, all lines are not. Links other than the measured one are nominal: what "
+            "study.interconnects says of a message and of a link."
         )
         figures.append(Figure("efficiency", "Predicted efficiency (model)", caption,
                               lambda: _draw_efficiency(data, ends, links, predicted)))  # fmt: skip
