@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,13 +49,14 @@ class Advise(Scaling):
         require(0 <= self.slack < 1, "study.slack", self.slack, "from 0 to below 1")
 
     def cells(self, done: Done) -> Iterator[Cell]:
-        """SB, what is timed, the branches, and once these are over the remedies."""
-        small = self._small()
-        yield from small
-        timed, branches = self._steps(), self._all_branches(small, done)
-        yield from timed
+        """SB and what is timed, then the branches, then the remedies: each once the one before is over."""
+        first = [*self._small(), *self._steps()]
+        yield from first
+        if any(done(cell) is None for cell in first):
+            return
+        branches = self._all_branches(done)
         yield from branches
-        if all(done(cell) is not None for cell in (*small, *timed, *branches)):
+        if all(done(cell) is not None for cell in branches):
             yield from self._remedied(self.advice(done))
 
     def _small(self) -> list[Cell]:
@@ -65,13 +66,15 @@ class Advise(Scaling):
     def _steps(self) -> list[Cell]:
         return [cell for cell in self._timed() if cell.remedy == "none"]
 
-    def _all_branches(self, small: Sequence[Cell], done: Done) -> list[Cell]:
-        """From the last model that SB keeps before its end, at each batch by each rule."""
+    def _all_branches(self, done: Done) -> list[Cell]:
+        """From the last model that SB keeps before its end, at each batch that fits by each rule."""
+        steps = [cell for cell in self._steps() if cell.asked_workers == 1]
+        large = {cell.global_batch_size for cell in steps if "out_of_memory" in (done(cell) or {})}
         found = []
-        for cell in small:
+        for cell in self._small():
             final = done(cell)
             if final and not final.get("diverged"):
-                for size in self.sizes():
+                for size in sorted(set(self.sizes()) - large):
                     for rule in self.rules if size != self.plan.small_batch else self.rules[:1]:
                         found.append(self._branch(cell, size, rule))
         return found
@@ -91,7 +94,7 @@ class Advise(Scaling):
         """What the finished cells say."""
         return advice.advise(
             [self._timed_as(cell, done(cell)) for cell in self._steps() if _node(cell) == throughput.TIMING],
-            [self._branch_as(cell, done(cell)) for cell in self._all_branches(self._small(), done)],
+            [self._branch_as(cell, done(cell)) for cell in self._all_branches(done)],
             small=self.plan.small_batch,
             tolerance=self.tolerance,
             slack=self.slack,

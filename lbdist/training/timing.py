@@ -152,7 +152,7 @@ class WatchedLearner(Learner):
             finish = self.buckets.finish
 
             def finished() -> None:
-                with self.workers.watch.phase("all_reduce"):
+                with self.workers.watch.phase("gradient"):  # of which a part hides
                     finish()
                 if self.workers.watch.on:
                     self.workers.calls.extend(self.buckets.sizes if self.buckets else [])
@@ -184,12 +184,16 @@ class Meter:
 
     Args:
         device: The GPU, or a CPU.
+
+    Attributes:
+        gpu: Whether it is a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
         self._nvml: Any = None
         self._handle: Any = None
-        if device.type == "cuda":
+        if self.gpu:
             with contextlib.suppress(Exception):  # no library, no driver, a GPU that it may not see
                 import pynvml
 
@@ -209,6 +213,17 @@ class Meter:
         with contextlib.suppress(Exception):
             return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
         return math.nan
+
+
+@dataclass
+class _Blocks:
+    """What blocks of steps took: seconds of a step of each, with and without a stopwatch; its phases."""
+
+    plain: list[float] = field(default_factory=list)
+    timed: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PHASES, "gradient"), 0.0))
+    joules: float = 0.0
 
 
 @dataclass
@@ -242,77 +257,94 @@ class Timing:
             waited for; `disturbance`, by which share the stopwatch lengthens a step (median over the
             blocks); `images_per_second`; `collective_calls` and `collective_bytes` of a step;
             `peak_memory` and `device_memory`, bytes of the largest worker; `utilisation`, and `joules` of
-            a step, where they are known. All name the `device` in their `options`.
+            a step, where they are known. A step that does not fit in the memory of one GPU has a row
+            `out_of_memory` instead. All name the `device` in their `options`.
         """
-        began, cell, workers = time.perf_counter(), task.cell, task.workers
-        watch = Stopwatch(task.device)
+        began = time.perf_counter()
+        try:
+            rows = self._rows(task)
+        except torch.OutOfMemoryError:
+            if task.workers.size > 1:  # the others wait for this one
+                raise
+            torch.cuda.empty_cache()
+            rows = [{"metric": "out_of_memory", "value": 1.0}]
+        rows.append({"metric": "seconds", "value": time.perf_counter() - began})
+        how = {**task.arithmetic.columns(), "options": json.dumps({"device": device_name(task.device)})}
+        return [{**row, **how} for row in rows if not math.isnan(row["value"])]
+
+    def _rows(self, task: Task) -> list[Row]:
+        workers, watch = task.workers, Stopwatch(task.device)
         watched = WatchedWorkers(workers.rank, workers.size, watch)
         with task.arithmetic.applied(), peak_memory(task.device) as peak:
-            network = networks.make(cell.network, cell.seed).to(task.device).float()
-            learner = make_learner(cell, network, watched, task.arithmetic, kind=WatchedLearner)
-            remedy = make_remedy(cell.remedies)
-            given = self._batches(task)
-
-            def steps(number: int) -> float:
-                _wait(task.device)
-                begun = time.perf_counter()
-                for _ in range(number):
-                    with watch.phase("data"):
-                        batch = remedy.transform(next(given))
-                    remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
-                _wait(task.device)
-                return (time.perf_counter() - begun) / number
-
+            learner, steps = self._learner(task, watched)
             count, repeats = self._plan(steps, workers, task.device)
-            meter = Meter(task.device)
-            plain, timed, busy = [], [], []
-            phases = dict.fromkeys(PHASES, 0.0)
-            joules = 0.0
-            for turn in range(repeats):
-                for watching in (False, True) if turn % 2 else (True, False):
-                    watch.on = watching
-                    watch.seconds()
-                    before, energy = time.process_time(), meter.joules()
-                    taken = steps(count)
-                    if watching:
-                        for name, seconds in watch.seconds().items():
-                            phases[name] += seconds / (count * repeats)
-                        timed.append(taken)
-                    else:
-                        used = (time.process_time() - before) / (taken * count * torch.get_num_threads())
-                        busy.append(meter.utilisation() if task.device.type == "cuda" else used)
-                        joules += (meter.joules() - energy) / (count * repeats)
-                        plain.append(taken)
-                    watch.on = False
-            calls = list(watched.calls)
+            found = self._blocks(steps, watch, count, repeats, Meter(task.device))
             alone = self._alone(learner, workers, task.device)
-        sizes = count * repeats
-        waited = phases["all_reduce"]
-        means = _mean([*phases.values(), alone, joules, statistics.median(busy)], workers)
-        for name, value in zip(phases, means, strict=False):
-            phases[name] = value
-        alone, joules, utilisation = means[-3:]
-        step = statistics.median(plain)
-        hidden = max(0.0, alone - waited) if learner.buckets is not None else 0.0
-        found = {
+        phases, done = found.phases, count * repeats
+        means = _mean([*phases.values(), alone, found.joules, statistics.median(found.busy)], workers)
+        *spent, alone, joules, utilisation = means
+        phases = dict(zip(phases, spent, strict=True))
+        waited = phases.pop("gradient")
+        phases["all_reduce"] += waited
+        step, pairs = statistics.median(found.plain), zip(found.timed, found.plain, strict=True)
+        values = {
             "step_seconds": step,
-            "images_per_second": cell.global_batch_size / step,
+            "images_per_second": task.cell.global_batch_size / step,
             **{f"{name}_seconds": value for name, value in phases.items()},
-            "all_reduce_hidden_seconds": hidden,
-            "disturbance": statistics.median(a / b for a, b in zip(timed, plain, strict=True)) - 1,
-            "collective_calls": len(calls) / sizes,
-            "collective_bytes": sum(calls) / sizes,
+            "all_reduce_hidden_seconds": max(0.0, alone - waited) if learner.buckets else 0.0,
+            "disturbance": statistics.median(a / b for a, b in pairs) - 1,
+            "collective_calls": len(watched.calls) / done,
+            "collective_bytes": sum(watched.calls) / done,
             "peak_memory": _largest(peak(), workers),
             "device_memory": _memory_of(task.device),
             "utilisation": utilisation,
             "joules": joules * workers.size,
-            "steps_timed": float(sizes),
-            "seconds": time.perf_counter() - began,
+            "steps_timed": float(done),
         }
-        rows: list[Row] = [{"metric": name, "value": float(value)} for name, value in found.items()]
-        rows += [{"metric": "block_seconds", "draw": k, "value": taken} for k, taken in enumerate(plain)]
-        how = {**task.arithmetic.columns(), "options": json.dumps({"device": device_name(task.device)})}
-        return [{**row, **how} for row in rows if not math.isnan(row["value"])]
+        rows: list[Row] = [{"metric": name, "value": float(value)} for name, value in values.items()]
+        return rows + [{"metric": "block_seconds", "draw": k, "value": v} for k, v in enumerate(found.plain)]
+
+    def _learner(self, task: Task, watched: WatchedWorkers) -> tuple[Learner, Callable[[int], float]]:
+        """The cell's learner, and what takes so many of its steps and gives the seconds of one."""
+        cell, device = task.cell, task.device
+        network = networks.make(cell.network, cell.seed).to(device).float()
+        learner = make_learner(cell, network, watched, task.arithmetic, kind=WatchedLearner)
+        remedy, given = make_remedy(cell.remedies), self._batches(task)
+
+        def steps(number: int) -> float:
+            _wait(device)
+            begun = time.perf_counter()
+            for _ in range(number):
+                with watched.watch.phase("data"):
+                    batch = remedy.transform(next(given))
+                remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
+            _wait(device)
+            return (time.perf_counter() - begun) / number
+
+        return learner, steps
+
+    def _blocks(
+        self, steps: Callable[[int], float], watch: Stopwatch, count: int, repeats: int, meter: Meter
+    ) -> _Blocks:
+        """Blocks of so many steps, in turn with the stopwatch and without it."""
+        found = _Blocks()
+        for turn in range(repeats):
+            for watching in (False, True) if turn % 2 else (True, False):
+                watch.on = watching
+                watch.seconds()
+                before, energy = time.process_time(), meter.joules()
+                taken = steps(count)
+                if watching:
+                    for name, seconds in watch.seconds().items():
+                        found.phases[name] += seconds / (count * repeats)
+                    found.timed.append(taken)
+                else:
+                    used = (time.process_time() - before) / (taken * count * torch.get_num_threads())
+                    found.busy.append(meter.utilisation() if meter.gpu else used)
+                    found.joules += (meter.joules() - energy) / (count * repeats)
+                    found.plain.append(taken)
+                watch.on = False
+        return found
 
     def _batches(self, task: Task) -> Iterator[Batch]:
         """Whole global batches, epoch after epoch."""

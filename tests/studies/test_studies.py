@@ -415,6 +415,11 @@ def test_the_advisor_tries_remedies_at_the_batch_that_its_branches_favour() -> N
         ("robust", "rho=0.5"),
     }
     assert all(c.validation_fraction and c.seed >= SEARCH_SEED for c in advised)
+    for cell in cells_of(study, lambda c: finals.get(c.id)).values():  # what does not fit is not tried
+        if cell.procedure and cell.global_batch_size == 1000 and cell.num_workers == 1:
+            finals[cell.id] = {"out_of_memory": 1.0}
+    known = cells_of(study, lambda cell: finals.get(cell.id)).values()
+    assert {c.global_batch_size for c in known if c.origin} == {32, 64, 128, 256, 512}
     for wrong in ("study.rules=[cubic]", "study.rules=[]", "study.slack=1", "study.epochs=[4]"):
         with pytest.raises(InputError, match=f"^{wrong.partition('=')[0]}="):
             make_study("experiment=advise", "epochs=4", wrong)

@@ -74,6 +74,13 @@ def test_a_step_is_timed_and_its_phases_add_up(kind: str, tmp_path) -> None:
     assert run_cell(cell_of(**fields), data, Store(tmp_path)) == final  # it is not run again
 
 
+def test_a_step_that_does_not_fit_is_a_row_and_no_failure(tmp_path) -> None:
+    for batch, fits in ((16, True), (48, False)):
+        network = {"_target_": "training_cells.Greedy", "name": "greedy"}
+        final = run_cell(cell_of(network=network, global_batch_size=batch), signals(), Store(tmp_path))
+        assert ("step_seconds" in final) is fits and ("out_of_memory" in final) is not fits
+
+
 def test_a_watched_learner_takes_the_same_steps_to_the_same_bits() -> None:
     from lbdist.training.batches import batches
     from lbdist.training.loop import on_device

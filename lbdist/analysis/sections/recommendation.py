@@ -129,6 +129,10 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     failing = next((option for option in found.options if not option.keeps_up), None)
     if failing is not None and failing.rises:
         sentences.append(f"Batch {number(failing.batch)} no longer keeps up.")
+    elif failing is not None:
+        sentences.append(
+            f"Batch {number(failing.batch)} could not be tried: it failed, or its step does not fit."
+        )
     elif failing is None:
         sentences.append(
             f"The largest batch that was tried, {number(found.options[-1].batch)}, still keeps up."

@@ -46,8 +46,9 @@ def timed(runs: Runs) -> pd.DataFrame:
     rows = runs.rows[(runs.rows["procedure"] == TIMING) & runs.rows["measurement"].isna()]
     final = rows[rows["draw"].isna()]
     found = final.pivot_table(index="cell", columns="metric", values="value", aggfunc="last")
-    if found.empty:
+    if "step_seconds" not in found:  # nothing was timed, or did not fit
         return pd.DataFrame()
+    found = found[found["step_seconds"].notna()]
     identity = rows.drop_duplicates("cell").set_index("cell")
     named = zip(identity["method"], identity["remedy"], strict=True)
     found["label"] = pd.Series([method_label(*pair) for pair in named], index=identity.index)
