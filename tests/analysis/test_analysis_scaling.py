@@ -164,15 +164,14 @@ def test_the_sections_say_what_was_measured_and_what_is_the_models() -> None:
     runs = Runs(frame(story()))
     model = throughput.model(runs)
     assert model is not None
-    (verdict,) = break_even.sections(runs, model, [64])
+    verdict, times = break_even.sections(runs, model, [64])
     text = " ".join(verdict.sentences)
     assert "LB takes 0.32 of SB's steps; on 2 workers it is" in text
     assert "LB is faster than SB for every P that was timed (1 and 2)" in text
     assert "By the model, with as many of P workers as are best for each, LB is faster from P = 64 on" in text
-    assert [table.name for table in verdict.tables] == ["break_even", "break_even_model"]
+    assert [table.name for table in times.tables] == ["break_even", "break_even_model"]
     assert (
-        "not measured" in verdict.tables[1].title
-        and "nothing there was measured" in verdict.figures[0].caption
+        "not measured" in times.tables[1].title and "nothing there was measured" in verdict.figures[0].caption
     )
     measured, modelled = throughput.sections(
         runs, model, [64], {"fast": {"seconds": 1e-6, "bytes_per_second": 1e11}}
@@ -192,7 +191,7 @@ def test_a_score_that_lb_does_not_come_to_has_no_time() -> None:
     rows += [r for seed in range(3) for r in curve("LB", 320, seed, top=60.0 + seed)]
     rows += timing("SB", 32, 1, 0.003) + timing("LB", 320, 1, 0.005)
     runs = Runs(frame(rows))
-    (verdict,) = break_even.sections(runs)
+    verdict, _ = break_even.sections(runs)
     text = " ".join(verdict.sentences)
     assert "To 60.00 %, which every run of SB and LB reaches, LB takes" in text
     assert "To 90.00 %, which every run of SB reaches, 0 of 3 runs of LB come" in text

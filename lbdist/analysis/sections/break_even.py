@@ -79,10 +79,9 @@ def sections(runs: Runs, fitted: StepTime | None = None, predicted: Sequence[int
     further = [clock for clock in further if clock.workers > max(c.workers for c in clocks)]
     few = data[(data["remedy"] != "none") | data["label"].isin(["SB", "LB"])]
     modelled = [v for goal in goals.values() for clock in further for v in verdicts(few, clock, goal)]
-    tables = [_table(runs, found, "break_even", "Time to a test score, SB over each method", True)]
+    tables = [_table(runs, found)]
     if modelled:
-        over = "By the model, not measured: the same on the best of up to P workers"
-        tables.append(_table(runs, modelled, "break_even_model", over, False))
+        tables.append(_by_model(runs, modelled))
     drawn = [clocks[0], *clocks[-1:]] if len(clocks) > 1 else clocks
     drawn += [clock for clock in further if clock.workers == DRAWN]
     caption = (
@@ -93,7 +92,10 @@ def sections(runs: Runs, fitted: StepTime | None = None, predicted: Sequence[int
         caption += " The last panel is the model's: nothing there was measured on as many workers."
     figure = Figure("time_to_score", f"Test {runs.score.name} against time", caption,
                     lambda: _draw(runs, data, drawn))  # fmt: skip
-    return [Section(title, _sentences(runs, goals, found, modelled), tables, [figure], brief=True)]
+    return [
+        Section(title, _sentences(runs, goals, found, modelled), figures=[figure], brief=True),
+        Section("Time to a score", tables=tables, brief=True),
+    ]
 
 
 def targets(data: pd.DataFrame) -> dict[str, float]:
@@ -162,13 +164,29 @@ def _ratio(a: pd.Series, b: pd.Series) -> Summary:
                    math.exp(apart.high))  # fmt: skip
 
 
-def _table(runs: Runs, found: Sequence[Verdict], name: str, title: str, brief: bool) -> Table:
+def _by_model(runs: Runs, found: Sequence[Verdict]) -> Table:
+    """How many times as fast as SB each method is by the model, a column a number of workers."""
+    sizes = sorted({v.clock.workers for v in found})
+    known = {(v.target, v.label, v.clock.workers): v for v in found}
+    kinds = list(dict.fromkeys((v.target, v.label) for v in found if v.runs[0]))
+    rows = []
+    for goal, label in kinds:
+        own = [known[goal, label, workers].faster for workers in sizes]
+        times = [Entry(number(item.mean, 2), values=_ends(item)) for item in own]
+        rows.append([Entry(label), of_number(goal, 2), *times])
+    heads = ["method", f"to test {runs.score.head}", *[f"P = {number(workers)}" for workers in sizes]]
+    title = "By the model, not measured: times as fast as SB, each on as many of P workers as are best for it"
+    note = "Only methods of which some run comes to the score."
+    groups = starts(goal for goal, _ in kinds)
+    return Table("break_even_model", title, heads, rows, note, groups=groups, brief=False)
+
+
+def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
     heads = ["method", f"to test\n{runs.score.head}", "P", "runs", "steps\nof SB's", "must be\nbelow"]
     heads += ["SB\ns", "its own\ns", "times\nas fast", "95 %\ninterval", "SB\nworker-h", "its own\nworker-h"]
     rows = []
     for v in found:
-        at_work = v.clock.workers if v.clock.measured else math.nan  # the model leaves some idle
-        hours = [at_work * taken / 3600 for taken in (v.small, v.own)]
+        hours = [v.clock.workers * taken / 3600 for taken in (v.small, v.own)]
         rows.append(
             [
                 Entry(v.label),
@@ -195,8 +213,8 @@ def _table(runs: Runs, found: Sequence[Verdict], name: str, title: str, brief: b
         "evaluation."
     )
     keys = [(v.target, v.clock.workers) for v in found]
-    wide = frozenset({10, 11})
-    return Table(name, title, heads, rows, note, groups=starts(keys), brief=brief, wide=wide)
+    title = "Time to a test score, SB over each method"
+    return Table("break_even", title, heads, rows, note, groups=starts(keys), wide=frozenset({10, 11}))
 
 
 def _ends(item: Summary) -> dict[str, float]:
