@@ -203,7 +203,8 @@ def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
     quick = [f"study.timing.{key}" for key in ("least=2", "seconds=0.1", "block=0.01")]
     quick += [f"study.collectives.{key}" for key in ("repeats=1", "seconds=0.005")]
     quick += ["seeds=2", "measure.noise_scale.group=8", "remedy=[none,growth]", "study.predicted=[64]"]
-    said = finish(start(tmp_path, "experiment=scaling", cache, *quick, shrunk=UNMEASURED))
+    quick += ["study.epochs=[1,2]"]
+    said = " ".join(finish(start(tmp_path, "experiment=scaling", cache, *quick, shrunk=UNMEASURED)).split())
     for text in ("steps are not timed on 4 and 8 workers", "A training step, timed", "times as fast as SB",
                  "The critical batch along training", "configurations, each left out in turn"):  # fmt: skip
         assert text in said, text
@@ -227,10 +228,10 @@ def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
 
 def test_the_advisor_runs_to_its_recommendation(tmp_path, cache):
     quick = [f"study.timing.{key}" for key in ("least=2", "seconds=0.1", "block=0.01")]
-    quick += [f"study.collectives.{key}" for key in ("repeats=1", "seconds=0.005")]
-    quick += ["study.workers=[1,2]", "seeds=2", "measure.noise_scale.group=8", "remedy=[none,augmentation]"]
-    said = finish(start(tmp_path, "experiment=advise", cache, *quick, shrunk=UNMEASURED))
-    assert re.search(r"Take a global batch of \d+ on 2 workers|Stay at batch 32", said)
+    quick += ["study.workers=[1]", "seeds=2", "measure.noise_scale.group=8", "remedy=[none,augmentation]"]
+    quick += ["study.epochs=[2]", "study.rules=[none,sqrt]"]
+    said = " ".join(finish(start(tmp_path, "experiment=advise", cache, *quick, shrunk=UNMEASURED)).split())
+    assert re.search(r"Take a global batch of [\d,]+ on 1 worker|Stay at batch 32", said)
     assert "The batches to choose from" in said and "Remedies at the recommended batch" in said
     assert "The gradient noise scale is " in said
     rows = results.load(tmp_path / "advise")

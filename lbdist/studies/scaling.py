@@ -171,7 +171,7 @@ class Scaling(Comparison):
         """Whether it pays, what was measured and modelled, the critical batch."""
         model = throughput.model(runs)
         return [
-            *break_even.sections(runs, model, self.predicted),
+            *break_even.sections(runs, model, self.predicted, self.interconnects),
             *throughput.sections(runs, model, self.predicted, self.interconnects),
             *critical_batch.sections(runs, self.targets, self.tolerance),
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ from lbdist.analysis.step_time import StepTime
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
+MEASURED = "measured, tree"
+"""The link of the model's panel and sentences (see `throughput.links_of`)."""
+
 DRAWN = 64
 """Workers of the panel that is drawn by the model."""
 
@@ -32,12 +35,17 @@ class Clock:
     Attributes:
         workers: The workers.
         steps: Seconds; the name "" is that of every batch without a remedy.
-        measured: Whether they were timed; else they are the model's.
+        link: Over which interconnect the model says them; empty where they were timed.
     """
 
     workers: int
     steps: dict[tuple[str, int], float]
-    measured: bool = True
+    link: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether they were timed; else they are the model's."""
+        return not self.link
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,12 @@ class Verdict:
     runs: tuple[int, int]
 
 
-def sections(runs: Runs, fitted: StepTime | None = None, predicted: Sequence[int] = ()) -> list[Section]:
+def sections(
+    runs: Runs,
+    fitted: StepTime | None = None,
+    predicted: Sequence[int] = (),
+    interconnects: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Section]:
     """The verdict: its sentences, the table by workers, the figure."""
     data, timed, title = to_score.points(runs), throughput.timed(runs), "Does a large batch pay?"
     if data.empty or timed.empty or not {"SB", "LB"} <= set(data["label"]):
@@ -75,15 +88,16 @@ def sections(runs: Runs, fitted: StepTime | None = None, predicted: Sequence[int
     clocks = list(measured_clocks(timed))
     goals = targets(data)
     found = [v for goal in goals.values() for clock in clocks for v in verdicts(data, clock, goal)]
-    further = [model_clock(timed, fitted, workers) for workers in predicted] if fitted is not None else []
-    further = [clock for clock in further if clock.workers > max(c.workers for c in clocks)]
+    more = [workers for workers in predicted if workers > max(clock.workers for clock in clocks)]
+    links = throughput.links_of(fitted, interconnects or {}) if fitted is not None else {}
+    further = [model_clock(timed, link, workers, name) for name, link in links.items() for workers in more]
     few = data[(data["remedy"] != "none") | data["label"].isin(["SB", "LB"])]
     modelled = [v for goal in goals.values() for clock in further for v in verdicts(few, clock, goal)]
     tables = [_table(runs, found)]
     if modelled:
         tables.append(_by_model(runs, modelled))
     drawn = [clocks[0], *clocks[-1:]] if len(clocks) > 1 else clocks
-    drawn += [clock for clock in further if clock.workers == DRAWN]
+    drawn += [clock for clock in further if (clock.workers, clock.link) == (DRAWN, MEASURED)]
     caption = (
         f"Test {runs.score.name} against the time on P workers: steps of the runs times what a step takes, "
         f"evaluation not in it; {drawing.bands(data.groupby('label')['cell'].nunique())}."
@@ -114,8 +128,8 @@ def measured_clocks(timed: pd.DataFrame) -> Iterator[Clock]:
         yield Clock(int(workers), found)
 
 
-def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int) -> Clock:
-    """What the model says of the best of up to so many workers.
+def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int, link: str) -> Clock:
+    """What the model says of the best of up to so many workers over a link.
 
     A remedy takes as many times a plain step as on the most workers that were timed.
     """
@@ -126,7 +140,7 @@ def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int) -> Clock:
         batch = int(row["batch"])
         if batch in plain:
             found[row["label"], batch] = found["", batch] * float(row["step_seconds"]) / plain[batch]
-    return Clock(workers, found, measured=False)
+    return Clock(workers, found, link)
 
 
 def verdicts(data: pd.DataFrame, clock: Clock, target: float) -> Iterator[Verdict]:
@@ -167,24 +181,24 @@ def _ratio(a: pd.Series, b: pd.Series) -> Summary:
 def _by_model(runs: Runs, found: Sequence[Verdict]) -> Table:
     """How many times as fast as SB each method is by the model, a column a number of workers."""
     sizes = sorted({v.clock.workers for v in found})
-    known = {(v.target, v.label, v.clock.workers): v for v in found}
-    kinds = list(dict.fromkeys((v.target, v.label) for v in found if v.runs[0]))
+    known = {(v.clock.link, v.target, v.label, v.clock.workers): v for v in found}
+    kinds = dict.fromkeys((v.clock.link, v.target, v.label) for v in found if v.runs[0])
     rows = []
-    for goal, label in kinds:
-        own = [known[goal, label, workers].faster for workers in sizes]
+    for link, goal, label in kinds:
+        own = [known[link, goal, label, workers].faster for workers in sizes]
         times = [Entry(number(item.mean, 2), values=_ends(item)) for item in own]
-        rows.append([Entry(label), of_number(goal, 2), *times])
-    heads = ["method", f"to test {runs.score.head}", *[f"P = {number(workers)}" for workers in sizes]]
+        rows.append([Entry(link), Entry(label), of_number(goal, 2), *times])
+    heads = ["link", "method", f"to test\n{runs.score.head}", *[f"P =\n{number(p)}" for p in sizes]]
     title = "By the model, not measured: times as fast as SB, each on as many of P workers as are best for it"
     note = "Only methods of which some run comes to the score."
-    groups = starts(goal for goal, _ in kinds)
-    return Table("break_even_model", title, heads, rows, note, groups=groups, brief=False)
+    groups = starts((link, goal) for link, goal, _ in kinds)
+    return Table("break_even_model", title, heads, rows, note, left=2, groups=groups, brief=False)
 
 
 def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
     heads = ["method", f"to test\n{runs.score.head}", "P", "runs", "steps\nof SB's", "must be\nbelow"]
     heads += ["SB\ns", "its own\ns", "times\nas fast", "95 %\ninterval", "SB\nworker-h", "its own\nworker-h"]
-    rows = []
+    rows, found = [], [v for v in found if v.runs[0]]
     for v in found:
         hours = [v.clock.workers * taken / 3600 for taken in (v.small, v.own)]
         rows.append(
@@ -209,7 +223,8 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
         "paper takes that "
         "of LB as 1). Steps of runs that came to the score, geometric means; where some did not, a "
         "mean is over "
-        "those that did. Intervals are over the seeds. Times are of steps alone, without start and "
+        "those that did. Methods of which no run comes there are left out. Intervals are over the "
+        "seeds. Times are of steps alone, without start and "
         "evaluation."
     )
     keys = [(v.target, v.clock.workers) for v in found]
@@ -249,8 +264,10 @@ def _sentences(
                 "s against "
                 f"{seconds(last.small)}."
             )
-            further = [v for v in modelled if v.label == "LB" and v.target == goal]
-            sentences += [_where(large), *([_from(further)] if further else [])]
+            sentences.append(_where(large))
+            for link in dict.fromkeys(v.clock.link for v in modelled if v.clock.link != "measured, ring"):
+                further = [v for v in modelled if (v.label, v.target, v.clock.link) == ("LB", goal, link)]
+                sentences.append(_from(further, link))
         others = [v for v in own if v.label != "LB" and v.clock.workers == most and v.runs[0] == v.runs[1]]
         if others:
             best = max(others, key=lambda v: v.faster.mean)
@@ -282,7 +299,7 @@ def _where(measured: Sequence[Verdict]) -> str:
     )
 
 
-def _from(modelled: Sequence[Verdict]) -> str:
+def _from(modelled: Sequence[Verdict], link: str) -> str:
     """From how many workers on LB is faster by the model, each with as many as are best for it."""
     first = None
     for verdict in sorted(modelled, key=lambda v: v.clock.workers, reverse=True):
@@ -290,7 +307,8 @@ def _from(modelled: Sequence[Verdict]) -> str:
             break
         first = verdict
     most = max(v.clock.workers for v in modelled)
-    head = "By the model, with as many of P workers as are best for each, LB is"
+    over = "" if link == MEASURED else f" over {link}"
+    head = f"By the model{over}, with as many of P workers as are best for each, LB is"
     if first is None:
         some = "any P" if all(v.faster.mean <= 1 for v in modelled) else "all P from some on,"
         return f"{head} not faster for {some} up to {number(most)}."

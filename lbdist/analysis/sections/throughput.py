@@ -298,7 +298,7 @@ def _modelled(
     if predicted and groups:
         batches = sorted({step.batch for step in steps})
         ends = [batches[0], batches[-1]]
-        links = _links(fitted, interconnects)
+        links = links_of(fitted, interconnects)
         tables.append(_predictions(ends, links, predicted))
         caption = (
             f"Parallel efficiency of a step at batch {number(ends[0])} and {number(ends[1])}, by the model: "
@@ -348,7 +348,7 @@ def _left_out(steps: Sequence[Step], guesses: Sequence[float], errors: Sequence[
     return Table("held_out", "Each step, by a model that has not seen it", heads, rows, left=0, brief=False)
 
 
-def _links(fitted: StepTime, interconnects: Mapping[str, Mapping[str, float]]) -> dict[str, StepTime]:
+def links_of(fitted: StepTime, interconnects: Mapping[str, Mapping[str, float]]) -> dict[str, StepTime]:
     """The model over each interconnect: the measured one by a tree and by a ring, the others by a tree."""
     own = {name: fitted.value(name) for name in ("alpha", "beta")}
     found = {f"measured, {how}": fitted.through(how) for how in ("tree", "ring")} if own["alpha"] else {}
