@@ -210,8 +210,8 @@ def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
         assert text in said, text
     study = tmp_path / "scaling"
     tables = {path.stem for path in (study / "tables").glob("*.csv")}
-    assert tables == {"break_even", "break_even_model", "steps", "step_model", "held_out", "predicted",
-                      "steps_to_score", "critical_batch", "branches"}  # fmt: skip
+    assert tables == {"break_even", "break_even_model", "steps", "remedy_steps", "step_model", "held_out",
+                      "predicted", "steps_to_score", "critical_batch", "branches"}  # fmt: skip
     rows = results.load(study)
     fitted = rows[rows["stage"] == "model"].set_index("metric")["value"]
     assert fitted["t"] > 0 and fitted["c_low"] <= fitted["c"] <= fitted["c_high"] and fitted["alpha"] > 0
