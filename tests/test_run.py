@@ -214,7 +214,7 @@ def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
                       "predicted", "steps_to_score", "critical_batch", "branches"}  # fmt: skip
     rows = results.load(study)
     fitted = rows[rows["stage"] == "model"].set_index("metric")["value"]
-    assert fitted["t"] > 0 and fitted["c_low"] <= fitted["c"] <= fitted["c_high"] and fitted["alpha"] > 0
+    assert fitted["t"] > 0 and fitted["alpha_low"] <= fitted["alpha"] <= fitted["alpha_high"]
     figures = {path.stem for path in (study / "figures").glob("*.png")}
     assert figures == {
         "time_to_score",

@@ -205,8 +205,8 @@ def positive_fit(
         least: Their lower bounds.
 
     Returns:
-        The parameters; their 95 % t intervals by the Jacobian, shape (k, 2), NaN where n is k; and the root
-        mean square relative residual.
+        The parameters; their 95 % t intervals by the Jacobian, shape (k, 2), NaN where n is k and at a bound;
+        and the root mean square relative residual.
 
     Example:
         >>> x = np.array([1.0, 2.0, 4.0, 8.0])
@@ -232,6 +232,9 @@ def positive_fit(
         half = t_quantile(freedom) * np.sqrt(np.maximum(np.diag(variance), 0.0))
         with np.errstate(over="ignore"):
             ends = np.exp(np.stack([solved.x - half, solved.x + half], axis=1))
+        # at a bound, or where nothing depends on it, the Jacobian says nothing of a parameter
+        bound = np.minimum(solved.x - lowest, begun + 16 - solved.x) < 1e-2
+        ends[bound | (np.linalg.norm(solved.jac, axis=0) < 1e-6)] = math.nan
     return np.exp(solved.x), ends, error
 
 

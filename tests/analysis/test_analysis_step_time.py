@@ -90,6 +90,16 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert 0.85 <= np.mean(inside) <= 1.0  # 95 %, of 120
 
 
+def test_a_parameter_at_its_bound_has_no_interval() -> None:
+    steps, calls = made(5e-3, 4e-5, s=1.0, o=0.0, noise=0.02)
+    found = fit(steps, calls)
+    assert found.value("s") == pytest.approx(1.0, abs=0.2)
+    faster = [Step(x.batch, x.workers, 0.7 * x.seconds if x.workers > 1 else x.seconds, x.calls, x.bytes,
+                   x.waited) for x in steps]  # fmt: skip
+    bound = fit(faster, calls).parameters["s"]  # it cannot be below 1
+    assert bound.value == pytest.approx(1.0, abs=0.01) and math.isnan(bound.low) and math.isnan(bound.high)
+
+
 def test_what_was_left_out_is_predicted_and_a_wrong_step_stands_out() -> None:
     steps, calls = made(5e-3, 4e-5, workers=(1, 2), noise=0.03)
     errors = [abs(guess / s.seconds - 1) for guess, s in zip(held_out(steps, calls), steps, strict=True)]
