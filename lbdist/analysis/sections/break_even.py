@@ -217,15 +217,11 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
             ]
         )
     note = (
-        "A method is as fast as SB where its steps over SB's, I / I_SB, are a step's time of SB "
-        "over its own, which "
-        "is the bound B_SB f(P) / (f_SB(P) B) of appendix C, with the f(P) of both measured (the "
-        "paper takes that "
-        "of LB as 1). Steps of runs that came to the score, geometric means; where some did not, a "
-        "mean is over "
-        "those that did. Methods of which no run comes there are left out. Intervals are over the "
-        "seeds. Times are of steps alone, without start and "
-        "evaluation."
+        "A method is as fast as SB where its steps over SB's, I / I_SB, are a step's time of SB over its "
+        "own, which is the bound B_SB f(P) / (f_SB(P) B) of appendix C, with the f(P) of both measured "
+        "(the paper takes that of LB as 1). Steps of runs that came to the score, geometric means; where "
+        "some did not, a mean is over those that did. Methods of which no run comes there are left out. "
+        "Intervals are over the seeds. Times are of steps alone, without start and evaluation."
     )
     keys = [(v.target, v.clock.workers) for v in found]
     title = "Time to a test score, SB over each method"
@@ -251,18 +247,16 @@ def _sentences(
         large = [v for v in own if v.label == "LB"]
         if any(v.runs[0] < v.runs[1] for v in large[:1]):
             sentences.append(
-                f"To {text}, which every run of {who} reaches, {large[0].runs[0]} of "
-                f"{large[0].runs[1]} runs of "
-                "LB come: there is no time to compare."
+                f"To {text}, which every run of {who} reaches, {large[0].runs[0]} of {large[0].runs[1]} "
+                "runs of LB come: there is no time to compare."
             )
         elif large:
             last = next(v for v in large if v.clock.workers == most)
             several = "s" * (most > 1)
             sentences.append(
-                f"To {text}, which every run of {who} reaches, LB takes {number(last.steps.mean, 2)} of SB's "
-                f"steps; on {most} worker{several} it is {_times(last.faster)}: {seconds(last.own)} "
-                "s against "
-                f"{seconds(last.small)}."
+                f"To {text}, which every run of {who} reaches, LB takes {number(last.steps.mean, 2)} of "
+                f"SB's steps; on {most} worker{several} it is {_times(last.faster)}: {seconds(last.own)} s "
+                f"against {seconds(last.small)}."
             )
             sentences.append(_where(large))
             for link in dict.fromkeys(v.clock.link for v in modelled if v.clock.link != "measured, ring"):

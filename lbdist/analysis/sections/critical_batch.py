@@ -195,15 +195,11 @@ def _critical(
     if not rows:
         return Section(title, ["Nothing of it is measured yet."], brief=True)
     note = (
-        "Steps: the batch at which a score takes twice the fewest steps, by the fit above, at the "
-        "epoch at which "
-        "SB comes to the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
-        "geometric mean "
-        "over the seeds. Branching: the largest batch whose short run from SB's model, over as many "
-        "samples and "
-        f"with a scaled rate, ends at most {tolerance:g} above the training loss at SB's batch "
-        "(Merrill et al. "
-        "2025; here the optimiser's state begins anew in every branch)."
+        "Steps: the batch at which a score takes twice the fewest steps, by the fit above, at the epoch at "
+        "which SB comes to the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
+        "geometric mean over the seeds. Branching: the largest batch whose short run from SB's model, over "
+        f"as many samples and with a scaled rate, ends at most {tolerance:g} above the training loss at "
+        "SB's batch (Merrill et al. 2025; here the optimiser's state begins anew in every branch)."
     )
     heads = ["by", "epoch of SB", "critical batch", "95 % interval", ""]
     kinds = [(str(row[0].text).startswith("steps") and "steps") or str(row[0].text) for row in rows]

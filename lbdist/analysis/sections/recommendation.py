@@ -70,11 +70,9 @@ def _batches(found: Advice) -> Table:
         for option in found.options
     ]
     note = (
-        "Loss rise: by how much the training loss of short runs from SB's model is above that of "
-        "such runs at "
-        "SB's batch, after as many samples, mean ± standard deviation over seeds, by the rule that "
-        "the learning "
-        "rate follows. Workers: on which it is fastest, the fewest of about equal ones."
+        "Loss rise: by how much the training loss of short runs from SB's model is above that of such runs "
+        "at SB's batch, after as many samples, mean ± standard deviation over seeds, by the rule that the "
+        "learning rate follows. Workers: on which it is fastest, the fewest of about equal ones."
     )
     return Table("options", "The batches to choose from", heads, rows, note, left=0)
 
@@ -145,9 +143,8 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     if len(noise):
         last = noise.iloc[-1]
         sentences.append(
-            f"The gradient noise scale is {number(last['noise'].mean)} after epoch {last['epoch']}, "
-            "the cheap estimate "
-            "of where more samples stop helping."
+            f"The gradient noise scale is {number(last['noise'].mean)} after epoch {last['epoch']}, the "
+            "cheap estimate of where more samples stop helping."
         )
     if not math.isnan(found.most_share):
         sentences.append(f"Memory holds about {number(found.most_share)} samples a worker.")

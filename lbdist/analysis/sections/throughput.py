@@ -139,8 +139,7 @@ def _measured(data: pd.DataFrame, fitted: StepTime | None) -> Section:
     within = "" if ratio.n < 2 else f", 95 % interval {interval(_percent(ratio), 1)}"
     sentences.append(
         f"The stopwatch changes a step by {number(100 * ratio.mean, 1)} % (mean over {ratio.n} "
-        "configurations, each "
-        f"in blocks with and without it in turn{within})."
+        f"configurations, each in blocks with and without it in turn{within})."
     )
     caption = "Samples a second against the global batch, a line a number of workers; bars are ± one standard"
     caption += " deviation over the blocks." + ("" if fitted is None else " Thin lines: the model.")
@@ -189,13 +188,11 @@ def _steps(plain: pd.DataFrame, gains: pd.DataFrame) -> Table:
         )
     note = (
         "A step is the median over blocks, ± their standard deviation; its phases (ms) are means over the "
-        "workers, timed in blocks of their own. All-reduce is what a step waits for, batch norm's statistics "
-        "included; hidden, what the sum of a large gradient takes beside the backward pass. Strong "
-        "scaling: the "
-        "time of one worker over P times that of P, at this batch; weak: the time of one worker "
-        "over that of P, "
-        "at this batch a worker times P. Memory is of the largest worker, utilisation of the CPU time or of "
-        "NVML, energy of NVML."
+        "workers, timed in blocks of their own. All-reduce is what a step waits for, batch norm's "
+        "statistics included; hidden, what the sum of a large gradient takes beside the backward pass. "
+        "Strong scaling: the time of one worker over P times that of P, at this batch; weak: the time of "
+        "one worker over that of P, at this batch a worker times P. Memory is of the largest worker, "
+        "utilisation of the CPU time or of NVML, energy of NVML."
     )
     devices = sorted(
         {f"{row['device']} in {row['precision']}" for _, row in plain.iterrows() if row["device"]}
@@ -267,8 +264,7 @@ def _modelled(
     tables = [_parameters(fitted)]
     sentences = [
         f"The model of a step is off by {number(100 * fitted.error, 1)} % (root mean square over "
-        f"{len(steps)} "
-        "configurations)."
+        f"{len(steps)} configurations)."
     ]
     if not math.isnan(fitted.call_error):
         sentences.append(
@@ -286,11 +282,10 @@ def _modelled(
         within = sum(e <= GOOD for e, _ in known)
         several = "s" * (chosen.workers > 1)
         sentences.append(
-            f"Fitted without the step of batch {number(chosen.batch)} on {chosen.workers} "
-            f"worker{several}, it "
-            f"predicts it {number(100 * abs(error), 1)} % too {'high' if error > 0 else 'low'}; of "
-            f"{len(known)} "
-            f"configurations, each left out in turn, {within} are predicted within {100 * GOOD:.0f} %."
+            f"Fitted without the step of batch {number(chosen.batch)} on {chosen.workers} worker{several}, "
+            f"it predicts it {number(100 * abs(error), 1)} % too {'high' if error > 0 else 'low'}; of "
+            f"{len(known)} configurations, each left out in turn, {within} are predicted within "
+            f"{100 * GOOD:.0f} %."
         )
         tables.append(_left_out(steps, guesses, errors))
     figures = []
@@ -329,9 +324,8 @@ def _parameters(fitted: StepTime) -> Table:
         rows.append([Entry(name), Entry(three_digits(factor * item.value), values=values), Entry(interval),
                      Entry(unit), Entry(meaning)])  # fmt: skip
     note = (
-        f"step(B, P) = s compute(B / P) + o + k communication(P), compute(b) = (t^q + (c b)^q)^(1/q) with "
-        f"q = {fitted.q:g}, chosen by the residuals; communication is that of a {fitted.algorithm}. "
-        "Intervals "
+        "step(B, P) = s compute(B / P) + o + k communication(P), compute(b) = (t^q + (c b)^q)^(1/q) with q "
+        f"= {fitted.q:g}, chosen by the residuals; communication is that of a {fitted.algorithm}. Intervals "
         "are 95 % t intervals on a log scale, by the Jacobian."
     )
     heads = ["parameter", "value", "95 % interval", "unit", "what it is"]
