@@ -202,7 +202,11 @@ def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None
         (found,) = (v for v in break_even.verdicts(data, clock, goal) if v.label == "LB")
         times = Difference(found.faster.mean, found.faster.low, found.faster.high)
         row = [what, number(goal, 2), number(clock.workers), number(found.steps.mean, 2)]
-        row += [number(found.bound, 2), f"{number(found.faster.mean, 2)} ({interval(times)})"]
+        row += [
+            number(found.bound, 2),
+            number(found.paper, 2),
+            f"{number(found.faster.mean, 2)} ({interval(times)})",
+        ]
         assert f"| {' | '.join(row)} |" in README
     if folder == "mnist1d-scaling":
         plain = data[data["remedy"] == "none"]

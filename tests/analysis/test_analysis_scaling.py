@@ -150,9 +150,9 @@ def test_the_verdict_is_appendix_cs_inequality() -> None:
     data = to_score.points(Runs(frame(rows)))
     workers, sample = 10, 1e-4
     one = 32 * sample / (workers * 0.2)
-    clock = Clock(workers, {("", 32): one, ("", 320): 320 * sample / workers})
+    clock = Clock(workers, {("", 32): one, ("", 320): 320 * sample / workers}, alone=32 * sample)
     (verdict,) = break_even.verdicts(data, clock, 80.0)
-    assert verdict.bound == pytest.approx(0.5)
+    assert verdict.bound == pytest.approx(0.5) and verdict.paper == pytest.approx(0.5)
     ratio = (1 + CRITICAL / 320) / (1 + CRITICAL / 32)
     assert verdict.steps.mean == pytest.approx(ratio) and verdict.runs == (3, 3)
     assert verdict.faster.mean == pytest.approx(verdict.bound / verdict.steps.mean)

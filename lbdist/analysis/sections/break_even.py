@@ -35,11 +35,13 @@ class Clock:
     Attributes:
         workers: The workers.
         steps: Seconds; the name "" is that of every batch without a remedy.
+        alone: What a step of SB takes on one worker; NaN where that was not timed.
         link: Over which interconnect the model says them; empty where they were timed.
     """
 
     workers: int
     steps: dict[tuple[str, int], float]
+    alone: float = math.nan
     link: str = ""
 
     @property
@@ -57,7 +59,9 @@ class Verdict:
         clock: On how many workers.
         target: The score.
         steps: Its steps over SB's, with their interval.
-        bound: What they must be below, by appendix C; NaN for a method whose batch changes.
+        bound: What they must be below: a step's time of SB over its own; NaN where its batch changes.
+        paper: The same by appendix C, B_SB / (f_SB(P) B), which takes the time of one worker to be in
+            proportion to the batch, and its own efficiency to be 1.
         own: Its seconds.
         small: SB's.
         faster: SB's seconds over its own, with the interval of the steps.
@@ -69,6 +73,7 @@ class Verdict:
     target: float
     steps: Summary
     bound: float
+    paper: float
     own: float
     small: float
     faster: Summary
@@ -120,12 +125,14 @@ def targets(data: pd.DataFrame) -> dict[str, float]:
 
 def measured_clocks(timed: pd.DataFrame) -> Iterator[Clock]:
     """What was timed, on each number of workers."""
+    one = timed[(timed["label"] == "SB") & (timed["workers"] == 1)]["step_seconds"]
+    alone = float(one.iloc[0]) if len(one) else math.nan
     for workers, group in timed.groupby("workers"):
         found = {
             ("" if row["plain"] else row["label"], int(row["batch"])): float(row["step_seconds"])
             for _, row in group.iterrows()
         }
-        yield Clock(int(workers), found)
+        yield Clock(int(workers), found, alone)
 
 
 def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int, link: str) -> Clock:
@@ -140,7 +147,7 @@ def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int, link: str) 
         batch = int(row["batch"])
         if batch in plain:
             found[row["label"], batch] = found["", batch] * float(row["step_seconds"]) / plain[batch]
-    return Clock(workers, found, link)
+    return Clock(workers, found, link=link)
 
 
 def verdicts(data: pd.DataFrame, clock: Clock, target: float) -> Iterator[Verdict]:
@@ -155,13 +162,23 @@ def verdicts(data: pd.DataFrame, clock: Clock, target: float) -> Iterator[Verdic
             continue
         own, batch = _seconds(data, clock, label, target), int(batches[label])
         counts = int(own.notna().sum()), len(own)
-        ratio = _ratio(steps[labels == label], sb_steps)
         plain = clock.steps.get(("", batch), math.nan)
-        # I / I_SB < T_SB / T is the paper's bound with f of both: T = B / (P f(P)) samples' time
         changes = data[data["label"] == label].groupby("epoch")["batch"].first().nunique() > 1
         bound = math.nan if changes else one / clock.steps.get((label, batch), plain)
-        yield Verdict(label, clock, target, ratio, bound, geometric(own).mean, geometric(small).mean,
-                      _ratio(small, own), counts)  # fmt: skip
+        efficiency = clock.alone / (clock.workers * one)
+        paper = math.nan if changes else sb_batch / (efficiency * batch)
+        yield Verdict(
+            label,
+            clock,
+            target,
+            _ratio(steps[labels == label], sb_steps),
+            bound,
+            paper,
+            geometric(own).mean,
+            geometric(small).mean,
+            _ratio(small, own),
+            counts,
+        )
 
 
 def _seconds(data: pd.DataFrame, clock: Clock, label: str, target: float) -> pd.Series:
@@ -196,7 +213,15 @@ def _by_model(runs: Runs, found: Sequence[Verdict]) -> Table:
 
 
 def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
-    heads = ["method", f"to test\n{runs.score.head}", "P", "runs", "steps\nof SB's", "must be\nbelow"]
+    heads = [
+        "method",
+        f"to test\n{runs.score.head}",
+        "P",
+        "runs",
+        "steps\nof SB's",
+        "must be\nbelow",
+        "appen-\ndix C",
+    ]
     heads += ["SB\ns", "its own\ns", "times\nas fast", "95 %\ninterval", "SB\nworker-h", "its own\nworker-h"]
     rows, found = [], [v for v in found if v.runs[0]]
     for v in found:
@@ -209,6 +234,7 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
                 Entry("{} of {}".format(*v.runs), values={"": v.runs[0], "of": v.runs[1]}),
                 Entry(number(v.steps.mean, 2), interval(_difference(v.steps)), _ends(v.steps)),
                 of_number(v.bound, 2),
+                of_number(v.paper, 2),
                 Entry(seconds(v.small), values={"": v.small}),
                 Entry(seconds(v.own), values={"": v.own}),
                 Entry(number(v.faster.mean, 2), values=_ends(v.faster)),
@@ -217,15 +243,17 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
             ]
         )
     note = (
-        "A method is as fast as SB where its steps over SB's, I / I_SB, are a step's time of SB over its "
-        "own, which is the bound B_SB f(P) / (f_SB(P) B) of appendix C, with the f(P) of both measured "
-        "(the paper takes that of LB as 1). Steps of runs that came to the score, geometric means; where "
+        "A method is faster than SB where its steps over SB's, I / I_SB, are below a step's time of "
+        "SB over its "
+        "own. Appendix C has B_SB / (f_SB(P) B) for that, with f_SB(P) as it was measured; it takes one "
+        "worker's time to be in proportion to the batch, and the efficiency of a large batch to be 1. Steps "
+        "of runs that came to the score, geometric means; where "
         "some did not, a mean is over those that did. Methods of which no run comes there are left out. "
         "Intervals are over the seeds. Times are of steps alone, without start and evaluation."
     )
     keys = [(v.target, v.clock.workers) for v in found]
     title = "Time to a test score, SB over each method"
-    return Table("break_even", title, heads, rows, note, groups=starts(keys), wide=frozenset({10, 11}))
+    return Table("break_even", title, heads, rows, note, groups=starts(keys), wide=frozenset({11, 12}))
 
 
 def _ends(item: Summary) -> dict[str, float]:
