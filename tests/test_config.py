@@ -30,7 +30,7 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / gro
 # the command line, and what its one line of complaint must hold
 BAD = [
     # choices that are not there
-    ("experiment=nope", "experiment=nope: must be one of batch_size"),
+    ("experiment=nope", "experiment=nope: must be one of advise, batch_size"),
     ("experiment=null", "experiment=null: must be one of"),
     ("network=nope", "network=nope: must be one of c1"),
     ("network=null", "network=null: must be one of"),
@@ -56,7 +56,7 @@ BAD = [
     ("checkpoint=x.pt", "checkpoint=x.pt: must be null in remedies: experiment=checkpoints takes it"),
     ("experiment=gap study.equal_loss=0", "study.equal_loss=0.0: must be null, or from 1 to 1,000 times"),
     ("experiment=paper measure=[fit]", "measure=[fit]: must be left out, since each part has its own"),
-    ("experiment=paper study.parts=[nope]", "experiment=nope: must be one of batch_size"),
+    ("experiment=paper study.parts=[nope]", "experiment=nope: must be one of advise, batch_size"),
     ("experiment=paper study.parts=[]", "study.parts=[]: must be a list of experiments"),
     ("scale=huge", "scale=huge: must be one of paper, quick"),
     ("data=fsdd", "data.root=None: must be the folder with recordings/"),
