@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -105,12 +105,11 @@ class StepTime:
     bytes: float = 0.0
     error: float = math.nan
     call_error: float = math.nan
-    _values: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """A parameter; 1 or 0 for what was not measured."""
         default = {"s": 1.0, "k": 1.0}.get(name, 0.0)
-        return self._values.get(name, self.parameters[name].value if name in self.parameters else default)
+        return self.parameters[name].value if name in self.parameters else default
 
     def compute(self, share: float) -> float:
         """Seconds of a worker's share of a step, by itself."""
@@ -152,7 +151,9 @@ class StepTime:
             alpha: Seconds of a message.
             beta: Seconds of a byte.
         """
-        return replace(self, algorithm="tree", _values={"k": 1.0, "alpha": alpha, "beta": beta})
+        given = {"k": 1.0, "alpha": alpha, "beta": beta}
+        known = {name: Parameter(value, math.nan, math.nan) for name, value in given.items()}
+        return replace(self, algorithm="tree", parameters={**self.parameters, **known})
 
 
 def _compute(share: float | np.ndarray, t: float, c: float, q: float) -> float | np.ndarray:

@@ -115,9 +115,11 @@ class Scaling(Comparison):
         for name, candidates in plan.remedies.items():  # of any setting: it is not what takes the time
             kinds.append(("LB", plan.large_batch, {name: candidates.settings[0]}))
         for workers in self.workers:
-            nodes = [(kind, {**self.timing, "name": "timing"}) for kind in kinds]
+            nodes = [(kind, {**self.timing, "name": throughput.TIMING}) for kind in kinds]
             if workers > 1:
-                nodes.append((("LB", plan.large_batch, {}), {**self.collectives, "name": "collectives"}))
+                nodes.append(
+                    (("LB", plan.large_batch, {}), {**self.collectives, "name": throughput.COLLECTIVES})
+                )
             for (method, batch, remedies), node in nodes:
                 if batch >= workers:
                     yield self._alone(method, batch, remedies, workers, node)

@@ -21,7 +21,7 @@ from lbdist.analysis.step_time import StepTime
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-MEASURED = "measured, tree"
+MEASURED = throughput.TREE
 """The link of the model's panel and sentences (see `throughput.links_of`)."""
 
 DRAWN = 64
@@ -96,7 +96,7 @@ def sections(
     more = [workers for workers in predicted if workers > max(clock.workers for clock in clocks)]
     links = throughput.links_of(fitted, interconnects or {}) if fitted is not None else {}
     further = [model_clock(timed, link, workers, name) for name, link in links.items() for workers in more]
-    few = data[(data["remedy"] != "none") | data["label"].isin(["SB", "LB"])]
+    few = _without_between(data)
     modelled = [v for goal in goals.values() for clock in further for v in verdicts(few, clock, goal)]
     tables = [_table(runs, found)]
     if modelled:
@@ -115,6 +115,11 @@ def sections(
         Section(title, _sentences(runs, goals, found, modelled), figures=[figure], brief=True),
         Section("Time to a score", tables=tables, brief=True),
     ]
+
+
+def _without_between(data: pd.DataFrame) -> pd.DataFrame:
+    """SB, LB and the remedies, without the batches between."""
+    return data[(data["remedy"] != "none") | data["label"].isin(["SB", "LB"])]
 
 
 def targets(data: pd.DataFrame) -> dict[str, float]:
@@ -232,24 +237,23 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
                 of_number(v.target, 2),
                 of_number(v.clock.workers),
                 Entry("{} of {}".format(*v.runs), values={"": v.runs[0], "of": v.runs[1]}),
-                Entry(number(v.steps.mean, 2), interval(_difference(v.steps)), _ends(v.steps)),
+                Entry(number(v.steps.mean, 2), interval(v.steps), _ends(v.steps)),
                 of_number(v.bound, 2),
                 of_number(v.paper, 2),
                 Entry(seconds(v.small), values={"": v.small}),
                 Entry(seconds(v.own), values={"": v.own}),
                 Entry(number(v.faster.mean, 2), values=_ends(v.faster)),
-                Entry(interval(_difference(v.faster))),
+                Entry(interval(v.faster)),
                 *[Entry("–" if math.isnan(hour) else f"{hour:.2g}", values={"": hour}) for hour in hours],
             ]
         )
     note = (
-        "A method is faster than SB where its steps over SB's, I / I_SB, are below a step's time of "
-        "SB over its "
-        "own. Appendix C has B_SB / (f_SB(P) B) for that, with f_SB(P) as it was measured; it takes one "
-        "worker's time to be in proportion to the batch, and the efficiency of a large batch to be 1. Steps "
-        "of runs that came to the score, geometric means; where "
-        "some did not, a mean is over those that did. Methods of which no run comes there are left out. "
-        "Intervals are over the seeds. Times are of steps alone, without start and evaluation."
+        "A method is faster than SB where its steps over SB's, I / I_SB, are below a step's time of SB "
+        "over its own. Appendix C has B_SB / (f_SB(P) B) for that, with f_SB(P) as it was measured; it "
+        "takes one worker's time to be in proportion to the batch, and the efficiency of a large batch to "
+        "be 1. Steps of runs that came to the score, geometric means; where some did not, a mean is over "
+        "those that did. Methods of which no run comes there are left out. Intervals are over the seeds. "
+        "Times are of steps alone, without start and evaluation."
     )
     keys = [(v.target, v.clock.workers) for v in found]
     title = "Time to a test score, SB over each method"
@@ -258,10 +262,6 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
 
 def _ends(item: Summary) -> dict[str, float]:
     return {"": item.mean, "low": item.low, "high": item.high}
-
-
-def _difference(item: Summary) -> Difference:
-    return Difference(item.mean, item.low, item.high)
 
 
 def _sentences(
@@ -287,7 +287,7 @@ def _sentences(
                 f"against {seconds(last.small)}."
             )
             sentences.append(_where(large))
-            for link in dict.fromkeys(v.clock.link for v in modelled if v.clock.link != "measured, ring"):
+            for link in dict.fromkeys(v.clock.link for v in modelled if v.clock.link != throughput.RING):
                 further = [v for v in modelled if (v.label, v.target, v.clock.link) == ("LB", goal, link)]
                 sentences.append(_from(further, link))
         others = [v for v in own if v.label != "LB" and v.clock.workers == most and v.runs[0] == v.runs[1]]
@@ -303,7 +303,7 @@ def _sentences(
 
 def _times(item: Summary) -> str:
     """How fast, with the interval where there is one."""
-    within = "" if math.isnan(item.low) else f" (95 % interval {interval(_difference(item))})"
+    within = "" if math.isnan(item.low) else f" (95 % interval {interval(item)})"
     return f"{number(item.mean, 2)} times as fast as SB{within}"
 
 
@@ -346,8 +346,7 @@ def _draw(runs: Runs, data: pd.DataFrame, clocks: Sequence[Clock]) -> Drawing:
 
     figure = Drawn(figsize=(7.2, 0.9 + 2.6 * len(clocks)), layout="constrained")
     panels = figure.subplots(len(clocks), 1, squeeze=False)[:, 0]
-    own = data[(data["remedy"] != "none") | data["label"].isin(["SB", "LB"])]
-    shown = sorted(own["label"].unique(), key=lambda label: label in ("SB", "LB"))
+    shown = sorted(_without_between(data)["label"].unique(), key=lambda label: label in ("SB", "LB"))
     style = drawing.marks(shown)
     for axes, clock in zip(panels, clocks, strict=True):
         for place, label in enumerate(shown):

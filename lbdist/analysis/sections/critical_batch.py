@@ -12,7 +12,7 @@ import pandas as pd
 from lbdist.analysis import drawing, to_score
 from lbdist.analysis.numbers import number
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary, starts
 from lbdist.analysis.statistics import Summary, geometric, rank_correlation, summarise
 from lbdist.analysis.to_score import CriticalBatch
 
@@ -136,8 +136,8 @@ def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
     to which no branch's training loss is above that at SB's batch by more than the tolerance.
 
     Returns:
-        One row an epoch: `epoch`, `losses` by batch (Summaries over the seeds), `rises` over the branch at
-        the smallest batch by batch, `batch`, and `most`, whether it is the largest that was tried.
+        One row an epoch: `epoch`, `rises` over the branch at the smallest batch by batch (Summaries over the
+        seeds), `batch`, and `most`, whether it is the largest that was tried.
     """
     cells = runs.cells
     own = cells[cells["origin_epoch"].notna() & (cells["stage"] == "check") & ~cells["diverged"]]
@@ -153,10 +153,8 @@ def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
             if batch in failed or not rise.mean <= tolerance:
                 break
             kept = batch
-        losses = {int(b): summarise(by_seed[b]) for b in by_seed.columns}
-        found.append({"epoch": int(epoch), "losses": losses, "rises": rises, "batch": kept,
-                      "most": kept == max(rises)})  # fmt: skip
-    return pd.DataFrame(found, columns=["epoch", "losses", "rises", "batch", "most"])
+        found.append({"epoch": int(epoch), "rises": rises, "batch": kept, "most": kept == max(rises)})
+    return pd.DataFrame(found, columns=["epoch", "rises", "batch", "most"])
 
 
 def along(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None]) -> pd.DataFrame:
@@ -202,8 +200,7 @@ def _critical(
         "SB's batch (Merrill et al. 2025; here the optimiser's state begins anew in every branch)."
     )
     heads = ["by", "epoch of SB", "critical batch", "95 % interval", ""]
-    kinds = [(str(row[0].text).startswith("steps") and "steps") or str(row[0].text) for row in rows]
-    groups = frozenset(place for place in range(1, len(kinds)) if kinds[place] != kinds[place - 1])
+    groups = starts(row[0].text.partition(" to ")[0] for row in rows)
     tables = [Table("critical_batch", "The critical batch along training, in samples", heads, rows, note,
                     groups=groups)]  # fmt: skip
     if len(branched):

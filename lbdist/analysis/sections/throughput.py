@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 PHASES = ("data", "forward", "backward", "all_reduce", "optimizer", "other")
 TIMING, COLLECTIVES = "timing", "collectives"
+"""What a study calls the procedures."""
+
+TREE, RING = "measured, tree", "measured, ring"
+"""The measured link by each algorithm."""
+
 GOOD = 0.15
 """By which share a prediction may be off to be called one."""
 
@@ -344,8 +349,8 @@ def _left_out(steps: Sequence[Step], guesses: Sequence[float], errors: Sequence[
 
 def links_of(fitted: StepTime, interconnects: Mapping[str, Mapping[str, float]]) -> dict[str, StepTime]:
     """The model over each interconnect: the measured one by a tree and by a ring, the others by a tree."""
-    own = {name: fitted.value(name) for name in ("alpha", "beta")}
-    found = {f"measured, {how}": fitted.through(how) for how in ("tree", "ring")} if own["alpha"] else {}
+    measured = {TREE: fitted.through("tree"), RING: fitted.through("ring")}
+    found = measured if fitted.value("alpha") else {}
     for name, link in interconnects.items():
         found[name] = fitted.over(float(link["seconds"]), 1 / float(link["bytes_per_second"]))
     return found
