@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from lbdist.plan import Cell, Measurement, title
 
 if TYPE_CHECKING:
-    from lbdist.tuning import Job
+    from lbdist.tuning.schedule import Job
 
 LINE_SECONDS = 5.0
 """Without a terminal, what runs is said at most this often."""

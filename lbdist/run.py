@@ -123,9 +123,9 @@ def _main(arguments: list[str], command: str) -> int:
         schema.check(checked)
     with _uncollected():
         # torch and Ray take seconds to import: not before the configuration is known to be good
-        from lbdist import session
+        from lbdist.prepare import prepare
 
-        ready = session.prepare(config, parts)
+        ready = prepare(config, parts)
     status = ready.run(command)
     if config.dry_run and status == 0 and config.name in configuration.options("experiment"):
         print(configuration.left_out(config, arguments, folders))

@@ -1,11 +1,8 @@
 """Shared by all tests: one thread a process, Ray told to be quiet, small cells and data."""
 
-import fcntl
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,77 +10,44 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # the tests that run beside a study would starve its workers, which are nice by Ray's default
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-import numpy as np
 import pytest
 import torch
 
-from lbdist.data.base import Dataset, Split
+from lbdist.training import rehearsal
+from tests.support import seeds
+from tests.support.commands import STARTED, finish, serially, start
 
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--seeds=1`: other draws than the usual ones."""
+    parser.addoption("--seeds", type=int, default=0, help="shifts the seeds by which tests draw and train")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the tests are imported, some of which draw then."""
+    if config.getoption("--seeds"):
+        seeds.shift(config.getoption("--seeds"))
+
+
+RAY = ("test_up", "test_nodes", "test_run", "test_kills", "test_pool", "test_slurm")
+"""Modules that start Ray: one after the other in one process, the longest first, and the rest beside them."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs whole studies starts first, since each file stays on one process to its end."""
-    # `ray up` first beside them: it waits more than it works
-    long = (
-        "test_run",
-        "test_cluster_up",
-        "test_kills",
-        "test_cluster_nodes",
-        "test_damage",
-        "test_storage",
-        "test_cluster_files",
-        "test_additions",
-    )
-    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
-
-
-UNMEASURED = [
-    "epochs=4",
-    "seeds=1",
-    "evaluations=4",
-    "data.train_samples=400",
-    "data.test_samples=200",
-    "network.widths=[16,16]",
-    "max_concurrent=1",
-]
-"""The default study, shrunk, but for what it measures."""
-
-SMALL = [*UNMEASURED, "measure.sharpness.draws=1", "measure.sharpness.subspace_dimension=5"]
-"""The default study, shrunk."""
+    """Ray's tests stay in one process, and each other file in whichever is free."""
+    for item in items:
+        group = "ray" if item.path.stem in RAY else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: RAY.index(item.path.stem) if item.path.stem in RAY else len(RAY))
 
 
 @pytest.fixture(scope="session")
 def mnist1d_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of the session's own."""
     return tmp_path_factory.mktemp("cache")
-
-
-def signals(train: int = 130, test: int = 40, length: int = 12, classes: int = 4, seed: int = 0) -> Dataset:
-    """Random signals whose class can be learnt."""
-    random = np.random.default_rng(seed)
-    centres = random.normal(size=(classes, length))
-
-    def split(count: int) -> Split:
-        labels = random.integers(0, classes, count)
-        return Split((centres[labels] + 0.7 * random.normal(size=(count, length))).astype("f4"), labels)
-
-    return Dataset(split(train), split(test), classes)
-
-
-def images(train: int = 70, test: int = 20, seed: int = 0) -> Dataset:
-    """Random uint8 images, 3 x 8 x 8, in 4 classes."""
-    random = np.random.default_rng(seed)
-
-    def split(count: int) -> Split:
-        labels = random.integers(0, 4, count)
-        noise = random.integers(0, 128, (count, 3, 8, 8))
-        return Split((noise + 30 * labels[:, None, None, None]).astype("u1"), labels)
-
-    return Dataset(split(train), split(test), 4)
-
-
-STARTED: list[subprocess.Popen] = []
 
 
 @pytest.fixture(autouse=True)
@@ -96,40 +60,52 @@ def nothing_runs_on() -> Iterator[None]:
     STARTED.clear()
 
 
-def start(storage: Path, *arguments: str, shrunk: Sequence[str] = SMALL) -> subprocess.Popen:
-    """The command on a shrunk study, begun."""
-    command = [sys.executable, "-m", "lbdist.run", *shrunk, f"storage={storage}", *arguments]
-    pipe = subprocess.PIPE
-    STARTED.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=storage))
-    return STARTED[-1]
-
-
-def finish(process: subprocess.Popen) -> str:
-    """What the command printed; it must have ended well."""
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, out + err
-    return out
-
-
 @pytest.fixture(scope="session")
 def cache(mnist1d_cache: Path) -> str:
     """The data's place, as an override."""
     return f"data.root={mnist1d_cache}"
 
 
+@pytest.fixture
+def unestimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs that say that each cell takes a second, since to measure a step of each takes its time."""
+    monkeypatch.setattr(rehearsal, "estimate", lambda cells, data, device: {cell.id: 1.0 for cell in cells})
+
+
 @pytest.fixture(scope="session")
 def remedies(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, str]:
-    """The default study, undisturbed, two cells at once: a copy of its storage, and what it printed."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent  # of all processes of this run
-    storage, printed = shared / "undisturbed", shared / "undisturbed.txt"
-    with (shared / "undisturbed.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not printed.exists():
-            storage.mkdir()
-            fields = ["experiment=remedies", "max_concurrent=null", cache]
-            printed.write_text(finish(start(storage, *fields)))
-    own = tmp_path_factory.mktemp("remedies") / "results"
-    shutil.copytree(storage, own)
-    return own, printed.read_text()
+    """The default study through Ray, undisturbed, two cells at once: its storage, and what it printed."""
+    storage = tmp_path_factory.mktemp("undisturbed") / "results"
+    storage.mkdir()
+    return storage, finish(start(storage, "experiment=remedies", "max_concurrent=null", cache))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, str]:
+    """The same without Ray."""
+    storage = tmp_path_factory.mktemp("alone") / "results"
+    return storage, serially(storage, "experiment=remedies", cache)
+
+
+@pytest.fixture
+def copied(alone: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the storage of the default study."""
+    return Path(shutil.copytree(alone[0], tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket of a real S3 server on loopback."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys).create_bucket(Bucket="results")
+    yield (
+        "s3://key:secret@results/{}?scheme=http&region=us-east-1&allow_bucket_creation=false"
+        f"&endpoint_override={host}:{port}"
+    )
+    server.stop()

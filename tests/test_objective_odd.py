@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_networks import CLASSES, INPUTS, odd_networks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +20,7 @@ from lbdist.objective import BATCH_NORM_MODES, Objective
 from lbdist.sharpness import box_sharpness
 from lbdist.training.batches import Workers, batches
 from lbdist.training.learner import Learner
+from tests.support.odd_networks import CLASSES, INPUTS, odd_networks
 
 
 def data(count: int = 21) -> tuple[Tensor, Tensor]:

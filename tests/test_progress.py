@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from study_plans import make_study
 
 from lbdist import progress
 from lbdist.plan import Measurement, Point
 from lbdist.progress import Progress
-from lbdist.tuning import Job
+from lbdist.tuning.schedule import Job
+from tests.support.plans import make_study
 
 
 class Clock:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from study_plans import make_study
 
 from lbdist.errors import InputError
 from lbdist.rules import RULES, scaled
 from lbdist.studies.base import cells_of, whole
+from tests.support.plans import make_study
 
 ADAM = {"_target_": "torch.optim.Adam", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}
 

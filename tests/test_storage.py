@@ -3,40 +3,18 @@
 import contextlib
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import finish, start
-from test_run import agree, values
 
 from lbdist import storage
 from lbdist.errors import InputError
-from lbdist.results import load
 from lbdist.storage import Store
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket of a real S3 server on loopback."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys).create_bucket(Bucket="results")
-    yield (
-        "s3://key:secret@results/{}?scheme=http&region=us-east-1&allow_bucket_creation=false"
-        f"&endpoint_override={host}:{port}"
-    )
-    server.stop()
+from tests.support.commands import here
 
 
 @pytest.fixture(params=["local", "file", "s3"])
@@ -128,47 +106,6 @@ def test_a_place_that_cannot_be_written_is_one_line() -> None:
         pass
 
 
-def test_a_study_lives_in_an_object_store(
-    s3: str, remedies: tuple[Path, str], tmp_path: Path, cache: str
-) -> None:
-    """Rows, models, Tune's folder, report and lock on S3, whatever interrupts it; nothing is on the disk."""
-    root = s3.format("study")
-    arguments = [
-        "experiment=gap",
-        "study.equal_loss=null",
-        "study.check_workers=2",
-        "measure=[sharpness,distance]",
-        "measure.sharpness.solvers=[paper]",
-        cache,
-        f"storage={root}",
-    ]
-    first = start(tmp_path, *arguments)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("[1/"):
-            break
-    first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=300)
-    assert first.returncode == 143 and "interrupted; what is finished is kept" in err and "secret" not in out
-    store = Store(root)
-    assert len([name for name in store.names("cells") if name.endswith("rows.parquet")]) >= 1
-    assert "gap/lock.json" not in store.names()
-    out = finish(start(tmp_path, *arguments))
-    assert "SB" in out and "secret" not in out and not list(tmp_path.iterdir())
-    study = f"{root.partition('?')[0]}/gap?{root.partition('?')[2]}"
-    rows = load(study)
-    assert set(rows["method"]) == {"SB", "LB"} and (rows["measure"] == "distance").sum() == 4
-    agree(values(study), values(remedies[0] / "remedies"), least=51)
-    names = store.names()
-    for cell in rows["cell"].unique():
-        wanted = {f"cells/{cell}/{name}" for name in ("cell.json", "model.safetensors", "rows.parquet")}
-        assert {name for name in names if name.startswith(f"cells/{cell}/")} == wanted
-    assert "gap/report.html" in names and any(name.startswith("gap/tune/") for name in names)
-    assert "secret" not in store.read("gap/report.html").decode()
-    again = finish(start(tmp_path, *arguments))
-    assert "local Ray" not in again and again[again.index("Mean") :] == out[out.index("Mean") :]
-
-
 def test_wrong_credentials_are_one_line(tmp_path: Path, cache: str) -> None:
     """Against a server that looks at them; nothing is started."""
     with socket.socket() as free:
@@ -187,16 +124,11 @@ def test_wrong_credentials_are_one_line(tmp_path: Path, cache: str) -> None:
             assert time.monotonic() < end
             time.sleep(0.2)
         options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{port}"
-        process = start(
-            tmp_path,
-            "experiment=gap",
-            "study.equal_loss=null",
-            cache,
-            f"storage=s3://key:secret@results/x?{options}",
-        )
-        out, err = process.communicate(timeout=60)
+        root = f"storage=s3://key:secret@results/x?{options}"
+        out = here(tmp_path, "experiment=gap", "study.equal_loss=null", cache, root, status=2)
     finally:
         server.kill()
         server.wait()
-    assert process.returncode == 2 and "Ray" not in out and "secret" not in out + err
-    assert err.count("\n") == 1 and err.startswith("lbdist: storage=s3://results/x: must be a place"), err
+    assert "Ray" not in out and "secret" not in out
+    (line,) = [line for line in out.splitlines() if line.startswith("lbdist: ")]
+    assert line.startswith("lbdist: storage=s3://results/x: must be a place"), line

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lbdist.analysis.statistics import Summary, summarise
+from lbdist.analysis.statistics import Summary, correlation, summarise
 
 FILLED = 0.9
 """The share of a device's memory that may be taken."""
@@ -166,7 +166,7 @@ def most_share(timed: Sequence[Timed]) -> float:
     if len({share for share, _, _ in known}) < 3:
         return math.nan
     share, memory, device = (np.array(column) for column in zip(*known, strict=True))
-    slope, start = np.polyfit(share, memory, 1)
-    if slope <= 0 or np.corrcoef(share, memory)[0, 1] < STRAIGHT:
+    if not correlation(share, memory) >= STRAIGHT:  # nor where memory is the same for all
         return math.nan
+    slope, start = np.polyfit(share, memory, 1)
     return float((FILLED * device.min() - start) / slope)

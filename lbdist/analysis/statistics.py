@@ -238,6 +238,19 @@ def positive_fit(
     return np.exp(solved.x), ends, error
 
 
+def correlation(a: Iterable[float], b: Iterable[float]) -> float:
+    """Pearson's correlation of two equally long lists; NaN where a list is constant: it is not defined there.
+
+    Example:
+        >>> round(correlation([1.0, 2.0, 3.0], [10.0, 20.0, 30.0]), 9), correlation([1.0, 2.0], [5.0, 5.0])
+        (1.0, nan)
+    """
+    first, second = np.array(list(a)), np.array(list(b))
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
 def rank_correlation(a: Iterable[float], b: Iterable[float]) -> float:
     """Spearman's rank correlation of two equally long lists; NaN where a list is constant.
 

@@ -168,7 +168,8 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
     if not override.is_delete() and any((root / key).is_dir() for root in (config_root(), *folders)):
         chosen = value if isinstance(value, list) and key in SEVERAL else [value]
         known = options(key, folders)
-        for name in chosen or [None]:
+        nothing = [] if key == "measure" else [None]  # a study may measure nothing
+        for name in chosen or nothing:
             if not isinstance(name, str) or name not in known:
                 number = "one or more" if key in SEVERAL else "one"
                 raise InputError(f"{text}: must be {number} of {', '.join(known)}")

@@ -20,6 +20,7 @@ RESERVED = ("cells", "measurements")
 """Folders that a storage folder has for all studies."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
+EXECUTORS = ("ray", "serial")
 DECAYS = ("constant", "cosine", "step")
 
 
@@ -101,6 +102,7 @@ class Config:
     patience: int | None = MISSING
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
+    executor: str = MISSING
     storage: str = MISSING
     max_concurrent: int | None = MISSING
     retries: int = MISSING
@@ -161,7 +163,8 @@ def check(config: DictConfig) -> None:
             config.micro_batch_size,
             f"a multiple of ghost_batch_size={config.ghost_batch_size}",
         )
-    for field_name, words in (("precision", ("auto", *PRECISIONS)), ("lr_rule", RULES)):
+    named = ("precision", ("auto", *PRECISIONS)), ("lr_rule", RULES), ("executor", EXECUTORS)
+    for field_name, words in named:
         require(config[field_name] in words, field_name, config[field_name], one_of(words))
     schedule = config.schedule
     require(schedule.decay in DECAYS, "schedule.decay", schedule.decay, one_of(DECAYS))

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import torch
 
-from lbdist import results
-from lbdist.cluster import Capacity
-from lbdist.config.build import build
+from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset
 from lbdist.errors import one_line
-from lbdist.networks.flat import flatten
+from lbdist.losses import Loss
 from lbdist.nodes import check_code, code
 from lbdist.objective import Objective
-from lbdist.plan import Measurement, Point, digest, title
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.plan import Measurement, Point, digest
+from lbdist.sharpness.evaluator import Evaluator
+from lbdist.sharpness.measure import Row
 from lbdist.storage import FULL, Store
-from lbdist.training import checkpoint
-from lbdist.training.loop import on_device
 
 
 class Sharded(Objective):
@@ -73,8 +69,8 @@ class Sharded(Objective):
         return self._together(x, v)[1]
 
 
-class Evaluator:
-    """Measures in one process; the data stay on its device, the last models and their f in memory.
+class EvaluatorActor(Evaluator):
+    """An evaluator that is an actor of the pool.
 
     Args:
         data: Training and test set.
@@ -84,58 +80,30 @@ class Evaluator:
         helpers: Actors of this kind that compute parts of f.
     """
 
+    passes: ClassVar[tuple[type[Exception], ...]] = (ray.exceptions.RayActorError,)  # a helper's death
+
     def __init__(
         self, data: Dataset, store: Store, device: str, driver: str, helpers: Sequence[Any] = ()
     ) -> None:
         check_code(driver)
         torch.set_num_threads(1)
-        self.store, self.device = store, device
-        self._splits = {"train": data.train, "test": data.test}
-        self._loaded: dict[str, Minimiser] = {}
+        super().__init__(data, store, device)
         self.helpers = helpers
-
-    @functools.cache  # noqa: B019
-    def _data(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A split on the device, put there when it is first asked for: few measures need the test set."""
-        return on_device(self._splits[split], self.device)
 
     def ready(self) -> None:
         """Returns once the process has started."""
 
-    def minimisers(self, points: Sequence[Point]) -> list[Minimiser]:
-        """The models at these points; those of the call before stay loaded."""
-        keys = [digest(point.key) for point in points]
-        found = zip(keys, points, strict=True)
-        self._loaded = {key: self._loaded.get(key) or self._load(point) for key, point in found}
-        return [self._loaded[key] for key in keys]
+    def _objective(
+        self, point: Point, split: str, network: torch.nn.Module, loss: Loss, options: dict[str, Any]
+    ) -> Objective:
+        def ask(x: torch.Tensor, v: torch.Tensor | None, parts: int) -> list[ray.ObjectRef]:
+            there = ray.put((x.cpu(), None if v is None else v.cpu()))
+            return [
+                helper.sums.remote(point, split, options, there, part, parts)
+                for part, helper in enumerate(self.helpers, 1)
+            ]
 
-    def _load(self, point: Point) -> Minimiser:
-        cell = point.cell
-        network = checkpoint.starting_point(self.store, cell, self.device)
-        start = flatten(network)
-        if point.file is None:
-            folder = self.store / results.cell_folder(cell.id)
-            model = checkpoint.load_model(folder, checkpoint.model_name(point.epoch), self.device)
-        else:
-            model = checkpoint.load_file(network, point.file)
-        network.load_state_dict(model)
-        loss, made = build(cell.loss, "loss"), {}
-
-        def objective(split: str = "train", **options: Any) -> Objective:
-            key = split, *sorted(options.items())
-            if key not in made:
-
-                def ask(x: torch.Tensor, v: torch.Tensor | None, parts: int) -> list[ray.ObjectRef]:
-                    there = ray.put((x.cpu(), None if v is None else v.cpu()))
-                    return [
-                        helper.sums.remote(point, split, options, there, part, parts)
-                        for part, helper in enumerate(self.helpers, 1)
-                    ]
-
-                made[key] = Sharded(ask, len(self.helpers), network, self._data(split), loss=loss, **options)
-            return made[key]
-
-        return Minimiser(flatten(network), start, objective)
+        return Sharded(ask, len(self.helpers), network, self._data(split), loss=loss, **options)
 
     def sums(
         self,
@@ -154,31 +122,6 @@ class Evaluator:
         v = None if v is None else v.to(self.device)
         total, second = self._loaded[key].objective(split, **options).sums(x, v, part, parts)
         return total.cpu(), second.cpu()
-
-    def measure(self, measurement: Measurement) -> list[Row]:
-        """Measures, writes the rows and returns them; what cannot be measured is a row with its error.
-
-        Raises:
-            Exception: A model could not be read, or the rows not be written: that is no result, and the next
-                run tries again.
-        """
-        name, file = f"measure.{title(measurement.measure)}", results.measurement_file(measurement.id)
-        failed: Row = {"metric": title(measurement.measure)}
-        at = self.minimisers(measurement.at)
-        try:
-            measure: Measure = build(measurement.measure, name, kind=Measure)
-            failed = measure.failed()
-            rows = [{**measurement.columns(), **row} for row in measure(at)]
-            table = results.as_table(rows)
-        except ray.exceptions.RayActorError:
-            raise  # a helper's death is no result
-        except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
-            failed |= {"value": float("nan"), "converged": False, "error": text}
-            rows = [{**measurement.columns(), **failed}]
-            table = results.as_table(rows)
-        results.write_rows(self.store, file, table)
-        return rows
 
 
 def measure_all(
@@ -209,7 +152,7 @@ def measure_all(
         be read, or no actor could be started.
     """
     asks = capacity.process()
-    remote: Any = ray.remote(num_cpus=asks.get("CPU", 0), num_gpus=asks.get("GPU", 0))(Evaluator)
+    remote: Any = ray.remote(num_cpus=asks.get("CPU", 0), num_gpus=asks.get("GPU", 0))(EvaluatorActor)
     waiting = deque((measurement, 0) for measurement in measurements)
     models: dict[Any, Sequence[Point]] = {}  # what each actor has loaded
     busy: dict[Any, tuple[Any, Measurement, int]] = {}

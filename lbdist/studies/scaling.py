@@ -92,7 +92,7 @@ class Scaling(Comparison):
         if more:
             self.workers = [number for number in self.workers if number <= devices]
             listed = " and ".join(map(str, more))
-            lines.append(f"steps are not timed on {listed} workers, since the cluster holds {devices}")
+            lines.append(f"steps are not timed on {listed} workers, since there is room for {devices}")
         return lines
 
     def cells(self, done: Done) -> Iterator[Cell]:

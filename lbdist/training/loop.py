@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,10 @@ PROCEDURE_SECONDS = 3600.0
 """What a procedure may take that runs instead of training."""
 
 
+def _unlimited(seconds: float, what: str) -> None:
+    """No limit of time."""
+
+
 def _patience(seconds: float) -> float:
     """What is given to what took, or should take, so many seconds: beyond it, it never ends."""
     return 60.0 + 20.0 * seconds
@@ -155,7 +160,7 @@ def train(
     arithmetic: Arithmetic = EXACT,
     store: Store | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
-    allow: Callable[[float, str], None] = lambda seconds, what: None,
+    allow: Callable[[float, str], None] = _unlimited,
     replicas: Replicas | None = None,
 ) -> tuple[list[Row], Tensor]:
     """Trains one cell from its resume file or its start to its last epoch.
@@ -319,6 +324,7 @@ def run_cell(
     arithmetic: Arithmetic = EXACT,
     began: float | None = None,
     replicas: Replicas | None = None,
+    limited: bool = True,
 ) -> dict[str, float]:
     """Trains a cell and writes its rows and models; a cell that has them is only read.
 
@@ -333,9 +339,10 @@ def run_cell(
         arithmetic: In which it is trained.
         began: When the cell was handed out, in seconds since the epoch; None for now.
         replicas: Other cells that are trained at the same time.
+        limited: Whether a run that hangs ends its process, which somebody else is to start again.
 
     Returns:
-        The final metrics, for Tune.
+        The final metrics.
     """
     rows: Sequence[Row] = finished_rows(store, cell)
     if not rows:
@@ -348,6 +355,7 @@ def run_cell(
             Store.of(store).write(results.late_file(cell.id), what.encode())
 
         with Deadline(late) as deadline:
+            allow = deadline.allow if limited else _unlimited
             if cell.procedure is None:
                 rows, _ = train(
                     cell,
@@ -357,13 +365,13 @@ def run_cell(
                     arithmetic=arithmetic,
                     store=store,
                     report=report,
-                    allow=deadline.allow,
+                    allow=allow,
                     replicas=replicas,
                 )
             else:
                 from lbdist.training.procedures import Task  # which imports this module
 
-                deadline.allow(PROCEDURE_SECONDS, "it")
+                allow(PROCEDURE_SECONDS, "it")
                 task = Task(cell, data, workers, torch.device(device), arithmetic, store)
                 rows = build(cell.procedure, "procedure")(task)
         if workers.rank == 0:
@@ -385,16 +393,31 @@ def run_cells(
     device: torch.device | str,
     report: Callable[[dict[str, float]], None],
     arithmetic: Arithmetic,
-    began: float,
-) -> None:
-    """`run_cell` for several cells of one kind, which are trained at once, as replicas."""
+    began: float | None = None,
+    limited: bool = True,
+) -> dict[str, float]:
+    """`run_cell`; of several cells of one kind, which are trained at once, as replicas, what they all gave.
+
+    Returns:
+        The final metrics: the means over the cells.
+    """
+    if len(cells) == 1:
+        return run_cell(cells[0], data, store, device, report, arithmetic, began, limited=limited)
     replicas = Replicas()
     todo = [cell for cell in cells if not finished_rows(store, cell)]
 
     def training(cell: Cell) -> Callable[[Callable[[dict[str, float]], None]], Any]:
-        return lambda say: run_cell(cell, data, store, device, say, arithmetic, began, replicas)
+        return lambda say: run_cell(cell, data, store, device, say, arithmetic, began, replicas, limited)
 
     replicas.run([training(cell) for cell in todo], report)
+    return mean_metrics(store, cells)
+
+
+def mean_metrics(store: Store, cells: Sequence[Cell]) -> dict[str, float]:
+    """The final metrics of cells that are finished: the means over them, of those that all have."""
+    finals = [final_metrics(finished_rows(store, cell)) for cell in cells]
+    shared = [name for name in finals[0] if all(name in final for final in finals)]
+    return {name: float(np.mean([final[name] for final in finals])) for name in shared}
 
 
 def finished_rows(store: Store, cell: Cell) -> list[Row]:

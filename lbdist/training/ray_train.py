@@ -21,7 +21,7 @@ from ray.util import state
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from lbdist import processes
-from lbdist.cluster import Capacity
+from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store

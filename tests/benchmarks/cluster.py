@@ -25,7 +25,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from lbdist import results
-from lbdist.cluster import Capacity
+from lbdist.capacity import Capacity
 from lbdist.config.build import plain
 from lbdist.config.compose import compose
 from lbdist.data.base import Dataset, Split

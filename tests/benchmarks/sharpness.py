@@ -342,7 +342,7 @@ def pool(name: str) -> None:
     """Twenty measurements at five models, on one actor and on two, in turns."""
     import ray
 
-    from lbdist.cluster import Capacity
+    from lbdist.capacity import Capacity
     from lbdist.plan import Cell, Measurement, Point
     from lbdist.sharpness.pool import measure_all
     from lbdist.storage import Store

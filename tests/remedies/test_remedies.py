@@ -4,46 +4,15 @@ import itertools
 
 import pytest
 import torch
-from conftest import images, signals
-from omegaconf import OmegaConf
-from training_cells import CONVOLUTIONAL, SGD, make_cell
 
-from lbdist.config.build import build, plain
-from lbdist.config.compose import config_root
+from lbdist.config.build import build
 from lbdist.errors import InputError
 from lbdist.remedies.growth import Growth
 from lbdist.training.batches import Workers, batches
 from lbdist.training.loop import make_remedy, train
-
-NAMES = sorted(path.stem for path in (config_root() / "remedy").glob("*.yaml"))
-VARIANTS = {
-    "growth": {"rule": "norm_test", "start": 20, "theta": 0.5},
-    "robust": {"ascent_steps": 2, "norm": "inf", "rho": 0.01},
-}
-
-
-def remedy(name, **changes):
-    node = OmegaConf.create({"small_batch": 16, **OmegaConf.load(config_root() / "remedy" / f"{name}.yaml")})
-    return {**{k: v for k, v in plain(node)[name].items() if k != "search"}, **changes}
-
-
-def cases():
-    """(id, cell, data): every remedy as shipped and in its other forms, on signals and on images."""
-    epochs = {name: 2 if name == "growth" else 1 for name in NAMES}  # the norm test shows in the second
-    for name in NAMES:
-        for variant in [{}] + ([VARIANTS[name]] if name in VARIANTS else []):
-            # 130 samples in batches of 48: the last has 34, which 4 workers cannot share evenly
-            cell = make_cell(remedies=[remedy(name, **variant)], epochs=epochs[name])
-            label = "-".join([name, *map(str, variant.values())])
-            yield label, cell, signals()
-            image = make_cell(remedies=[remedy(name, **variant)], network=CONVOLUTIONAL,
-                              global_batch_size=32, optimizer=SGD, epochs=epochs[name])  # fmt: skip
-            yield f"{label}-images", image, images()
-    several = [remedy("augmentation"), remedy("conservative"), remedy("robust", rho=0.05)]
-    yield "combination", make_cell(remedies=several, epochs=1), signals()
-    yield "ghost", make_cell(ghost_batch_size=8), signals()
-    yield "ghost-accumulation", make_cell(ghost_batch_size=4, micro_batch_size=8, optimizer=SGD), signals()
-    yield "tiny-last-batch", make_cell(global_batch_size=43), signals(train=130)
+from tests.support.cells import make_cell
+from tests.support.every import NAMES, remedy
+from tests.support.samples import signals
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,13 +6,13 @@ import random
 from collections import Counter
 
 import pytest
-from study_plans import SHIPPED, Story, make_study, quality
 
 from lbdist.errors import InputError
 from lbdist.plan import Cell, Origin
 from lbdist.studies.base import SEARCH_SEED, Study, cells_of, whole
 from lbdist.studies.comparison import Comparison, best
 from lbdist.studies.paper import Paper
+from tests.support.plans import SHIPPED, Story, make_study, quality
 
 
 def finish(study: Study, story: Story, seed: int, stop: float = 0.0) -> Counter[str]:
@@ -364,7 +364,7 @@ def test_scaling_times_each_batch_and_remedy_alone_on_all_workers() -> None:
     trained = {cell.global_batch_size for cell in cells if cell.stage == "confirm" and cell.remedy == "none"}
     assert trained == set(sizes)
     lines = study.within(2)
-    assert lines == ["steps are not timed on 64 workers, since the cluster holds 2"] and not study.within(2)
+    assert lines == ["steps are not timed on 64 workers, since there is room for 2"] and not study.within(2)
     assert max(cell.asked_workers for cell in cells_of(study, whole(study)).values()) == 2
 
 

@@ -1,0 +1,114 @@
+"""What is done of a study: its cells' files, looked up once, and set aside where they are damaged."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lbdist import results
+from lbdist.plan import Cell
+from lbdist.storage import Damaged, Store
+from lbdist.studies.base import Final
+from lbdist.training import checkpoint, loop
+
+
+class Book:
+    """What is done: each cell is looked up in the storage folder once, and booked when it ends.
+
+    A file that is damaged is set aside, with a line that says so, and counts as missing; a cell of which one
+    is missing counts as never run.
+
+    Args:
+        store: The storage folder.
+        say: Told of what is damaged; None leaves the folder as it is, for a dry run.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None] | None = None) -> None:
+        self.store, self.say = store, say
+        self._found: dict[tuple[str, frozenset[int]], Final | None] = {}
+        self._ended: dict[str, Final] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    def __call__(self, cell: Cell) -> Final | None:
+        """The final metrics of a cell that is finished with every model that it keeps, else None."""
+        if cell.id in self._ended:
+            return self._ended[cell.id]
+        key = (cell.id, cell.keep)
+        if key not in self._found:
+            rows = self.rows(results.cell_file(cell.id))
+            whole = bool(rows) and self._described(cell) and loop.has_models(self.store, cell, rows)
+            self._found[key] = loop.final_metrics(rows) if whole else None
+        return self._found[key]
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a cell's or a measurement's file, read once; none where it is missing or damaged."""
+        if name not in self._rows:
+            found = self._sound(name, lambda: results.read_rows(self.store, name))
+            if not found:
+                return []
+            self._rows[name] = found
+        return self._rows[name]
+
+    def _described(self, cell: Cell) -> bool:
+        """Whether `cell.json` is there, with the code that the rows come from; if not, they are dropped."""
+        name = f"{results.cell_folder(cell.id)}/cell.json"
+        return self._needed(cell, name, lambda: results.read_cell(self.store, cell.id))
+
+    def check(self, cells: Sequence[Cell], models: Iterable[tuple[Cell, int | None]]) -> None:
+        """Looks through the files that are about to be read: resume files, and models.
+
+        Args:
+            cells: Cells that are going to run, from where they stopped.
+            models: Cells that are finished, and the epoch (None: the last) of a model of each.
+        """
+        for cell in cells:
+            name = f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}"
+            self._sound(name, functools.partial(checkpoint.check, self.store / results.cell_folder(cell.id)))
+        for cell, epoch in {(cell.id, epoch): (cell, epoch) for cell, epoch in models}.values():
+            if cell.id in self._ended:
+                continue  # written just now
+            folder, file = self.store / results.cell_folder(cell.id), checkpoint.model_name(epoch)
+            name = f"{results.cell_folder(cell.id)}/{file}"
+            self._needed(cell, name, functools.partial(checkpoint.load_model, folder, file))
+
+    def _sound(self, name: str, read: Callable[[], Any], of: Cell | None = None) -> Any:
+        """What a file holds; None where it is damaged, or missing, which is told if it is part of a cell."""
+        say = self.say or (lambda line: None)
+        again = f"{of.label} is to be trained again" if of else "to be computed again"
+        try:
+            return read()
+        except FileNotFoundError:
+            if of is not None:
+                say(f"{self.store}/{name} is missing; {again}")
+        except Damaged as error:
+            aside = self.store.set_aside(name).rpartition("/")[2] if self.say else ""
+            say(f"{error}; set aside as {aside}, {again}")
+        return None
+
+    def _needed(self, cell: Cell, name: str, read: Callable[[], Any]) -> bool:
+        """Whether a part of a finished cell is sound; if not, the cell counts as one that never ran."""
+        if self._sound(name, read, cell):
+            return True
+        if self.say is not None:
+            self.store.remove(results.cell_file(cell.id))
+        self._rows.pop(results.cell_file(cell.id), None)
+        self._ended.pop(cell.id, None)
+        for key in [key for key in self._found if key[0] == cell.id]:
+            self._found[key] = None
+        return False
+
+    def end(self, cell: Cell, final: Final) -> None:
+        """Books a cell that ended; an empty `final` is a failure."""
+        self._ended[cell.id] = final
+
+
+def read_cell(store: Store, name: str) -> Cell:
+    """The cell whose configuration `cells/<id>/cell.json` holds."""
+    return Cell.of_record(results.read_cell(store, name)["cell"])
+
+
+def write_cell(store: Store, cell: Cell) -> None:
+    """Writes a cell's configuration beside its rows, with the versions and the machine."""
+    content = {"cell": cell.record(), "columns": cell.columns(), "provenance": results.provenance()}
+    results.write_cell(store, cell.id, content)

@@ -1,0 +1,203 @@
+"""Ray Tune over a schedule: each job is a trial of one Tune experiment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
+
+from lbdist.capacity import Capacity
+from lbdist.data.base import Dataset
+from lbdist.errors import one_line
+from lbdist.nodes import check_code, code
+from lbdist.storage import Store
+from lbdist.training import loop
+from lbdist.training.precision import Arithmetic, in_which
+from lbdist.tuning.book import read_cell
+from lbdist.tuning.schedule import Schedule
+
+REPORT_SECONDS = 2.0
+"""A report costs the driver time: between the points of the test curve there is one this often."""
+
+
+class Trials(Searcher):
+    """A schedule as Tune asks for it.
+
+    Args:
+        schedule: Hands out the cells; those that were finished before report once more, last, so that Tune's
+            folder is whole.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        schedule.again = [cell for cell in schedule.cells().values() if schedule.book(cell) is not None]
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        """The space is the study's own."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """The configuration of the next trial, None while none fits, and FINISHED at the end."""
+        schedule = self.schedule
+        job = schedule.next(trial_id)
+        if job is None:
+            return None if schedule.running or schedule.waiting() or schedule.again else Searcher.FINISHED
+        return {**job.describe(), "handed_out": time.time()}
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        """Tells who watches."""
+        job, watch = self.schedule.running.get(trial_id), self.schedule.watch
+        if job is not None and watch is not None:
+            watch.ran(job, loop.unlabelled(result))
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Books a trial that ended."""
+        if error or not result:
+            result = {"error": "its process died more often than `retries` allows"}
+        self.schedule.complete(trial_id, loop.unlabelled(result))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to keep: a rerun plans anew from the rows."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to take back: a rerun plans anew from the rows."""
+
+
+def trial(
+    config: dict[str, Any],
+    data: list[ray.ObjectRef],
+    store: Store,
+    folder: Store,
+    capacity: Capacity,
+    retries: int,
+    regroup_seconds: float,
+    driver: str,
+    arithmetic: Mapping[str, Arithmetic],
+) -> None:
+    """What a trial runs: cells in this process, or in a worker group of their own.
+
+    A death of the process, or of the group's controller, is Tune's to retry, one in the group Ray Train's. An
+    exception would come again: it is reported as the trial's `error`.
+    """
+    use_gpu = capacity.gpus > 0
+    latest = time.monotonic()
+
+    def report(metrics: dict[str, float]) -> None:
+        # a report costs the driver time: the points of the test curve do, and one every few seconds
+        nonlocal latest
+        if not math.isnan(metrics["loss"]) or time.monotonic() > latest + REPORT_SECONDS:
+            latest = time.monotonic()
+            tune.report(loop.labelled(cells[0], metrics))
+
+    try:
+        check_code(driver)
+        cells = [read_cell(store, name) for name in config["cells"].split()]
+        if config["num_workers"] > 1:
+            if not all(loop.finished_rows(store, cell) for cell in cells):
+                from lbdist.training import ray_train  # slow to import, and few studies need it here
+
+                ray_train.fit(
+                    cells,
+                    config["num_workers"],
+                    data[0],
+                    store,
+                    folder,
+                    capacity=capacity,
+                    retries=retries,
+                    regroup_seconds=regroup_seconds,
+                    callbacks=[TuneReportCallback()],
+                    arithmetic=arithmetic,
+                    began=config["handed_out"],
+                )
+            final = loop.mean_metrics(store, cells)
+        else:
+            if not use_gpu:
+                torch.set_num_threads(1)
+            dataset: Dataset = ray.get(data[0])
+            device = "cuda" if use_gpu else "cpu"
+            how = in_which(arithmetic, cells[0])
+            final = loop.run_cells(cells, dataset, store, device, report, how, config["handed_out"])
+    except ray.exceptions.RayActorError:
+        raise  # a death in the group's own machinery, which a new group gets over
+    except Exception as error:
+        tune.report({"error": f"{type(error).__name__}: {one_line(error)}"})
+    else:
+        tune.report(loop.labelled(cells[0], final))
+
+
+def grid(folder: str | Path) -> tune.ResultGrid:
+    """Tune's results of a study, each trial with its configuration, metrics and files.
+
+    Args:
+        folder: The study's folder (`results/remedies`), or its URI.
+    """
+    store = Store(folder) / "tune"
+    tuner = tune.Tuner.restore(store.path, trainable=trial, storage_filesystem=store.filesystem)
+    return tuner.get_results()
+
+
+def run(
+    schedule: Schedule,
+    data: ray.ObjectRef,
+    folder: Store,
+    *,
+    retries: int,
+    regroup_seconds: float,
+    arithmetic: Mapping[str, Arithmetic],
+) -> None:
+    """Runs every cell of a study that is not done; the others only report theirs.
+
+    Args:
+        schedule: Hands out the cells.
+        data: Reference to the `Dataset`.
+        folder: The study's folder; Tune's own is `tune` in it.
+        retries: Restarts of a trial that failed.
+        regroup_seconds: How long a group waits for workers that it lost before it goes on with fewer.
+        arithmetic: What each precision that cells ask for comes to.
+    """
+    capacity = schedule.capacity
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        # the driver of a worker group computes nothing; the group asks for its own CPUs or GPUs
+        one = capacity.process() if config["num_workers"] == 1 else {"memory": 1.0}
+        return tune.PlacementGroupFactory([one])
+
+    folder.remove("tune")  # finished cells report again, so that it is whole
+    trainable = tune.with_parameters(
+        trial,
+        data=[data],
+        store=schedule.book.store,
+        folder=folder / "train",
+        capacity=capacity,
+        retries=retries,
+        regroup_seconds=regroup_seconds,
+        driver=code(),
+        arithmetic=arithmetic,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=Trials(schedule),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda t: t.config["cell"],
+            trial_dirname_creator=lambda t: t.config["cell"],
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            failure_config=tune.FailureConfig(max_failures=retries),
+            verbose=0,
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,77 @@
+"""The Slurm script starts a cluster that carries a study, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from lbdist import results
+from tests.support.commands import UNMEASURED, cmdline
+from tests.support.machines import alive
+
+ROOT = Path(__file__).parents[2]
+STUBS = {
+    "scontrol": 'echo "node-1"; echo "node-2"',
+    "srun": """
+for word in "$@"; do case $word in --nodelist=*) node=${word#*=};; --*) ;; *) break;; esac; shift; done
+[ "$1" = hostname ] && exec echo 127.0.0.1
+# each node its own temporary folder, as on machines of their own
+args=(); for word in "$@"; do args+=("${word/--temp-dir=*/--temp-dir=$STUB_TMP/$node}"); done
+exec "${args[@]}"
+""",
+}
+
+
+def test_slurm_runs_a_study_on_two_nodes(cache: str, tmp_path: Path) -> None:
+    """`srun` starts real processes here: a head and a worker of one CPU; nothing is left of them.
+
+    The study is the one that times steps and collective calls in worker groups.
+    """
+    stubs, short = tmp_path / "stubs", Path(tempfile.gettempdir(), f"lb{os.getpid()}")
+    stubs.mkdir()
+    for name, script in STUBS.items():
+        (stubs / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (stubs / name).chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_A", "SLURM"))}
+    environment |= {
+        "PATH": f"{stubs}:{os.environ['PATH']}",
+        "LBDIST_VENV": sys.prefix,
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_CPUS_PER_TASK": "1",
+        "STUB_TMP": str(short),
+        "HOME": str(tmp_path),
+    }
+    storage = tmp_path / "scratch"
+    study = ["experiment=scaling", "study.workers=[1,2]", "study.predicted=[64]", "remedy=[none]"]
+    study += [f"study.timing.{key}" for key in ("least=2", "seconds=0.1", "block=0.01")]
+    study += [f"study.collectives.{key}" for key in ("repeats=1", "seconds=0.005")]
+    study += ["measure=[]", cache, f"storage={storage}"]
+    process = subprocess.Popen(
+        ["bash", str(ROOT / "cluster" / "slurm.sh"), *study, *UNMEASURED, "epochs=1"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    assert "2 nodes with 2 CPUs and 0 GPUs" in out and "Traceback" not in out, out
+    assert "configurations, each left out in turn" in " ".join(out.split())
+    tables = {path.stem for path in (storage / "scaling" / "tables").glob("*.csv")}
+    assert {"step_model", "held_out", "predicted"} <= tables  # of steps timed in a group on both
+    figures = {path.stem for path in (storage / "scaling" / "figures").glob("*.png")}
+    assert {"phases", "efficiency", "throughput"} <= figures
+    rows = results.load(storage / "scaling")
+    fitted = rows[rows["stage"] == "model"].set_index("metric")["value"]
+    assert fitted["t"] > 0 and fitted["alpha_low"] <= fitted["alpha"] <= fitted["alpha_high"]
+    end = time.monotonic() + 30
+    # its children are nobody's by now, but all name this folder
+    while left := [p for p in psutil.process_iter() if alive(p) and str(short) in " ".join(cmdline(p))]:
+        assert time.monotonic() < end, left
+        time.sleep(0.5)
+    shutil.rmtree(short)

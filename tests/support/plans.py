@@ -1,0 +1,87 @@
+"""Studies as shipped, on data and a network that need not be there."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lbdist.config.build import build
+from lbdist.config.compose import compose_parts, config_root
+from lbdist.config.schema import Config, check
+from lbdist.plan import Cell
+from lbdist.studies.base import Candidates, Plan, Study
+from lbdist.studies.paper import Paper
+from lbdist.tuning.search_space import settings
+
+# `checkpoints` trains nothing: see test_studies_checkpoints.py
+SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"checkpoints"})
+
+
+@functools.cache
+def composed_of(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, DictConfig]]:
+    """The default study with these overrides, and its parts, resolved."""
+    composed, parts = compose_parts(overrides)
+    for each in (composed, *parts.values()):
+        each.derived.update({"inputs": 40, "channels": 1, "classes": 10, "outputs": 10})
+        OmegaConf.resolve(each)
+        check(each)
+    return composed, parts
+
+
+def make_study(*overrides: str, train_size: int = 4000) -> Study:
+    """The study of overrides of the default one."""
+    composed, parts = composed_of(overrides)
+    study = _planned(composed, train_size)
+    if isinstance(study, Paper):
+        study.studies = {name: _planned(part, train_size) for name, part in parts.items()}
+    return study
+
+
+def _planned(composed: DictConfig, train_size: int) -> Study:
+    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    samples = config.search.samples
+    remedies = {
+        name: Candidates({**node, "name": name}, settings(node.get("search"), samples, f"remedy.{name}"))
+        for name, node in config.remedy.items()
+        if name != "none"
+    }
+    measures = {name: (node, build(node, f"measure.{name}")) for name, node in config.measure.items()}
+    data = {key: value for key, value in config.data.items() if key != "root"}
+    plan = Plan(config, train_size=train_size, remedies=remedies, measures=measures, data=data)
+    study: Study = build(config.study, "study", kind=Study)
+    study.plan = plan
+    study.check()
+    return study
+
+
+class Story:
+    """What the cells of a study came to: a `done` to which cells are added."""
+
+    def __init__(self, score: Callable[[Cell], float | None]) -> None:
+        self.score = score
+        self.finals: dict[str, tuple[frozenset[int], Mapping[str, float]]] = {}
+
+    def __call__(self, cell: Cell) -> Mapping[str, float] | None:
+        kept, final = self.finals.get(cell.id, (frozenset(), None))
+        return final if cell.keep <= kept else None
+
+    def end(self, cell: Cell) -> None:
+        """A cell ends; one without a score has failed."""
+        value = self.score(cell)
+        self.finals[cell.id] = cell.keep, {} if value is None else {"accuracy": value}
+
+
+def quality(cell: Cell) -> float:
+    """A score for which the best settings are known; the seeds differ by less."""
+    best = {"robust": ("rho", 0.2), "growth": ("stages", 6)}.get(cell.remedy)
+    value = 80.0 if best is None else 70.0 + 10 * (cell.remedies[0][best[0]] == best[1])
+    return value + 0.1 * (cell.seed % 7)
+
+
+def shuffled(seed: int, cells: list[Any]) -> list[Any]:
+    """The cells in a random order."""
+    return random.Random(seed).sample(cells, len(cells))

@@ -1,0 +1,89 @@
+"""The wheel holds all that the program needs: it is built, installed away from the checkout, and run."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
+    """A command's standard output; it must end well and say nothing of a failure."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY]
+    run(command, folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel; the dependencies, but not this checkout, come from the parent's."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], folder)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    paths = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    (packages / "dependencies.pth").write_text("\n".join(paths) + "\n")  # .pth files there are not read
+    return folder
+
+
+def test_contents(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        about = opened.read(metadata).decode()
+        (scripts,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+        assert "lbdist = lbdist.run:program" in opened.read(scripts).decode()
+    sources = [path for path in (REPOSITORY / "lbdist").rglob("*") if "__pycache__" not in path.parts]
+    wanted = {path.relative_to(REPOSITORY).as_posix() for path in sources if path.is_file()}
+    yamls = (REPOSITORY / "experiments").rglob("*.yaml")
+    wanted |= {f"lbdist/{path.relative_to(REPOSITORY).as_posix()}" for path in yamls}
+    assert {"lbdist/py.typed", "lbdist/analysis/report.html.jinja"} <= wanted
+    assert {"lbdist/experiments/config.yaml", "lbdist/experiments/experiment/gap.yaml"} <= wanted
+    rest = names - wanted
+    assert wanted <= names and all(".dist-info/" in name for name in rest), rest
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert "License-Expression: Apache-2.0" in about and "Requires-Python: >=3.10" in about
+
+
+def test_runs_without_the_repository(environment: Path, mnist1d_cache: Path, tmp_path: Path) -> None:
+    python = environment / "bin" / "python"
+    where = run([python, "-c", "import lbdist; print(lbdist.__file__)"], tmp_path).strip()
+    assert Path(where).is_relative_to(environment)
+    told = run([environment / "bin" / "lbdist", "--help"], tmp_path)
+    assert "remedies" in told and "mnist1d" in told
+    arguments = [
+        "experiment=gap",
+        "study.equal_loss=null",
+        "seeds=2",
+        "dry_run=true",
+        f"data.root={mnist1d_cache / 'lbdist'}",
+    ]
+    told = run([python, "-m", "lbdist.run", *arguments], tmp_path)
+    assert told.startswith("study gap: mlp on mnist1d, 4 cells")
+    assert list(tmp_path.iterdir()) == []

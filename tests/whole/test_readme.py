@@ -1,0 +1,211 @@
+"""README's commands and code, as written there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import lbdist.results
+from lbdist.analysis import to_score
+from lbdist.analysis.claims import claims
+from lbdist.analysis.numbers import interval, number, percent
+from lbdist.analysis.runs import Runs
+from lbdist.analysis.sections import break_even, critical_batch, throughput
+from lbdist.analysis.statistics import Difference, difference, summarise
+from lbdist.data import kaldi
+from lbdist.networks.convolutional import Shallow
+from lbdist.networks.dense import Dense
+from lbdist.run import main
+from tests.support.files import encode, experiment, utterances, write_idx, write_parquet
+from tests.support.samples import signals
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.partition(" #")[0].strip().rpartition("&& ")[2]
+    for kind, text in BLOCKS
+    if kind == "bash"
+    for line in text.splitlines()
+    if "-m lbdist." in line and not line.startswith("ray ")  # a cluster's: see tests/cluster
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with MNIST's layout in `data`, a folder `DIR` of images in Parquet, and Kaldi's of TIMIT."""
+    folder = tmp_path_factory.mktemp("home")
+    random = np.random.default_rng(0)
+    sizes = {"train": 3000, "t10k": 20}
+    pixels = {part: random.integers(0, 256, (n, 28, 28), np.uint8) for part, n in sizes.items()}
+    labels = {part: np.arange(n, dtype=np.uint8) % 10 for part, n in sizes.items()}
+    write_idx(folder / "data" / "MNIST" / "raw", pixels, labels)
+    images = [encode(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(4)]
+    for name, count in (("train", 400), ("test", 8), ("validation", 8)):
+        write_parquet(folder / "DIR" / f"{name}.parquet", images * (count // 4), [0, 1, 2, 9] * (count // 4))
+    speech = utterances(400)
+    experiment(folder, "data-fmllr-tri3/train", "exp/tri3_ali/pdf", speech)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert kaldi.main(next(shlex.split(c) for c in COMMANDS if "kaldi" in c)[3:]) == 0
+    (folder / "MODELS").mkdir()
+    torch.save(Shallow().state_dict(), folder / "MODELS" / "one.pt")
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), folder / "r18.pt")
+    return folder
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    assert len(COMMANDS) >= 8
+    for word in ("--help", "dry_run=true", "experiment=remedies", "experiment=warm_start", "data=parquet"):
+        assert any(word in command for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_taken_as_written(
+    command: str,
+    home: Path,
+    mnist1d_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Up to what would run; the default study itself is run, shrunk, elsewhere."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
+    words = shlex.split(os.path.expandvars(command))
+    assert words[:2] == ["python", "-m"]
+    rest = words[3:]
+    if words[2] == "lbdist.data.kaldi":
+        assert kaldi.main(rest) == 0
+        return
+    assert words[2] == "lbdist.run"
+    asks = {"--help", "dry_run=true"} & set(rest)
+    assert main([*rest, *([] if asks else ["dry_run=true"])]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and len(out.splitlines()) > (1 if "checkpoint=" in command else 4)
+    assert not (home / "results").exists()
+
+
+def test_the_code_runs_as_written(remedies, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    storage, _ = remedies
+    monkeypatch.chdir(storage.parent)
+    data = signals()
+    names = {
+        "network": Dense(12, [8], 4),
+        "inputs": torch.from_numpy(data.train.inputs),
+        "labels": torch.from_numpy(data.train.labels),
+    }
+    code = [text for kind, text in BLOCKS if kind == "python"]
+    assert len(code) == 4
+    for text in code:
+        exec(compile(text, "README.md", "exec"), names)
+    assert "SharpnessResult(value=" in capsys.readouterr().out
+    network = Dense(40, [16, 16], 10)
+    network.load_state_dict(names["state"])
+
+
+def test_what_it_says_of_folders_is_so(remedies) -> None:  # type: ignore[no-untyped-def]
+    storage, _ = remedies
+    tree = next(
+        text for kind, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "cell.json" in text
+    )
+    for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html)", tree):
+        assert list(storage.rglob(name)), name
+    assert storage.name == "results"
+    for folder in ("figures", "tables", "tune"):
+        assert (storage / "remedies" / folder).is_dir()
+
+
+def test_the_layout_names_every_room() -> None:
+    package = Path(__file__).parents[2] / "lbdist"
+    rooms = {
+        path.name.removesuffix(".py") for path in package.iterdir() if not path.name.startswith(("_", "py."))
+    }
+    rooms -= {"experiments"}  # the configuration, inside an installed package
+    layout = README[README.index("## Layout") : README.index("## Tests")]
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", layout)}
+    assert rooms - {"random"} <= named, rooms - named
+
+
+EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
+
+
+def test_the_papers_numbers_are_those_of_the_evidence() -> None:
+    """Of Figures 4 and 6, only the parts of the study know which rows are theirs."""
+    found = claims(Runs(lbdist.results.load(EVIDENCE / "mnist1d")))
+    told = [claim for claim in found if claim.where not in ("Figure 4", "Figure 6")]
+    assert len(told) == 15
+    for claim in told:
+        assert f"| {claim.text} | {claim.verdict} | {claim.ours} | {claim.theirs} |" in README
+    runs = Runs(lbdist.results.load(EVIDENCE / "f1-mnist")).counted
+    table = README[README.index("On the paper's own F1") :]
+    for column, row in (("train_score", "train accuracy, %"), ("score", "test accuracy, %")):
+        values = [percent(summarise(runs.loc[runs["label"] == label, column])) for label in ("SB", "LB")]
+        assert re.search(rf"\| {row} \| {values[0]} \(.*\) \| {values[1]} \(", table)
+    gap = difference(*(runs.loc[runs["label"] == label, "score"] for label in ("SB", "LB")))
+    assert f"| gap, points | | {number(gap.mean, 2)}, 95 % interval {interval(gap)} (0.22) |" in table
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [
+        ("f1-mnist-4000", "F1, 4,000 images of MNIST"),
+        ("f2-fsdd-4000", "F2, 4,000 frames of spoken digits"),
+        ("c1-cifar10-2000", "C1, 2,000 images of CIFAR-10"),
+        ("c1-cifar10", "C1, 50,000 images of CIFAR-10"),
+    ],
+)
+def test_a_row_of_a_network_is_that_of_its_evidence(folder: str, what: str) -> None:
+    runs = Runs(lbdist.results.load(EVIDENCE / folder))
+    cells, said = runs.counted, {claim.text: claim.ours for claim in claims(runs)}
+    scores = [cells.loc[cells["label"] == label, "score"] for label in ("SB", "LB")]
+    row = [what, str(len(scores[0])), *(percent(summarise(score)) for score in scores)]
+    row += [said["LB generalises worse than SB"], said.get("LB is sharper: full space, ε 1e-3", "–")]
+    row.append(said["SB ends 3 to 10 times as far from x0 as LB"])
+    assert f"| {' | '.join(row)} |" in README
+
+
+def test_what_is_said_of_figure_6_is_the_evidence() -> None:
+    runs = Runs(lbdist.results.load(EVIDENCE / "f1-mnist-4000-along"))
+    said = [claim.ours for claim in claims(runs) if claim.where == "Figure 6"]
+    assert len(said) == 2 and f"it is {said[0]} what" in README and f"SB's {said[1]}." in README
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [
+        ("mnist1d-scaling", "MLP, MNIST-1D, SB 32, LB 400"),
+        ("f1-mnist-12000-scaling", "F1, 12,000 images of MNIST, SB 64, LB 1,200"),
+    ],
+)
+def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None:
+    runs = Runs(lbdist.results.load(EVIDENCE / folder))
+    data, timed = to_score.points(runs), throughput.timed(runs)
+    goal = break_even.targets(data)["SB and LB"]
+    for clock in break_even.measured_clocks(timed):
+        (found,) = (v for v in break_even.verdicts(data, clock, goal) if v.label == "LB")
+        times = Difference(found.faster.mean, found.faster.low, found.faster.high)
+        row = [what, number(goal, 2), number(clock.workers), number(found.steps.mean, 2)]
+        row += [
+            number(found.bound, 2),
+            number(found.paper, 2),
+            f"{number(found.faster.mean, 2)} ({interval(times)})",
+        ]
+        assert f"| {' | '.join(row)} |" in README
+    if folder == "mnist1d-scaling":
+        plain = data[data["remedy"] == "none"]
+        top = critical_batch.chosen(plain)[-1]
+        fit = critical_batch.critical(critical_batch.curves(data, [top]), top)
+        assert fit is not None
+        ends = f"{number(fit.critical)} ({number(fit.low)} to {number(fit.high)})"
+        noise = critical_batch.noise(runs).set_index("epoch")["noise"][5]
+        branched = critical_batch.branches(runs, 0.01).set_index("epoch")["batch"][5]
+        said = " ".join(README.split())
+        assert f"is {ends} by the steps to {number(top, 1)} %, {branched} by branching from epoch 5" in said
+        assert f"and {number(noise.mean)} ({number(noise.low)} to {number(noise.high)}) by the noise" in said
