@@ -17,7 +17,7 @@ from lbdist.training import rehearsal
 from tests.support import seeds
 from tests.support.commands import STARTED, finish, serially, start
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
