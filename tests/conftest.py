@@ -28,7 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before the tests are imported, some of which draw then."""
     if config.getoption("--seeds"):
-        seeds.shift(config.getoption("--seeds"))
+        os.environ[seeds.VARIABLE] = str(config.getoption("--seeds"))
+    seeds.shift()
 
 
 RAY = ("test_up", "test_nodes", "test_run", "test_kills", "test_pool", "test_slurm")

@@ -300,10 +300,13 @@ def test_nothing_is_left_of_a_call_that_is_interrupted() -> None:
         for round_ in range(150):
             f = fs[round_ % 3]
             x = f.x + 1
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 6e-3))
             try:
-                for _ in range(100):  # an interrupt that comes in a destructor is lost
-                    f(x)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 6e-3))
+                    for _ in range(100):  # an interrupt that comes in a destructor is lost
+                        f(x)
+                finally:  # none comes once this is over
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupted += 1
             assert state(network) == before and torch.is_grad_enabled()

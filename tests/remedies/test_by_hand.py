@@ -161,7 +161,7 @@ def test_the_batch_grows_by_a_constant_factor_at_equal_intervals() -> None:
 
 
 def test_the_norm_test_grows_to_the_variance_over_the_squared_norm() -> None:
-    """|Var|_1 / (theta^2 |g|^2): the variance unbiased over the groups of a batch, and scaled to a sample's."""
+    """|Var|_1 / (theta^2 |g|^2), with the unbiased variance over the groups, scaled to a sample."""
     torch.manual_seed(5)
     made = build(remedy("growth", rule="norm_test", start=5, theta=0.4, groups=4), "remedy")
     learner, batch = of(make_cell(network=LINEAR))

@@ -20,6 +20,30 @@ from lbdist.training.loop import on_device
 MLP = {"_target_": "lbdist.networks.dense.Dense", "inputs": 40, "widths": [64, 64, 64], "classes": 10}
 
 
+@pytest.mark.parametrize("margin", [16.0, 17.0, 18.0])
+def test_the_trap_in_closed_form(margin: float) -> None:
+    """Softmax regression on s and -s, of one class each, that tells them apart by a margin.
+
+    Every weight moves it alike, so the maximum over the box is at a vertex, at a margin that is lower by all
+    their bounds together; the gradient is the share of the wrong class, below scipy's pgtol.
+    """
+    size, epsilon = 10_000, 1e-3
+    network = torch.nn.Linear(size, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[-1.0], [1.0]]) * margin / (2 * size))
+        network.bias.zero_()
+    samples = torch.ones(2, size) * torch.tensor([[-1.0], [1.0]])
+    f = Objective(network, (samples, torch.tensor([0, 1])))
+    f0, lowered = np.log1p(np.exp(-margin)), margin - 2 * size * epsilon * (1 + margin / (2 * size))
+    known = 100 * (np.log1p(np.exp(-lowered)) - f0) / (1 + f0)
+    assert known > 50 and 0 < f(f.x)[1].abs().max() < 1e-5
+    stalled = box_sharpness(f, f.x, epsilon=epsilon, solver="paper")
+    assert (stalled.value, stalled.iterations, stalled.evaluations) == (0, 0, 1)
+    true = box_sharpness(f, f.x, epsilon=epsilon)
+    assert true.value == pytest.approx(known, rel=1e-4)
+    assert true.converged and true.fraction_at_bound > 0.999
+
+
 @pytest.fixture(scope="module")
 def f() -> Objective:
     """f at a minimiser: full-batch ADAM until the gradient is tiny; batch norm with running averages."""
@@ -50,8 +74,8 @@ def test_stock_l_bfgs_b_stalls_where_the_vertex_iteration_does_not(
 ) -> None:
     stalled = box_sharpness(f, f.x, solver="paper")
     assert (stalled.value, stalled.iterations, stalled.evaluations) == (0, 0, 1)
-    assert true.value > 0.5 and true.fmax > 100 * true.f0  # where the loss rises a hundredfold
-    assert true.converged and true.fraction_at_bound > 0.9
+    # where the loss rises a hundredfold; whether starts agree on how far differs from minimiser to minimiser
+    assert true.value > 0.5 and true.fmax > 100 * true.f0
     half = box_sharpness(f, f.x, epsilon=5e-4)
     assert box_sharpness(f, f.x, epsilon=5e-4, solver="paper").value == 0 < half.value < true.value
 
@@ -79,14 +103,14 @@ def test_at_a_sharp_maximum_the_network_takes_nearly_all_samples_for_one_class(f
     assert found.maximiser is not None
     votes: list[Tensor] = []
     f.visit(f.x + found.maximiser, lambda outputs, _: votes.append(outputs.argmax(1)))
-    assert torch.cat(votes).bincount().max() > 0.9 * len(f.labels)
+    assert torch.cat(votes).bincount().max() > 0.8 * len(f.labels)  # at eight minimisers, 0.92 to 0.98
 
     def blind(x: Tensor) -> tuple[float, Tensor]:  # no objective: nothing is known of classes
         return f(x)
 
-    # with two trainings of f, from 0.88 to 1.001 of it
+    # at eight minimisers, the best of four is 0.95 to 1.003 of it
     random = [box_sharpness(blind, f.x, epsilon=5e-3, seed=seed).value for seed in range(4)]
-    assert found.value > 0.995 * max(random)
+    assert found.value > 0.95 * max(random)
 
 
 def sign_error(f: Objective, x: Tensor, epsilon: float) -> float:
