@@ -92,7 +92,15 @@ def keep_mask(key: Tensor, count: int, p: float) -> Tensor:
     """
     words = _bits(key, (count + 3) // 4)
     threshold = min(round(p * 65536), 65535) - 32768
-    return words.view(torch.int16)[:, :count] >= threshold
+    return _quarters(words)[:, :count] >= threshold
+
+
+def _quarters(words: Tensor) -> Tensor:
+    """The four int16 of each int64, the lowest first: of shape (N, 4 count)."""
+    try:
+        return words.view(torch.int16)
+    except RuntimeError:  # older versions of PyTorch have no such view under vmap
+        return torch.stack([(words >> shift).to(torch.int16) for shift in (0, 16, 32, 48)], -1).flatten(1)
 
 
 def permutation(n: int, *, seed: int, epoch: int) -> Tensor:

@@ -27,7 +27,7 @@ from lbdist.errors import InputError
 from lbdist.storage import Store
 from lbdist.training.loop import train
 from lbdist.tuning.book import read_cell
-from tests.support.commands import UNMEASURED, agree, cmdline, start, table, values
+from tests.support.commands import UNMEASURED, agree, cmdline, here, start, table, values
 
 QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
 """A node that is gone is missed within seconds."""
@@ -176,29 +176,29 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
         assert list(found) == pytest.approx(expected, rel=0.05)  # roundings grow
 
 
-def test_what_does_not_fit_is_one_line(two: Cluster, cache: str, tmp_path: Path) -> None:
-    """More workers than there are; other code on a node; results in the folder of a job."""
-    run = Run(two, tmp_path, "experiment=gap", "study.equal_loss=null", "num_workers=9", cache)
-    run.ended(2, 60)
-    (line,) = run.err
-    assert line.startswith(
+def test_what_does_not_fit_is_one_line(
+    two: Cluster, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More workers than there are; other code on a node."""
+    monkeypatch.setenv("RAY_ADDRESS", two.address)
+    storage = tmp_path / "storage"
+    words = ["experiment=gap", "study.equal_loss=null", cache]
+    said = here(storage, *words, "num_workers=9", status=2).splitlines()[-1]
+    ray.shutdown()
+    assert said.startswith(
         "lbdist: num_workers=9: must be at most 2, what the cluster has (3 nodes with 2 CPUs"
     )
-    assert list(tmp_path.iterdir()) == []
     other = tmp_path / "other"
     shutil.copytree(Path(lbdist.__file__).parent, other / "lbdist")
     with (other / "lbdist" / "plan.py").open("a") as file:
         file.write("# of another version\n")
-    storage = tmp_path / "storage"
-    storage.mkdir()
     node = two.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other)})
-    run = Run(two, storage, "experiment=gap", "study.equal_loss=null", cache)
+    storage.mkdir(exist_ok=True)
+    run = Run(two, storage, *words)  # a process of its own, since a node also looks where this one does
     run.ended(2, 60)
     (line,) = run.err
-    assert (
-        line.startswith("lbdist: RAY_ADDRESS=")
-        and "must be a cluster of the driver's code (lbdist 0.1.0" in line
-    )
+    assert line.startswith("lbdist: RAY_ADDRESS=")
+    assert "must be a cluster of the driver's code (lbdist 0.1.0" in line
     assert list(storage.iterdir()) == []
     two.remove_node(node)
 
@@ -310,24 +310,34 @@ def test_a_cluster_wants_its_token(tmp_path: Path) -> None:
         assert done.returncode == 0 and "InvalidAuthToken" not in done.stderr, done.stderr
         return done.stdout
 
+    def refused(**extra: str) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("RAY_A")]:
+                patch.delenv(name)
+            for name, value in {**base, **extra}.items():
+                patch.setenv(name, value)
+            with pytest.raises(InputError) as caught:
+                cluster.address()
+            os.environ.pop("RAY_AUTH_MODE", None)  # which it sets
+        return str(caught.value)
+
     try:
         end = time.monotonic() + 60
-        while "nothing answers" in (said := ask()):
+        while "nothing answers" in (said := refused()):
             assert head.poll() is None and time.monotonic() < end, said
-        assert (
-            said.startswith("refused RAY_AUTH_TOKEN: the cluster at 127.0.0.1:") and "wants its token" in said
-        )
-        assert "wants another token" in ask(RAY_AUTH_TOKEN="b" * 64)
-        assert "RAY_AUTH_MODE=disabled: must be token" in ask(RAY_AUTH_MODE="disabled")
+        assert said.startswith("RAY_AUTH_TOKEN: the cluster at 127.0.0.1:") and "wants its token" in said
+        assert "wants another token" in refused(RAY_AUTH_TOKEN="b" * 64)
+        assert "RAY_AUTH_MODE=disabled: must be token" in refused(RAY_AUTH_MODE="disabled")
         assert "value 7" in ask(RAY_AUTH_TOKEN=TOKEN)
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
-        assert "joined the cluster at 127.0.0.1:" in (said := ask()) and "value 7" in said
         last = subprocess.Popen(
             [sys.executable, "-c", ASK, str(tmp_path), "60"], env=base, stderr=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert last.stdout is not None and last.stdout.readline() and last.stdout.readline() == "value 7\n"
+        assert last.stdout is not None
+        assert "joined the cluster at 127.0.0.1:" in last.stdout.readline()
+        assert last.stdout.readline() == "value 7\n"
         below = psutil.Process(head.pid).children(recursive=True)
         next(process for process in below if process.name() == "gcs_server").kill()
         _, err = last.communicate(timeout=30)

@@ -224,3 +224,100 @@ def choices(name, seed):
         rows.append({**common, **taken, "metric": "test_accuracy", "value": 60.0 + factor})
     drawn = {"measurement": f"{name}{seed}A", "options": '{"convention": "gaussian"}', "space": "subspace"}
     return [*rows, {**common, **drawn, "metric": "sharpness", "value": phi / 10}]
+
+
+# a study of scaling
+
+EPOCHS, SAMPLES, CRITICAL = 100, 320, 100.0
+
+
+def steady(
+    label: str, batch: int, seed: int, *, factor: float = 1.0, remedy: str = "none", top: float = 90.0
+):
+    """A run that comes to 80 % in 60 (1 + 100 / batch) steps, along a line."""
+    cell, steps = f"{label}-{remedy}-{seed}", math.ceil(SAMPLES / batch)
+    common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
+              "cell": cell, "seed": seed, "stage": "confirm", "global_batch_size": batch, "num_workers": 1,
+              "setting": ""}  # fmt: skip
+    needed = 60 * factor * (1 + CRITICAL / batch)
+    rows = []
+    for epoch in range(1, EPOCHS + 1):
+        at = {"epoch": epoch, "step": epoch * steps}
+        score = min(top, 80.0 * epoch * steps / needed)
+        rows += [{**at, "metric": "running_loss", "split": "train", "value": 1 / epoch},
+                 {**at, "metric": "accuracy", "split": "test", "value": score}]  # fmt: skip
+    ends = {"steps": EPOCHS * steps, "seconds": 10.0, "diverged": 0.0, "gradient_evaluations": 1.0}
+    rows += [{"metric": name, "value": value} for name, value in ends.items()]
+    rows.append({"metric": "accuracy", "split": "test", "value": top})
+    return [{**common, **row} for row in rows]
+
+
+def timing(label: str, batch: int, workers: int, seconds: float, remedy: str = "none"):
+    common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
+              "cell": f"timing-{label}-{remedy}-{workers}", "seed": 0, "stage": "check",
+              "procedure": "timing", "global_batch_size": batch, "num_workers": workers,
+              "precision": "float32", "options": '{"device": "a CPU"}'}  # fmt: skip
+    waited = 0.002 if workers > 1 else 0.0
+    found = {"step_seconds": seconds, "images_per_second": batch / seconds, "disturbance": 0.004,
+             "collective_calls": 7.0 * (workers > 1), "collective_bytes": 6e5 * (workers > 1),
+              "peak_memory": 5e8, "device_memory": 2e10, "utilisation": 0.9,
+              "all_reduce_hidden_seconds": 0.0}  # fmt: skip
+    parts = dict.fromkeys(("data", "forward", "backward", "optimizer", "other"), (seconds - waited) / 5)
+    found |= {f"{phase}_seconds": value for phase, value in {**parts, "all_reduce": waited}.items()}
+    rows = [{"metric": name, "value": value} for name, value in found.items()]
+    rows += [{"metric": "block_seconds", "draw": k, "value": seconds * (0.9 + 0.1 * k)} for k in range(3)]
+    return [{**common, **row} for row in rows]
+
+
+def calls(workers: int):
+    common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": "SB", "remedy": "none",
+              "cell": f"calls-{workers}", "seed": 0, "stage": "check", "procedure": "collectives",
+              "global_batch_size": 32, "num_workers": workers, "metric": "collective_seconds"}  # fmt: skip
+    sizes = [2.0**k for k in range(8, 24, 2)]
+    return [{**common, "position": size, "draw": 0, "value": 1e-4 + 1e-9 * size} for size in sizes]
+
+
+SIZES = {"SB": 32, "batch 64": 64, "batch 128": 128, "LB": 320}
+
+
+def scaled(**changes):
+    """Rows of a study: a step takes 2 ms and 10 us a sample, on two workers half of that and 3 ms more."""
+    rows = [
+        r for name, batch in SIZES.items() for seed in range(3) for r in steady(name, batch, seed, **changes)
+    ]
+    for workers in (1, 2):
+        for name, batch in SIZES.items():
+            alone = 0.002 + 1e-5 * batch / workers
+            rows += timing(name, batch, workers, alone if workers == 1 else alone + 0.003)
+    return rows + calls(2)
+
+
+# sweeps
+
+
+def sweep(batches, *, seeds=3, phi=True):
+    """Runs at batches, a mapping from the batch to (accuracy, std, φ)."""
+    rows = []
+    for batch, (mean, std, value) in batches.items():
+        for seed, accuracy in enumerate(spread(mean, std, seeds)):
+            cell = [
+                {**row, "global_batch_size": batch, "cell": f"{batch}-{seed}", "method": f"batch {batch}"}
+                for row in training("LB", seed, accuracy, epochs=(1, 2))
+            ]
+            rows += cell + ([sharpness(cell, value)] if phi else [])
+    return rows
+
+
+def warm(epochs=(2, 5)):
+    """SB 72, LB 65, and LB begun at SB's epochs, three points better each."""
+    rows = []
+    for seed in range(3):
+        groups = [("SB", None, 72.0, 10.0), ("LB", None, 65.0, 400.0)]
+        groups += [("LB", epoch, 65.0 + 3 * place, 400.0 / 2**place) for place, epoch in enumerate(epochs, 1)]
+        for name, epoch, mean, phi in groups:
+            curve = epochs if name == "SB" else ()
+            cell = training(name, seed, spread(mean, 0.4, 3)[seed], epochs=curve)
+            begun = {"origin_cell": f"sb-{seed}", "origin_epoch": epoch} if epoch else {}
+            cell = [{**row, **begun, "cell": f"{row['cell']}-{epoch}"} for row in cell]
+            rows += [*cell, sharpness(cell, phi)]
+    return rows

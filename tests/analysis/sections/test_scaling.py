@@ -11,72 +11,11 @@ from lbdist.analysis import to_score
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.sections import break_even, critical_batch, throughput
 from lbdist.analysis.sections.break_even import Clock
-from tests.support.rows import frame
-
-EPOCHS, SAMPLES, CRITICAL = 100, 320, 100.0
-
-
-def curve(label: str, batch: int, seed: int, *, factor: float = 1.0, remedy: str = "none", top: float = 90.0):
-    """A run that comes to 80 % in 60 (1 + 100 / batch) steps, along a line."""
-    cell, steps = f"{label}-{remedy}-{seed}", math.ceil(SAMPLES / batch)
-    common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
-              "cell": cell, "seed": seed, "stage": "confirm", "global_batch_size": batch, "num_workers": 1,
-              "setting": ""}  # fmt: skip
-    needed = 60 * factor * (1 + CRITICAL / batch)
-    rows = []
-    for epoch in range(1, EPOCHS + 1):
-        at = {"epoch": epoch, "step": epoch * steps}
-        score = min(top, 80.0 * epoch * steps / needed)
-        rows += [{**at, "metric": "running_loss", "split": "train", "value": 1 / epoch},
-                 {**at, "metric": "accuracy", "split": "test", "value": score}]  # fmt: skip
-    ends = {"steps": EPOCHS * steps, "seconds": 10.0, "diverged": 0.0, "gradient_evaluations": 1.0}
-    rows += [{"metric": name, "value": value} for name, value in ends.items()]
-    rows.append({"metric": "accuracy", "split": "test", "value": top})
-    return [{**common, **row} for row in rows]
-
-
-def timing(label: str, batch: int, workers: int, seconds: float, remedy: str = "none"):
-    common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
-              "cell": f"timing-{label}-{remedy}-{workers}", "seed": 0, "stage": "check",
-              "procedure": "timing", "global_batch_size": batch, "num_workers": workers,
-              "precision": "float32", "options": '{"device": "a CPU"}'}  # fmt: skip
-    waited = 0.002 if workers > 1 else 0.0
-    found = {"step_seconds": seconds, "images_per_second": batch / seconds, "disturbance": 0.004,
-             "collective_calls": 7.0 * (workers > 1), "collective_bytes": 6e5 * (workers > 1),
-              "peak_memory": 5e8, "device_memory": 2e10, "utilisation": 0.9,
-              "all_reduce_hidden_seconds": 0.0}  # fmt: skip
-    parts = dict.fromkeys(("data", "forward", "backward", "optimizer", "other"), (seconds - waited) / 5)
-    found |= {f"{phase}_seconds": value for phase, value in {**parts, "all_reduce": waited}.items()}
-    rows = [{"metric": name, "value": value} for name, value in found.items()]
-    rows += [{"metric": "block_seconds", "draw": k, "value": seconds * (0.9 + 0.1 * k)} for k in range(3)]
-    return [{**common, **row} for row in rows]
-
-
-def calls(workers: int):
-    common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": "SB", "remedy": "none",
-              "cell": f"calls-{workers}", "seed": 0, "stage": "check", "procedure": "collectives",
-              "global_batch_size": 32, "num_workers": workers, "metric": "collective_seconds"}  # fmt: skip
-    sizes = [2.0**k for k in range(8, 24, 2)]
-    return [{**common, "position": size, "draw": 0, "value": 1e-4 + 1e-9 * size} for size in sizes]
-
-
-SIZES = {"SB": 32, "batch 64": 64, "batch 128": 128, "LB": 320}
-
-
-def story(**changes):
-    """Rows of a study: a step takes 2 ms and 10 us a sample, on two workers half of that and 3 ms more."""
-    rows = [
-        r for name, batch in SIZES.items() for seed in range(3) for r in curve(name, batch, seed, **changes)
-    ]
-    for workers in (1, 2):
-        for name, batch in SIZES.items():
-            alone = 0.002 + 1e-5 * batch / workers
-            rows += timing(name, batch, workers, alone if workers == 1 else alone + 0.003)
-    return rows + calls(2)
+from tests.support.rows import CRITICAL, SIZES, frame, scaled, steady, timing
 
 
 def test_steps_to_a_score_are_read_off_the_curve() -> None:
-    data = to_score.points(Runs(frame(story())))
+    data = to_score.points(Runs(frame(scaled())))
     found = to_score.reached(data, 80.0)
     for name, batch in SIZES.items():
         for seed in range(3):
@@ -86,7 +25,7 @@ def test_steps_to_a_score_are_read_off_the_curve() -> None:
 
 
 def test_the_critical_batch_is_found_again() -> None:
-    data = to_score.points(Runs(frame(story())))
+    data = to_score.points(Runs(frame(scaled())))
     fit = critical_batch.critical(critical_batch.curves(data, [80.0]), 80.0)
     assert fit is not None and fit.critical == pytest.approx(CRITICAL, rel=1e-6) and fit.inside
     assert fit.least == pytest.approx(60, rel=1e-6) and fit.low <= fit.critical <= fit.high
@@ -98,7 +37,7 @@ def test_the_critical_batch_is_found_again() -> None:
 
 def test_a_score_that_is_there_at_the_first_look_gives_a_bound_and_no_critical_batch() -> None:
     """SB is at 3.2 % after its first epoch, and LB at 1 %."""
-    runs = Runs(frame(story()))
+    runs = Runs(frame(scaled()))
     data = to_score.points(runs)
     found = critical_batch.curves(data, [3.0, 80.0])
     early = {(row["label"], row["goal"]) for _, row in found.iterrows() if row["early"]}
@@ -145,8 +84,8 @@ def test_the_time_of_a_run_whose_batch_grows_is_that_of_its_steps() -> None:
 
 def test_the_verdict_is_appendix_cs_inequality() -> None:
     """f_SB = 0.2 and B_SB / B_LB = 0.1 give 1/2 where LB's efficiency is 1 (the paper's example)."""
-    rows = [r for seed in range(3) for r in curve("SB", 32, seed)]
-    rows += [r for seed in range(3) for r in curve("LB", 320, seed)]
+    rows = [r for seed in range(3) for r in steady("SB", 32, seed)]
+    rows += [r for seed in range(3) for r in steady("LB", 320, seed)]
     data = to_score.points(Runs(frame(rows)))
     workers, sample = 10, 1e-4
     one = 32 * sample / (workers * 0.2)
@@ -161,7 +100,7 @@ def test_the_verdict_is_appendix_cs_inequality() -> None:
 
 
 def test_the_sections_say_what_was_measured_and_what_is_the_models() -> None:
-    runs = Runs(frame(story()))
+    runs = Runs(frame(scaled()))
     model = throughput.model(runs)
     assert model is not None
     verdict, times = break_even.sections(runs, model, [64])
@@ -187,8 +126,8 @@ def test_the_sections_say_what_was_measured_and_what_is_the_models() -> None:
 
 
 def test_a_score_that_lb_does_not_come_to_has_no_time() -> None:
-    rows = [r for seed in range(3) for r in curve("SB", 32, seed)]
-    rows += [r for seed in range(3) for r in curve("LB", 320, seed, top=60.0 + seed)]
+    rows = [r for seed in range(3) for r in steady("SB", 32, seed)]
+    rows += [r for seed in range(3) for r in steady("LB", 320, seed, top=60.0 + seed)]
     rows += timing("SB", 32, 1, 0.003) + timing("LB", 320, 1, 0.005)
     runs = Runs(frame(rows))
     verdict, _ = break_even.sections(runs)

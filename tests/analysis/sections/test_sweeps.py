@@ -10,21 +10,7 @@ from lbdist.analysis import terminal
 from lbdist.analysis.report import write_report
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.sections import batch_size, warm_start
-from tests.support.rows import frame, sharpness, spread, training
-
-
-def sweep(batches, *, seeds=3, phi=True):
-    """Runs at batches, a mapping from the batch to (accuracy, std, φ)."""
-    rows = []
-    for batch, (mean, std, value) in batches.items():
-        for seed, accuracy in enumerate(spread(mean, std, seeds)):
-            cell = [
-                {**row, "global_batch_size": batch, "cell": f"{batch}-{seed}", "method": f"batch {batch}"}
-                for row in training("LB", seed, accuracy, epochs=(1, 2))
-            ]
-            rows += cell + ([sharpness(cell, value)] if phi else [])
-    return rows
-
+from tests.support.rows import frame, sweep, warm
 
 BATCHES = {16: (70.0, 0.5, 10.0), 64: (69.8, 0.5, 40.0), 256: (65.0, 0.5, 160.0), 1024: (60.0, 0.5, 90.0)}
 
@@ -62,21 +48,6 @@ def test_what_a_sweep_says():
     assert "No larger batch is clearly lower" in batch_size.section(Runs(frame(sweep(close)))).sentences[1]
     one = batch_size.section(Runs(frame(sweep({16: (70.0, 0.5, 1.0)}))))
     assert one.sentences == ["Fewer than two batches have a finished run."]
-
-
-def warm(epochs=(2, 5)):
-    """SB 72, LB 65, and LB begun at SB's epochs, three points better each."""
-    rows = []
-    for seed in range(3):
-        groups = [("SB", None, 72.0, 10.0), ("LB", None, 65.0, 400.0)]
-        groups += [("LB", epoch, 65.0 + 3 * place, 400.0 / 2**place) for place, epoch in enumerate(epochs, 1)]
-        for name, epoch, mean, phi in groups:
-            curve = epochs if name == "SB" else ()
-            cell = training(name, seed, spread(mean, 0.4, 3)[seed], epochs=curve)
-            begun = {"origin_cell": f"sb-{seed}", "origin_epoch": epoch} if epoch else {}
-            cell = [{**row, **begun, "cell": f"{row['cell']}-{epoch}"} for row in cell]
-            rows += [*cell, sharpness(cell, phi)]
-    return rows
 
 
 def test_warm_starts():
