@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -12,6 +13,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from lbdist.training import rehearsal
 from tests.support import seeds
@@ -36,12 +38,24 @@ RAY = ("test_up", "test_nodes", "test_run", "test_kills", "test_pool", "test_slu
 """Modules that start Ray: one after the other in one process, the longest first, and the rest beside them."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+class InGroups(LoadScopeScheduling):
+    """Ray's tests in one process, and each other file in whichever is free.
+
+    pytest-xdist's own `--dist=loadgroup` (3.8) has no effect with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if Path(file).stem in RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups:
+    """How tests go to processes."""
+    return InGroups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ray's tests stay in one process, and each other file in whichever is free."""
-    for item in items:
-        group = "ray" if item.path.stem in RAY else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Ray's tests first."""
     items.sort(key=lambda item: RAY.index(item.path.stem) if item.path.stem in RAY else len(RAY))
 
 

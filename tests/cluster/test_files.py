@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 import yaml
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
 from ray.scripts.scripts import cli
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT, project
+
 FILES = [ROOT / "ray_cluster.yaml", ROOT / "cluster" / "on_premise.yaml", ROOT / "cluster" / "gcp.yaml"]
 KUBERNETES = list(yaml.safe_load_all((ROOT / "cluster" / "kuberay.yaml").read_text()))
 
@@ -73,7 +73,7 @@ def test_setup_commands_are_shell(tmp_path: Path) -> None:
 def test_versions_are_pinned_as_the_project_asks() -> None:
     lines = (ROOT / "cluster" / "requirements.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    asked = project()["dependencies"]
     for text in asked:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pinned[wanted.name]), text

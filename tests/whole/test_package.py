@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.repository import ROOT as REPOSITORY
+from tests.support.repository import project
 
 
 def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
@@ -87,3 +90,20 @@ def test_runs_without_the_repository(environment: Path, mnist1d_cache: Path, tmp
     told = run([python, "-m", "lbdist.run", *arguments], tmp_path)
     assert told.startswith("study gap: mlp on mnist1d, 4 cells")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lowest_versions_that_are_tried_are_those_that_are_named() -> None:
+    """tests/try_lowest_versions.sh installs them; a bound that nobody tries is a guess."""
+    lines = (REPOSITORY / "tests" / "lowest_versions.txt").read_text().splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    asked = [
+        Requirement(text) for text in project()["dependencies"] + project()["optional-dependencies"]["kaldi"]
+    ]
+    assert {wanted.name for wanted in asked} == set(tried)
+    for wanted in asked:
+        (least,) = (Version(part.version) for part in wanted.specifier if part.operator == ">=")
+        # the first release that is at least that, whose number may be longer
+        assert (
+            wanted.specifier.contains(tried[wanted.name])
+            and Version(tried[wanted.name]).release[: len(least.release)] == least.release
+        ), wanted

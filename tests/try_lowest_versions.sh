@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Installs the lowest version of each dependency (tests/lowest_versions.txt) and runs the suite on them.
+#
+#     bash tests/try_lowest_versions.sh [pytest's arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+environment=$(mktemp -d)
+trap 'rm -rf "$environment"' EXIT
+python3 -m venv "$environment"
+source "$environment/bin/activate"
+pip install --quiet --disable-pip-version-check -c tests/lowest_versions.txt -e ".[test]"
+pytest "$@"
