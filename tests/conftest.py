@@ -34,19 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
     seeds.shift()
 
 
-RAY = ("test_up", "test_nodes", "test_run", "test_kills", "test_pool", "test_slurm")
-"""Modules that start Ray: one after the other in one process, the longest first, and the rest beside them."""
+RAY = dict.fromkeys(("test_nodes", "test_kills", "test_pool", "test_slurm"), "a cluster")
+RAY |= dict.fromkeys(("test_up", "test_run"), "a local Ray")
+"""Modules that start Ray, one after the other in each of two groups: they wait more than they work."""
 
 
 class InGroups(LoadScopeScheduling):
-    """Ray's tests in one process, and each other file in whichever is free.
+    """Ray's tests in two groups that begin beside each other, and each other file where there is room.
 
     pytest-xdist's own `--dist=loadgroup` (3.8) has no effect with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if Path(file).stem in RAY else file
+        return RAY.get(Path(file).stem, file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups:
@@ -56,7 +57,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ray's tests first."""
-    items.sort(key=lambda item: RAY.index(item.path.stem) if item.path.stem in RAY else len(RAY))
+    order = list(RAY)
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in RAY else len(order))
 
 
 @pytest.fixture(scope="session")

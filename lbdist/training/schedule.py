@@ -43,7 +43,8 @@ class Schedule:
         if after <= self.warmup:
             return after / self.warmup
         if self.decay == "cosine":
-            return (1 + math.cos(math.pi * (before - self.warmup) / (epochs - self.warmup))) / 2
+            gone = max(0.0, before - self.warmup)  # the warm-up may end within a step
+            return (1 + math.cos(math.pi * gone / (epochs - self.warmup))) / 2
         if self.decay == "step":
             return self.gamma ** sum(before >= part * epochs for part in self.milestones)
         return 1.0

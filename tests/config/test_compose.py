@@ -530,7 +530,7 @@ def test_every_key_has_its_default_and_its_word() -> None:
     lines = (ROOT / "config.yaml").read_text()
     given = {**yaml.safe_load(lines), **yaml.safe_load((ROOT / "scale" / "quick.yaml").read_text())}
     missing = {f.name for f in dataclasses.fields(Config)} - set(given)
-    chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy", "measure"}
+    chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy"}
     assert missing == {*chosen, "derived"}
     for group, schema in (("search", Search), ("schedule", Schedule), ("scale", Scale)):
         assert set(given[group]) == {f.name for f in dataclasses.fields(schema)}

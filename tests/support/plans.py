@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from lbdist.config.build import build
 from lbdist.config.compose import compose_parts, config_root
 from lbdist.config.schema import Config, check
 from lbdist.plan import Cell
-from lbdist.studies.base import Candidates, Plan, Study
+from lbdist.studies.base import Candidates, Plan, Study, cells_of
 from lbdist.studies.paper import Paper
 from lbdist.tuning.search_space import settings
 
@@ -85,3 +86,22 @@ def quality(cell: Cell) -> float:
 def shuffled(seed: int, cells: list[Any]) -> list[Any]:
     """The cells in a random order."""
     return random.Random(seed).sample(cells, len(cells))
+
+
+def finish(study: Study, story: Story, seed: int, stop: float = 0.0) -> Counter[str]:
+    """Ends cells in a random order until none is left, or the program is killed; what ran, how often."""
+    chance, ran = random.Random(seed), Counter[str]()
+    running: list[Cell] = []
+    while True:
+        known = cells_of(study, story)
+        waiting = [c for c in known.values() if story(c) is None and c.id not in {r.id for r in running}]
+        while waiting and len(running) < 3:
+            running.append(waiting.pop(chance.randrange(len(waiting))))
+        if not running:
+            return ran
+        cell = running.pop(chance.randrange(len(running)))
+        ran[cell.id] += 1
+        story.end(cell)
+        assert known.keys() <= cells_of(study, story).keys(), "a cell that was yielded is gone"
+        if chance.random() < stop:
+            return ran  # what runs at that moment is lost

@@ -21,13 +21,10 @@ from lbdist.analysis.sections import break_even, critical_batch, throughput
 from lbdist.analysis.statistics import Difference, difference, summarise
 from lbdist.data import kaldi
 from lbdist.networks.convolutional import Shallow
-from lbdist.networks.dense import Dense
 from lbdist.run import main
 from tests.support.files import encode, experiment, utterances, write_idx, write_parquet
-from tests.support.samples import signals
+from tests.support.repository import BLOCKS, README
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     line.partition(" #")[0].strip().rpartition("&& ")[2]
     for kind, text in BLOCKS
@@ -90,36 +87,6 @@ def test_a_command_is_taken_as_written(
     out, err = capsys.readouterr()
     assert err == "" and len(out.splitlines()) > (1 if "checkpoint=" in command else 4)
     assert not (home / "results").exists()
-
-
-def test_the_code_runs_as_written(remedies, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    storage, _ = remedies
-    monkeypatch.chdir(storage.parent)
-    data = signals()
-    names = {
-        "network": Dense(12, [8], 4),
-        "inputs": torch.from_numpy(data.train.inputs),
-        "labels": torch.from_numpy(data.train.labels),
-    }
-    code = [text for kind, text in BLOCKS if kind == "python"]
-    assert len(code) == 4
-    for text in code:
-        exec(compile(text, "README.md", "exec"), names)
-    assert "SharpnessResult(value=" in capsys.readouterr().out
-    network = Dense(40, [16, 16], 10)
-    network.load_state_dict(names["state"])
-
-
-def test_what_it_says_of_folders_is_so(remedies) -> None:  # type: ignore[no-untyped-def]
-    storage, _ = remedies
-    tree = next(
-        text for kind, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "cell.json" in text
-    )
-    for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html)", tree):
-        assert list(storage.rglob(name)), name
-    assert storage.name == "results"
-    for folder in ("figures", "tables", "tune"):
-        assert (storage / "remedies" / folder).is_dir()
 
 
 def test_the_layout_names_every_room() -> None:

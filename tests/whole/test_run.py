@@ -7,11 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
+import torch
 
 from lbdist import results
+from lbdist.networks.dense import Dense
 from lbdist.results import load
 from lbdist.storage import Store
 from tests.support.commands import agree, family, finish, gone, here, start, table, values, wait_for
+from tests.support.repository import BLOCKS, README
+from tests.support.samples import signals
 
 
 def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
@@ -117,6 +121,36 @@ def test_the_paper_runs_to_its_report(tmp_path, cache):
     assert rows["error"].isna().all() and "LB to SB's loss" in set(rows["method"])
     again = here(tmp_path, "experiment=gap", *small[:1], cache)  # nothing of it is left to do
     assert "local Ray" not in again and not ray.is_initialized()
+
+
+def test_readmes_code_runs_as_written(remedies, monkeypatch, capsys):
+    storage, _ = remedies
+    monkeypatch.chdir(storage.parent)
+    data = signals()
+    names = {
+        "network": Dense(12, [8], 4),
+        "inputs": torch.from_numpy(data.train.inputs),
+        "labels": torch.from_numpy(data.train.labels),
+    }
+    code = [text for kind, text in BLOCKS if kind == "python"]
+    assert len(code) == 4
+    for text in code:
+        exec(compile(text, "README.md", "exec"), names)
+    assert "SharpnessResult(value=" in capsys.readouterr().out
+    network = Dense(40, [16, 16], 10)
+    network.load_state_dict(names["state"])
+
+
+def test_what_readme_says_of_folders_is_so(remedies):
+    storage, _ = remedies
+    tree = next(
+        text for kind, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "cell.json" in text
+    )
+    for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html)", tree):
+        assert list(storage.rglob(name)), name
+    assert storage.name == "results"
+    for folder in ("figures", "tables", "tune"):
+        assert (storage / "remedies" / folder).is_dir()
 
 
 @pytest.fixture(scope="session")

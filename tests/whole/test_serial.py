@@ -108,7 +108,7 @@ def test_a_benchmark_runs_to_its_report(tmp_path, cache):
 
 
 def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
-    """On one worker; on two it runs on a cluster, in tests/cluster/test_slurm.py."""
+    """On one worker; what is shown of several is tested by made-up rows."""
     quick = [f"study.timing.{key}" for key in ("least=2", "seconds=0.1", "block=0.01")]
     quick += [f"study.collectives.{key}" for key in ("repeats=1", "seconds=0.005")]
     quick += ["seeds=2", "measure.noise_scale.group=8", "remedy=[none,growth]", "study.predicted=[64]"]

@@ -1,5 +1,6 @@
 """Every section, found by listing the folder: on much, on little and on nothing, everywhere it is written."""
 
+import functools
 import importlib
 import io
 import math
@@ -69,13 +70,17 @@ ROWS = {
 }
 
 
+@functools.cache
+def runs_of(rows: str, score: Score) -> Runs:
+    return Runs(ROWS[rows].replace({"metric": {"accuracy": score.name}}), score)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_section_is_written_whatever_there_is(name, rows, tmp_path):
     module = importlib.import_module(f"{package.__name__}.{name}")
     for score in (Score(), Score("r2", "")) if rows == "much" else (Score(),):
-        frames = ROWS[rows].replace({"metric": {"accuracy": score.name}})
-        runs = Runs(frames, score)
+        runs = runs_of(rows, score)
         if name == "paper":
             found = module.sections({"gap": (runs, Part()), "remedies": (runs, Part())})
         elif hasattr(module, "sections"):
