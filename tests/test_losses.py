@@ -16,7 +16,7 @@ from lbdist.config.build import build, plain
 from lbdist.config.compose import compose, options
 from lbdist.data.base import Dataset, Split
 from lbdist.errors import InputError
-from lbdist.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, Tokens
+from lbdist.losses import BinaryCrossEntropy, CrossEntropy, Given, Loss, MeanSquaredError, Tokens
 from lbdist.objective import Objective
 from lbdist.plan import Cell
 from lbdist.training.batches import Workers, batches
@@ -208,3 +208,19 @@ def test_a_cell_learns_by_every_loss_that_is_shipped(name: str) -> None:
     assert final[loss.score, "test"] == curve[-1] == final[loss.score, "train"]
     losses = [r["value"] for r in rows if r["metric"] == "running_loss"]
     assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("label", [-1, 4, 5])
+def test_a_label_beyond_the_outputs_is_refused(label: int) -> None:
+    with pytest.raises(InputError, match=f"gives 4 outputs a sample, but there is a label {label}"):
+        CrossEntropy().fits(torch.zeros(3, 4), torch.tensor([0, 3, label]))
+    CrossEntropy().fits(torch.zeros(2, 4), torch.tensor([0, 3]))
+
+
+def test_a_function_of_the_users_is_scored_only_where_its_outputs_are_scores_of_classes() -> None:
+    given = Given(lambda outputs, targets: (outputs[:, 0] - targets).square().sum())
+    outputs = torch.tensor([[0.0, 1.0], [3.0, 1.0]])
+    assert float(given.scored(outputs, torch.tensor([1, 1]))[0]) == 1.0
+    for targets in (torch.tensor([1.0, 1.0]), torch.tensor([[1, 0], [0, 1]])):
+        assert bool(given.scored(outputs, targets).isnan().all())
+    assert float(given.total(outputs, torch.tensor([1, 1]))) == 5.0

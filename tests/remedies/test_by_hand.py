@@ -173,7 +173,17 @@ def test_the_norm_test_grows_to_the_variance_over_the_squared_norm() -> None:
     made.after_epoch(learner, batch)
     assert made.batch_size(10**6, 0, 1) == math.ceil(wanted) > 5
     assert made.batch_size(50, 0, 1) == min(50, math.ceil(wanted))
-    small = batch.part(0, 7)  # of fewer than two samples a group, nothing can be said
-    before = made.batch_size(10**6, 0, 1)
-    made.after_epoch(learner, small)
-    assert made.batch_size(10**6, 0, 1) == before
+    # of fewer than two samples a group, nothing can be said
+    fresh = build(remedy("growth", rule="norm_test", start=5, theta=0.4, groups=4), "remedy")
+    fresh.after_epoch(learner, batch.part(0, 7))
+    assert fresh.batch_size(10**6, 0, 1) == 5
+    fresh.after_epoch(learner, batch.part(0, 8))
+    assert fresh.batch_size(10**6, 0, 1) > 5
+    together = make_remedy(
+        [
+            {**remedy("augmentation"), "name": "augmentation"},
+            {**remedy("growth", rule="norm_test", start=5, theta=0.4, groups=4), "name": "growth"},
+        ]
+    )
+    together.after_epoch(learner, batch)
+    assert together.batch_size(10**6, 0, 1) == made.batch_size(10**6, 0, 1)

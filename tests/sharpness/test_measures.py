@@ -191,6 +191,7 @@ def test_average_sharpness_is_half_the_variance_times_the_trace() -> None:
         mean, error = rows_of("average", LINE.minimiser(), sigma=0.1, draws=3000, adaptive=adaptive)
         assert mean["value"] == pytest.approx(0.5 * 0.1**2 * float(trace), abs=5 * error["value"])
         assert 0 < error["value"] < 0.05 * mean["value"]
+        assert mean["evaluations"] == 2 * 3000 + 1  # both ends of each draw, and x
 
 
 def test_a_spectrum_of_which_no_eigenvalue_is_reached_has_bounds() -> None:

@@ -20,10 +20,16 @@ from tests.support.samples import signals
 
 @pytest.fixture(scope="module")
 def groups():
-    """Each number of workers, and what it gives; four of them sum their gradients in small buckets."""
-    given = list(CASES.values()), torch.float64
-    return {size: dict(zip(CASES, train_in_group(size, *given, bucket=bucket), strict=True))
-            for size, bucket in ((2, None), (4, 500))}  # fmt: skip
+    """Each number of workers, and what it gives; four of them sum their gradients in small buckets.
+
+    Four of the largest network are left out: its layers are those of c1.
+    """
+    found = {}
+    for size, bucket in ((2, None), (4, 500)):
+        given = {label: case for label, case in CASES.items() if size == 2 or label != "c2"}
+        ends = train_in_group(size, list(given.values()), torch.float64, bucket=bucket)
+        found[size] = dict(zip(given, ends, strict=True))
+    return found
 
 
 @pytest.mark.parametrize("label", CASES)
@@ -36,6 +42,8 @@ def test_any_number_of_workers_gives_the_same_result(label, groups):
     tolerance = 1e-9 if "SGD" in cell.optimizer["_target_"] else 1e-7
     tolerance = 2e-3 if label in ("conservative", "combination", "lamb") else tolerance
     for size, results in groups.items():
+        if label not in results:
+            continue
         other_rows, other = results[label]
         assert torch.linalg.norm((other - x)[kept]) <= 1e-9 * torch.linalg.norm(x[kept]), f"{size} workers"
         for r in other_rows:

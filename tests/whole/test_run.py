@@ -169,15 +169,15 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
         files = [*tmp_path.glob("cells/*/rows.parquet"), *tmp_path.glob("measurements/[!.]*.parquet")]
         return len(files)
 
-    process = start(tmp_path, *arguments)  # 1: ended, as by Ctrl-C, while cells train
+    process = start(tmp_path, *arguments)  # 1: Ctrl-C while cells train
     wait_for(lambda: done() >= 1, process)
     refused = here(tmp_path, *arguments, status=2)  # two runs do not share a folder
     assert "another lbdist is at work" in refused.splitlines()[-1]
     members = family(process)
     assert members
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == 130
     assert re.search(r"To go on: python -m lbdist.run .*experiment=gap", err) and "Traceback" not in out + err
 
     process = start(tmp_path, *arguments)  # 2: kill -9 while sharpness is measured
