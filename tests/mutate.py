@@ -1,6 +1,6 @@
 """Tries whether the tests would notice: changes one line of lbdist at a time, and runs the tests of its room.
 
-    python tests/mutate.py [--number 10] [--seed 0] [--jobs 2] [FILE ...]
+    python tests/mutate.py [--number 10] [--seed 0] [--jobs 2] [FILE or folder ...]
 
 By default of every file in `ROOMS`, in a copy of the repository. A change that no test notices is printed
 with its line: a test is missing, or the function is the same. It takes some ten seconds a change.
@@ -30,12 +30,18 @@ ROOMS = {
     "lbdist/objective.py": ["tests/test_objective.py", "tests/test_objective_odd.py"],
     "lbdist/losses.py": ["tests/test_losses.py"],
     "lbdist/remedies": ["tests/remedies"],
+    "lbdist/sharpness/evaluator.py": ["tests/whole/test_serial.py"],
     "lbdist/sharpness": ["tests/sharpness"],
     "lbdist/training": ["tests/training"],
     "lbdist/tuning": ["tests/tuning"],
     "lbdist/analysis": ["tests/analysis"],
 }
 """The tests that should see a change, by the file or folder that it is in."""
+
+EXAMPLES = "test_the_examples_in_docstrings_give_what_they_say"
+
+SLOW = ("tests/sharpness/test_pool.py", "tests/training/test_workers.py")
+"""Left out: Ray, and worker groups of every cell."""
 
 ELSEWHERE = ("pool.py", "ray_train.py", "trial.py")
 """Files that run only through Ray, which would take too long."""
@@ -120,14 +126,18 @@ def chosen(names: list[str], number: int, seed: int) -> list[tuple[Path, int, st
     for name, tests in ROOMS.items():
         path = ROOT / name
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        files = [file for file in files if path == file or str(file.relative_to(ROOT)) not in ROOMS]
         for file in files:
             own = file.relative_to(ROOT)
-            if file.name in ELSEWHERE or (names and str(own) not in names):
+            if file.name in ELSEWHERE or not any(str(own).startswith(name) for name in names or [""]):
                 continue
             every = list(changes(ast.parse(file.read_text())))
             some = random.Random(f"{seed} {own}").sample(every, min(number, len(every)))
             first = Path("tests", *own.parts[1:-1], f"test_{own.name}")  # the likeliest to notice
-            ordered = [str(first), *tests] if (ROOT / first).exists() else tests
+            ordered = [str(first), *tests] if (ROOT / first).exists() else list(tests)
+            if ">>> " in file.read_text():
+                module = ".".join(own.with_suffix("").parts)
+                ordered.append(f"tests/whole/test_code.py::{EXAMPLES}[{module}]")
             found += [(own, line, ast.unparse(tree), ordered) for line, tree in some]
     return found
 
@@ -156,7 +166,7 @@ def main() -> int:
                 before = (there / file).read_text()
                 (there / file).write_text(text)
                 command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--timeout=120", *tests]
-                command += ["-p", "no:cacheprovider", "--ignore=tests/sharpness/test_pool.py"]
+                command += ["-p", "no:cacheprovider", *(f"--ignore={file}" for file in SLOW)]
                 environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
                 quiet = subprocess.DEVNULL
                 done = subprocess.run(command, cwd=there, env=environment, stdout=quiet, stderr=quiet)
