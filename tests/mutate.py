@@ -177,7 +177,9 @@ def main() -> int:
 
         lived = []
         with ThreadPoolExecutor(given.jobs) as pool:
-            for (file, line, text, _), noticed in zip(tried, pool.map(notices, tried), strict=True):
+            ends = zip(tried, pool.map(notices, tried), strict=True)
+            for number, ((file, line, text, _), noticed) in enumerate(ends, 1):
+                print(f"{number} of {len(tried)}", end="\r", file=sys.stderr, flush=True)
                 if not noticed:
                     before = ast.unparse(ast.parse((ROOT / file).read_text())).splitlines()
                     now = [new for new, old in zip(text.splitlines(), before, strict=False) if new != old]
