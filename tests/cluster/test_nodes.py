@@ -161,7 +161,7 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     two: Cluster, cache: str, tmp_path: Path
 ) -> None:
     fields = ["experiment=batch_size", "study.batches=[100]", "num_workers=2", "epochs=60", cache]
-    fields += ["optimizer=sgd", "regroup_seconds=1", "measure=[distance]"]
+    fields += ["optimizer=sgd", "optimizer.lr=0.005", "regroup_seconds=1", "measure=[distance]"]
     run = Run(two, tmp_path, *fields, shrunk=UNMEASURED)
     run.until(lambda: list(tmp_path.glob("cells/*/resume.pt")))
     two.remove_node(run.until(lambda: holder(two, "ray::RayTrainWorker")), allow_graceful=False)
@@ -175,8 +175,9 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
         alone, _ = train(read_cell(Store(tmp_path), name), data)
         expected = [row["value"] for row in alone if row["metric"] == "running_loss"]
         found = rows[rows["cell"] == name].sort_values("epoch")["value"]
+        # steps are so small that roundings do not grow: of two workers undisturbed, 7e-8
         assert list(found)[:5] == pytest.approx(expected[:5], rel=1e-4)
-        assert list(found) == pytest.approx(expected, rel=0.05)  # roundings grow
+        assert list(found) == pytest.approx(expected, rel=0.01)
 
 
 def test_what_does_not_fit_is_one_line(
