@@ -70,6 +70,7 @@ def test_a_command_is_taken_as_written(
     mnist1d_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    unestimated: None,
 ) -> None:
     """Up to what would run; the default study itself is run, shrunk, elsewhere."""
     monkeypatch.chdir(home)
