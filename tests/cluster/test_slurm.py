@@ -14,8 +14,8 @@ import psutil
 
 from tests.support.commands import UNMEASURED, cmdline
 from tests.support.machines import alive
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 STUBS = {
     "scontrol": 'echo "node-1"; echo "node-2"',
     "srun": """

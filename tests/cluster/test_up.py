@@ -15,8 +15,8 @@ import yaml
 
 from tests.support import machines
 from tests.support.commands import UNMEASURED, agree, values
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 STUDY = [
     "experiment=gap",
     "study.equal_loss=null",

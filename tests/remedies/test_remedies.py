@@ -1,4 +1,4 @@
-"""All remedies, found by listing the folder; that workers do not matter is in test_training_workers.py."""
+"""All remedies, found by listing the folder; that workers do not matter: tests/training/test_workers.py."""
 
 import itertools
 

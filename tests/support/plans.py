@@ -18,7 +18,7 @@ from lbdist.studies.base import Candidates, Plan, Study, cells_of
 from lbdist.studies.paper import Paper
 from lbdist.tuning.search_space import settings
 
-# `checkpoints` trains nothing: see test_studies_checkpoints.py
+# `checkpoints` trains nothing: see tests/studies/test_checkpoints.py
 SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"checkpoints"})
 
 
