@@ -18,6 +18,7 @@ source "${LBDIST_VENV:-$HOME/venv}/bin/activate"
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token OMP_NUM_THREADS=1
 RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex(32))")   # of this job alone
 export RAY_AUTH_TOKEN
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0   # when Ray is told to end, the study is over: 30 s otherwise
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}

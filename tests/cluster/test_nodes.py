@@ -161,7 +161,7 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     two: Cluster, cache: str, tmp_path: Path
 ) -> None:
     fields = ["experiment=batch_size", "study.batches=[100]", "num_workers=2", "epochs=60", cache]
-    fields += ["optimizer=sgd", "optimizer.lr=0.005", "regroup_seconds=1", "measure=[distance]"]
+    fields += ["optimizer=sgd", "optimizer.lr=0.005", "regroup_seconds=1", "measure=[]"]
     run = Run(two, tmp_path, *fields, shrunk=UNMEASURED)
     run.until(lambda: list(tmp_path.glob("cells/*/resume.pt")))
     two.remove_node(run.until(lambda: holder(two, "ray::RayTrainWorker")), allow_graceful=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from lbdist import results
 from tests.support.commands import UNMEASURED, cmdline
 from tests.support.machines import alive
 from tests.support.repository import ROOT
@@ -29,7 +30,10 @@ exec "${args[@]}"
 
 
 def test_slurm_runs_a_study_on_two_nodes(cache: str, tmp_path: Path) -> None:
-    """`srun` starts real processes here: a head and a worker of one CPU; nothing is left of them."""
+    """`srun` starts real processes here: a head and a worker of one CPU; nothing is left of them.
+
+    The study is of a procedure, in a group that takes both nodes.
+    """
     stubs, short = tmp_path / "stubs", Path(tempfile.gettempdir(), f"lb{os.getpid()}")
     stubs.mkdir()
     for name, script in STUBS.items():
@@ -46,16 +50,19 @@ def test_slurm_runs_a_study_on_two_nodes(cache: str, tmp_path: Path) -> None:
         "HOME": str(tmp_path),
     }
     storage = tmp_path / "scratch"
-    study = ["experiment=gap", "study.equal_loss=null", "study.check_workers=2", "measure=[]", cache]
+    study = ["experiment=benchmark", "study.workers=[2]", "~study.procedures.DataLoader", cache]
     study.append(f"storage={storage}")
     process = subprocess.Popen(
-        ["bash", str(ROOT / "cluster" / "slurm.sh"), *study, *UNMEASURED, "epochs=1"],
+        ["bash", str(ROOT / "cluster" / "slurm.sh"), *UNMEASURED, *study, "epochs=2"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
     )  # fmt: skip
     out, _ = process.communicate(timeout=500)
     assert process.returncode == 0, out
     assert "2 nodes with 2 CPUs and 0 GPUs" in out and "Traceback" not in out, out
-    assert "LB, seed 0, on 1 and 2 workers: test accuracy" in out
+    assert "Samples a second at batch 40" in out
+    rows = results.load(storage / "benchmark").query("metric == 'images_per_second'")
+    own = rows[rows["procedure"] == "lbdist"]
+    assert set(own["num_workers"]) == {2} and len(own) == 2 and (rows["value"] > 0).all()
     end = time.monotonic() + 30
     # its children are nobody's by now, but all name this folder
     while left := [p for p in psutil.process_iter() if alive(p) and str(short) in " ".join(cmdline(p))]:

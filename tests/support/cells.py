@@ -1,13 +1,13 @@
 """Small cells, and a group of real gloo processes to train them in."""
 
 import dataclasses
-import functools
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,15 @@ from lbdist.config.build import plain
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
+from lbdist.training import buckets
+from lbdist.training.loop import run_cell, train
 from lbdist.training.precision import EXACT, Arithmetic
 from tests.support import seeds
+
+SERVER = multiprocessing.get_context("forkserver")
+"""Starts the processes of groups, from one that has imported what they all need."""
+
+SERVER.set_forkserver_preload([__name__, "torch._dynamo"])
 
 DENSE = {"_target_": "lbdist.networks.dense.Dense", "inputs": 12, "widths": [16, 16], "classes": 4}
 CONVOLUTIONAL = {"_target_": "tests.support.cells.Small", "name": "small"}
@@ -109,16 +116,17 @@ def start_group(
     store: Store | None = None,
     whole: bool = False,
     bucket: int | None = None,
-    **streams: Any,
-) -> list[subprocess.Popen]:
+) -> list[ForkServerProcess]:
     """`size` processes, joined by gloo, that train cells one after the other.
 
-    Gradients are summed in buckets of at least so many bytes, if any.
+    What ends a process with an exception is in the file `error-RANK` of its home. Gradients are summed in
+    buckets of at least so many bytes, if any.
     """
-    (home / "work.pickle").write_bytes(pickle.dumps((list(work), dtype, arithmetic, store, whole, bucket)))
-    command = [sys.executable, "-m", __spec__.name, str(home)]
-    start = functools.partial(subprocess.Popen, cwd=Path(__file__).parents[2], **streams)
-    return [start([*command, str(rank), str(size)]) for rank in range(size)]
+    how = (dtype, arithmetic, store, whole, bucket)
+    group = [SERVER.Process(target=_member, args=(home, rank, size, work, *how)) for rank in range(size)]
+    for process in group:
+        process.start()
+    return group
 
 
 def train_in_group(
@@ -130,33 +138,41 @@ def train_in_group(
     """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        codes = [
-            process.wait(timeout=240) for process in start_group(home, size, work, dtype, *options, **more)
-        ]
-        assert codes == [0] * size
+        group = start_group(home, size, work, dtype, *options, **more)
+        for process in group:
+            process.join(240)
+        failed = [file.read_text() for file in home.glob("error-*")]
+        assert [process.exitcode for process in group] == [0] * size, "\n".join(failed)
         results: list[Any] = pickle.loads((home / "results.pickle").read_bytes())
         return results
 
 
-def _member(home: Path, rank: int, size: int) -> None:
-    from lbdist.training import buckets
-    from lbdist.training.loop import run_cell, train
-
+def _member(
+    home: Path,
+    rank: int,
+    size: int,
+    work: Sequence[tuple[Cell, Dataset]],
+    dtype: torch.dtype,
+    arithmetic: Arithmetic,
+    store: Store | None,
+    whole: bool,
+    bucket: int | None,
+) -> None:
     torch.set_num_threads(1)
     seeds.shift()
     dist.init_process_group("gloo", init_method=f"file://{home}/store", rank=rank, world_size=size)
-    work, dtype, arithmetic, store, whole, bucket = pickle.loads((home / "work.pickle").read_bytes())
     buckets.BUCKET_BYTES = bucket or buckets.BUCKET_BYTES
     how = {"arithmetic": arithmetic, "store": store}
-    results: list[Any] = [
-        run_cell(cell, data, **how) if whole else train(cell, data, dtype=dtype, **how) for cell, data in work
-    ]
+    try:
+        results: list[Any] = [
+            run_cell(cell, data, **how) if whole else train(cell, data, dtype=dtype, **how)
+            for cell, data in work
+        ]
+    except Exception:
+        (home / f"error-{rank}").write_text(traceback.format_exc())
+        os._exit(1)
     if rank == 0:
         (home / "results.pickle").write_bytes(pickle.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # a thread of gloo's that is still there would end the process with status -6
-
-
-if __name__ == "__main__":
-    _member(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -14,7 +14,6 @@ from lbdist.networks.dense import Dense
 from lbdist.results import load
 from lbdist.storage import Store
 from tests.support.commands import (
-    UNMEASURED,
     agree,
     family,
     finish,
@@ -132,15 +131,6 @@ def test_the_paper_runs_to_its_report(tmp_path, cache):
     assert rows["error"].isna().all() and "LB to SB's loss" in set(rows["method"])
     again = here(tmp_path, "experiment=gap", *small[:1], cache)  # nothing of it is left to do
     assert "local Ray" not in again and not ray.is_initialized()
-
-
-def test_a_procedure_runs_in_a_worker_group(tmp_path, cache):
-    study = ["experiment=benchmark", "study.workers=[2]", "~study.procedures.DataLoader", "epochs=2", cache]
-    out = finish(start(tmp_path, *study, shrunk=UNMEASURED))
-    assert "Samples a second at batch 40" in out
-    rows = load(tmp_path / "benchmark").query("metric == 'images_per_second'")
-    own = rows[rows["procedure"] == "lbdist"]
-    assert set(own["num_workers"]) == {2} and len(own) == 2 and (rows["value"] > 0).all()
 
 
 def test_readmes_code_runs_as_written(remedies, monkeypatch, capsys):
