@@ -29,6 +29,7 @@ def table() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("published.csv"))
 
 
+@functools.cache
 def published(network: str, method: str, quantity: str, epsilon: float | None = None) -> Summary | None:
     """A published number; None where there is none.
 

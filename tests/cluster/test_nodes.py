@@ -75,7 +75,7 @@ class Run:
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert self.process.poll() is None and time.monotonic() < end, "".join(self.out + self.err)
-            time.sleep(0.02)
+            time.sleep(0.1)
         return found
 
     def said(self, text: str) -> bool:
@@ -115,7 +115,7 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
     """
     for name in ("mine", "yours"):
         (tmp_path / name).mkdir()
-    yours = Run(two, tmp_path / "yours", "experiment=batch_size", "epochs=2000", cache)
+    yours = Run(two, tmp_path / "yours", "experiment=batch_size", "epochs=2000", "precision=float32", cache)
     yours.until(lambda: holder(two, "ray::ImplicitFunc"))
     fields = ["experiment=remedies", "remedy=[none,robust]", "retries=5", cache]
     run = Run(two, tmp_path / "mine", *fields)
@@ -161,8 +161,8 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     two: Cluster, cache: str, tmp_path: Path
 ) -> None:
     fields = ["experiment=batch_size", "study.batches=[100]", "num_workers=2", "epochs=60", cache]
-    fields += ["optimizer=sgd", "optimizer.lr=0.005", "regroup_seconds=1", "measure=[]"]
-    run = Run(two, tmp_path, *fields, shrunk=UNMEASURED)
+    fields += ["optimizer=sgd", "optimizer.lr=0.005", "regroup_seconds=1", "precision=float32"]
+    run = Run(two, tmp_path, *fields, "measure=[]", shrunk=UNMEASURED)
     run.until(lambda: list(tmp_path.glob("cells/*/resume.pt")))
     two.remove_node(run.until(lambda: holder(two, "ray::RayTrainWorker")), allow_graceful=False)
     out = run.ended()
