@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from lbdist import results
+from lbdist.storage import Store
 from tests.support.commands import UNMEASURED, cmdline
 from tests.support.machines import alive
 from tests.support.repository import ROOT
@@ -29,10 +30,10 @@ exec "${args[@]}"
 }
 
 
-def test_slurm_runs_a_study_on_two_nodes(cache: str, tmp_path: Path) -> None:
+def test_slurm_runs_a_study_on_two_nodes(s3: str, cache: str, tmp_path: Path) -> None:
     """`srun` starts real processes here: a head and a worker of one CPU; nothing is left of them.
 
-    The study is of a procedure, in a group that takes both nodes.
+    The study is of a procedure, in a group that takes both nodes, with all that it keeps on S3.
     """
     stubs, short = tmp_path / "stubs", Path(tempfile.gettempdir(), f"lb{os.getpid()}")
     stubs.mkdir()
@@ -49,9 +50,9 @@ def test_slurm_runs_a_study_on_two_nodes(cache: str, tmp_path: Path) -> None:
         "STUB_TMP": str(short),
         "HOME": str(tmp_path),
     }
-    storage = tmp_path / "scratch"
+    root = s3.format("slurm")
     study = ["experiment=benchmark", "study.workers=[2]", "~study.procedures.DataLoader", cache]
-    study.append(f"storage={storage}")
+    study.append(f"storage={root}")
     process = subprocess.Popen(
         ["bash", str(ROOT / "cluster" / "slurm.sh"), *UNMEASURED, *study, "epochs=2"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
@@ -60,7 +61,11 @@ def test_slurm_runs_a_study_on_two_nodes(cache: str, tmp_path: Path) -> None:
     assert process.returncode == 0, out
     assert "2 nodes with 2 CPUs and 0 GPUs" in out and "Traceback" not in out, out
     assert "Samples a second at batch 40" in out
-    rows = results.load(storage / "benchmark").query("metric == 'images_per_second'")
+    assert "secret" not in out and not (tmp_path / "results").exists()
+    names = Store(root).names()
+    assert "benchmark/report.html" in names and any(name.startswith("benchmark/tune/") for name in names)
+    study_of = f"{root.partition('?')[0]}/benchmark?{root.partition('?')[2]}"
+    rows = results.load(study_of).query("metric == 'images_per_second'")
     own = rows[rows["procedure"] == "lbdist"]
     assert set(own["num_workers"]) == {2} and len(own) == 2 and (rows["value"] > 0).all()
     end = time.monotonic() + 30

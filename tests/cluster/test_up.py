@@ -22,6 +22,7 @@ STUDY = [
     "study.equal_loss=null",
     "study.check_workers=2",
     "measure=[]",
+    "precision=float32",
     *UNMEASURED,
 ]
 

@@ -277,11 +277,15 @@ def test_no_jobs_start_no_actor(data: ray.ObjectRef, tmp_path: Path) -> None:
     assert set(evaluators()) <= before and list(tmp_path.iterdir()) == []
 
 
-def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Path, tmp_path: Path) -> None:
-    """In one process, where no more may be taken."""
+def test_any_measure_runs_at_files_and_at_epochs(
+    data: ray.ObjectRef, folder: Path, s3: str, tmp_path: Path
+) -> None:
+    """In one process, where no more may be taken, with what is trained and what is measured on S3."""
     psutil.wait_procs(list(evaluators().values()), timeout=30)  # of the tests before
     model = folder / "cells" / CELL.id / "model-1.safetensors"
     torch.save(safetensors.torch.load_file(model), tmp_path / "mine.pt")
+    store = Store(s3.format("measured"))
+    store.write(f"cells/{CELL.id}/{model.name}", model.read_bytes())
     points = [Point(CELL, 1), Point(CELL, file=str(tmp_path / "mine.pt")), Point(CELL, file=str(model))]
     found: dict[str, list[float]] = {}
     nodes = [{"_target_": "lbdist.sharpness.distance.Distance", "name": "distance"},
@@ -295,7 +299,8 @@ def test_any_measure_runs_at_files_and_at_epochs(data: ray.ObjectRef, folder: Pa
 
     jobs = [Measurement(node, (point,)) for node in nodes for point in points]
     assert len({job.id for job in jobs[:3]}) == 3
-    assert pool.measure_all(jobs, data, Store(folder), capacity=Capacity(2, 0), slots=1, done=done) == []
+    assert pool.measure_all(jobs, data, store, capacity=Capacity(2, 0), slots=1, done=done) == []
+    assert len(store.names("measurements")) == len(jobs)
     assert set(found) == {"distance_from_start", "relative_distance", "lambda_max"}
     for values in found.values():
         assert len(values) == 3 and values == pytest.approx([values[0]] * 3) and values[0] > 0

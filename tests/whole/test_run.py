@@ -2,7 +2,6 @@
 
 import re
 import signal
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,8 +10,6 @@ import torch
 
 from lbdist import results
 from lbdist.networks.dense import Dense
-from lbdist.results import load
-from lbdist.storage import Store
 from tests.support.commands import (
     agree,
     family,
@@ -205,44 +202,3 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     undisturbed = undisturbed[(baseline["remedy"] == "none") & (baseline["stage"] == "confirm")]
     pd.testing.assert_series_equal(values(folder), undisturbed)
     gone(members)
-
-
-def test_a_study_lives_in_an_object_store(
-    s3: str, remedies: tuple[Path, str], tmp_path: Path, cache: str
-) -> None:
-    """Rows, models, Tune's folder, report and lock on S3, whatever interrupts it; nothing is on the disk."""
-    root = s3.format("study")
-    arguments = [
-        "experiment=gap",
-        "study.equal_loss=null",
-        "study.check_workers=2",
-        "measure=[sharpness,distance]",
-        "measure.sharpness.solvers=[paper]",
-        cache,
-        f"storage={root}",
-    ]
-    first = start(tmp_path, "executor=serial", *[a for a in arguments if "check_workers" not in a])
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("[1/"):
-            break
-    first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=300)
-    assert first.returncode == 143 and "interrupted; what is finished is kept" in err and "secret" not in out
-    store = Store(root)
-    assert len([name for name in store.names("cells") if name.endswith("rows.parquet")]) >= 1
-    assert "gap/lock.json" not in store.names()
-    out = finish(start(tmp_path, *arguments))
-    assert "SB" in out and "secret" not in out and not list(tmp_path.iterdir())
-    study = f"{root.partition('?')[0]}/gap?{root.partition('?')[2]}"
-    rows = load(study)
-    assert set(rows["method"]) == {"SB", "LB"} and (rows["measure"] == "distance").sum() == 4
-    agree(values(study), values(remedies[0] / "remedies"), least=51)
-    names = store.names()
-    for cell in rows["cell"].unique():
-        wanted = {f"cells/{cell}/{name}" for name in ("cell.json", "model.safetensors", "rows.parquet")}
-        assert {name for name in names if name.startswith(f"cells/{cell}/")} == wanted
-    assert "gap/report.html" in names and any(name.startswith("gap/tune/") for name in names)
-    assert "secret" not in store.read("gap/report.html").decode()
-    again = here(tmp_path, *arguments)
-    assert "local Ray" not in again and again[again.index("Mean") :] == out[out.index("Mean") :]

@@ -13,6 +13,7 @@ import ray
 from lbdist import results
 from lbdist.config.compose import config_root
 from lbdist.run import main
+from lbdist.storage import Store
 from tests.support.commands import UNMEASURED, agree, here, serially, start, values, wait_for
 
 # `checkpoints` needs a file: see tests/studies/test_checkpoints.py
@@ -49,6 +50,41 @@ def test_an_interrupted_run_goes_on_and_two_at_once_are_one(alone, tmp_path, cac
     serially(tmp_path, "experiment=gap", "study.equal_loss=null", cache)
     found = values(tmp_path / "gap")
     agree(found, values(alone[0] / "remedies"), least=len(found))
+
+
+def test_a_study_lives_in_an_object_store(
+    s3: str, alone: tuple[Path, str], tmp_path: Path, cache: str
+) -> None:
+    """Rows, models, report and lock on S3, whatever interrupts it; nothing is on the disk.
+
+    Through Ray: tests/cluster/test_slurm.py and, what is measured, tests/sharpness/test_pool.py.
+    """
+    root = s3.format("study")
+    arguments = ["executor=serial", "experiment=gap", "study.equal_loss=null", cache, f"storage={root}"]
+    first = start(tmp_path, *arguments)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("[1/"):
+            break
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=300)
+    assert first.returncode == 143 and "interrupted; what is finished is kept" in err and "secret" not in out
+    store = Store(root)
+    assert len([name for name in store.names("cells") if name.endswith("rows.parquet")]) >= 1
+    assert "gap/lock.json" not in store.names()
+    out = here(tmp_path, *arguments)
+    assert "SB" in out and "secret" not in out and not list(tmp_path.iterdir())
+    study = f"{root.partition('?')[0]}/gap?{root.partition('?')[2]}"
+    rows, found = results.load(study), values(study)
+    assert set(rows["method"]) == {"SB", "LB"} and "sharpness" in set(rows["measure"])
+    agree(found, values(alone[0] / "remedies"), least=len(found))
+    names = store.names()
+    for cell in rows["cell"].unique():
+        wanted = {f"cells/{cell}/{name}" for name in ("cell.json", "model.safetensors", "rows.parquet")}
+        assert {name for name in names if name.startswith(f"cells/{cell}/")} == wanted
+    assert "secret" not in store.read("gap/report.html").decode()
+    again = here(tmp_path, *arguments)
+    assert "[1/" not in again and again[again.index("Mean") :] == out[out.index("Mean") :]
 
 
 def test_studies_of_a_storage_folder_share_cells_and_measurements(copied, cache):
