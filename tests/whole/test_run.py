@@ -1,6 +1,7 @@
 """The real command through Ray, from end to end: run, rerun, interrupted, killed, on S3."""
 
 import re
+import shutil
 import signal
 
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 
 from lbdist import results
 from lbdist.networks.dense import Dense
+from lbdist.tuning.trial import grid
 from tests.support.commands import (
     agree,
     family,
@@ -76,8 +78,6 @@ def test_the_rows_are_those_of_the_study_without_ray(remedies, alone):
 
 def test_tunes_own_folder_stays_readable(remedies):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from lbdist.tuning.trial import grid
 
     storage, _ = remedies
     found = grid(storage / "remedies")
@@ -193,10 +193,13 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     process.kill()
     process.communicate(timeout=60)
     before = done()
+    next(tmp_path.glob("cells/*/rows.parquet")).unlink()  # is trained once more
+    shutil.rmtree(folder / "tune")
+    (folder / "tune").write_text("a file where Tune's folder was")
 
     process = start(tmp_path, *arguments)  # 3: to the end
     out = finish(process)
-    assert before >= 3 and "study gap" in out
+    assert before >= 3 and "study gap" in out and len(grid(folder)) == 2
     undisturbed = values(remedies[0] / "remedies")
     baseline = {level: undisturbed.index.get_level_values(level) for level in ("remedy", "stage")}
     undisturbed = undisturbed[(baseline["remedy"] == "none") & (baseline["stage"] == "confirm")]
