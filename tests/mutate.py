@@ -33,7 +33,7 @@ ROOMS = {
     "lbdist/sharpness/evaluator.py": ["tests/whole/test_serial.py"],
     "lbdist/sharpness": ["tests/sharpness", "tests/config/test_defaults.py"],
     "lbdist/training": ["tests/training"],
-    "lbdist/tuning": ["tests/tuning"],
+    "lbdist/tuning": ["tests/tuning", "tests/whole/test_damage.py"],
     "lbdist/analysis": ["tests/analysis"],
 }
 """The tests that should see a change, by the file or folder that it is in."""

@@ -1,6 +1,7 @@
 """The loop: what it computes against plain PyTorch, resuming, divergence, batches, batch norm, dropout."""
 
 import copy
+import time
 from typing import ClassVar
 
 import pytest
@@ -216,6 +217,18 @@ def test_a_diverged_run_ends_as_a_row(tmp_path):
     rows = results.read_rows(tmp_path, results.cell_file(cell.id))
     assert max(row["epoch"] for row in rows if row["metric"] == "running_loss") < 50
     assert {row["cell"] for row in rows} == {cell.id}
+
+
+def test_what_is_no_training_is_overhead(tmp_path):
+    """A cell that waited for an hour, in all that it took."""
+    cell, asked = make_cell(), time.time() - 3600
+    run_cell(cell, signals(), Store(tmp_path), began=asked)
+    spent = [
+        row["value"]
+        for row in results.read_rows(tmp_path, results.cell_file(cell.id))
+        if row["metric"] in ("seconds", "overhead_seconds")
+    ]
+    assert max(spent) >= 3600 and sum(spent) <= time.time() - asked and len(spent) == 2
 
 
 def test_a_finished_cell_is_not_run_again(tmp_path):

@@ -6,6 +6,7 @@ import copy
 import itertools
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -205,12 +206,14 @@ loop.run_cell(cell, signals(), Store({str(tmp_path)!r}))
 
 def test_a_deadline_that_is_kept_does_nothing() -> None:
     said: list[str] = []
+    before = threading.active_count()
     with Deadline(said.append) as deadline:
         for _ in range(20):
             deadline.allow(0.5, "a nap")
             time.sleep(0.05)
+        deadline.allow(1000, "what ends long before")
     time.sleep(0.6)
-    assert said == []
+    assert said == [] and threading.active_count() == before  # nothing watches any longer
 
 
 def test_a_late_note_is_gone_once_the_cell_is_finished(tmp_path: Path) -> None:
