@@ -84,6 +84,9 @@ def test_names_of_lines_do_not_overlap(rows):
     assert len(boxes) == len(STORY)
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
     assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    marks = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [1.04]]
+    heights = sorted(text.get_position()[1] for text in figure.axes[0].texts)
+    assert sorted(line.get_ydata()[0] for line in marks) == heights  # one before each name
 
 
 def test_only_what_was_measured_is_drawn():
