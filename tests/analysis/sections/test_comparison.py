@@ -96,7 +96,13 @@ def test_agreement(rows):
     assert pair["last_epoch"] == pytest.approx(4e-5, rel=1e-3)
     assert pair["score_std"] == pytest.approx(0.7)
     text = agreement.section(Runs(rows)).sentences[0]
-    assert "on 1 and 2 workers" in text and "1.0e-06" in text and "4.0e-05" in text
+    assert "on 1 and 2 workers" in text and "1.0e-06" in text and "4.0e-05" in text and "φ" not in text
+    lb = (rows["method"] == "LB") & (rows["remedy"] == "none") & (rows["seed"] == 0)
+    phi = rows[lb & (rows["metric"] == "sharpness")].copy()  # as if it were measured on two workers as well
+    phi["cell"], phi["stage"] = rows.loc[rows["stage"] == "check", "cell"].iloc[0], "check"
+    phi["measurement"] += "-check"
+    text = agreement.section(Runs(pd.concat([rows, phi], ignore_index=True))).sentences[0]
+    assert "(std 85.0)" in text.partition("φ(1e-3)")[2]
     assert "was not measured" in agreement.section(Runs(study(("SB", "LB")))).sentences[0]
 
 
