@@ -141,8 +141,11 @@ def train_in_group(
         group = start_group(home, size, work, dtype, *options, **more)
         for process in group:
             process.join(240)
+        codes = [process.exitcode for process in group]
+        for process in group:
+            process.kill()
         failed = [file.read_text() for file in home.glob("error-*")]
-        assert [process.exitcode for process in group] == [0] * size, "\n".join(failed)
+        assert codes == [0] * size, "\n".join(failed)
         results: list[Any] = pickle.loads((home / "results.pickle").read_bytes())
         return results
 
