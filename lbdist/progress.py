@@ -67,7 +67,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if not self.plain:  # rich before 14.3 ends the line even of a bar that it does not draw
+            self.bar.stop()
 
     def note(self, line: str) -> None:
         """Says a line of its own."""

@@ -257,7 +257,7 @@ def draw_panels(
             axis.errorbar(
                 data["x"],
                 data["mean"],
-                yerr=[low.reindex(data.index), data["std"].fillna(0.0)]
+                yerr=np.array([low.reindex(data.index), data["std"].fillna(0.0)])
                 if data["std"].notna().any()
                 else None,
                 color=mark.color,
