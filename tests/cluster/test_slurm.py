@@ -62,10 +62,10 @@ def test_slurm_runs_a_study_on_two_nodes(s3: str, cache: str, tmp_path: Path) ->
     assert "2 nodes with 2 CPUs and 0 GPUs" in out and "Traceback" not in out, out
     assert "Samples a second at batch 40" in out
     assert "secret" not in out and not (tmp_path / "results").exists()
-    names = Store(root).names()
+    store = Store(root)
+    names = store.names()
     assert "benchmark/report.html" in names and any(name.startswith("benchmark/tune/") for name in names)
-    study_of = f"{root.partition('?')[0]}/benchmark?{root.partition('?')[2]}"
-    rows = results.load(study_of).query("metric == 'images_per_second'")
+    rows = results.load(store / "benchmark").query("metric == 'images_per_second'")
     own = rows[rows["procedure"] == "lbdist"]
     assert set(own["num_workers"]) == {2} and len(own) == 2 and (rows["value"] > 0).all()
     end = time.monotonic() + 30

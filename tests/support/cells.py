@@ -129,6 +129,16 @@ def start_group(
     return group
 
 
+def end_group(group: Sequence[ForkServerProcess], seconds: float = 240) -> list[int | None]:
+    """The exit codes of a group that ends by itself; what has not by then has none, and is killed."""
+    for process in group:
+        process.join(seconds)
+    codes = [process.exitcode for process in group]
+    for process in group:
+        process.kill()
+    return codes
+
+
 def train_in_group(
     size: int, work: Sequence[tuple[Cell, Dataset]], dtype: torch.dtype, *options: Any, **more: Any
 ) -> list[Any]:
@@ -139,11 +149,7 @@ def train_in_group(
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         group = start_group(home, size, work, dtype, *options, **more)
-        for process in group:
-            process.join(240)
-        codes = [process.exitcode for process in group]
-        for process in group:
-            process.kill()
+        codes = end_group(group)
         failed = [file.read_text() for file in home.glob("error-*")]
         assert codes == [0] * size, "\n".join(failed)
         results: list[Any] = pickle.loads((home / "results.pickle").read_bytes())

@@ -22,7 +22,7 @@ from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.learner import Learner
 from lbdist.training.loop import run_cell
-from tests.support.cells import make_cell, start_group
+from tests.support.cells import end_group, make_cell, start_group
 from tests.support.samples import signals
 
 KINDS = list(itertools.product((0.1, 0.0, 0.7, None), (True, False), (True, False)))
@@ -111,8 +111,7 @@ def test_checkpointed_dropout_has_the_gradient_of_its_own_mask() -> None:
 def test_workers_at_different_layers_are_refused(tmp_path: Path) -> None:
     cell = make_cell(network={"_target_": "tests.support.cells.Fork"}, epochs=5)
     work = [(cell, signals())]
-    for process in start_group(tmp_path, 2, work, torch.float64):
-        process.join(120)
+    assert end_group(start_group(tmp_path, 2, work, torch.float64)) == [1, 1]
     said = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
     assert all(
         "InputError: network: some workers were at another batch norm than others" in err for err in said
@@ -211,7 +210,9 @@ def test_a_deadline_that_is_kept_does_nothing() -> None:
         for _ in range(20):
             deadline.allow(0.5, "a nap")
             time.sleep(0.05)
+    with Deadline(said.append) as deadline:
         deadline.allow(1000, "what ends long before")
+        time.sleep(0.5)  # by now its end is far for who watches
     time.sleep(0.6)
     assert said == [] and threading.active_count() == before  # nothing watches any longer
 

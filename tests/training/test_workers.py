@@ -38,20 +38,22 @@ def test_any_number_of_workers_gives_the_same_result(label, groups):
     rows, x = train(cell, data, dtype=torch.float64)
     values = {(r["metric"], r.get("split"), r.get("epoch")): r["value"] for r in rows}
     kept = live(cell)
-    # ADAM moves dead biases by rounding; where something feeds that back, the running averages, which lag
-    # behind, make the test set's values hang on it
-    tested = label not in ("conservative", "combination", "lamb")
     tolerance = 1e-9 if "SGD" in cell.optimizer["_target_"] else 1e-7
+    left_out = {"seconds", "distance_from_start"}
+    if label in ("conservative", "combination", "lamb"):
+        # ADAM moves dead biases by rounding, what these add feeds that back, and running averages lag behind:
+        # a sample near the border may change sides
+        tolerance, left_out = 2e-3, left_out | {"accuracy"}
     for size, results in groups.items():
         if label not in results:
             continue
         other_rows, other = results[label]
         assert torch.linalg.norm((other - x)[kept]) <= 1e-9 * torch.linalg.norm(x[kept]), f"{size} workers"
         for r in other_rows:
-            of_a_split = bool(r.get("split")) and r["metric"] != "running_loss"
-            if r["metric"] not in ("seconds", "distance_from_start") and (tested or not of_a_split):
+            if r["metric"] not in left_out:
+                same = tolerance if r.get("split") and r["metric"] != "running_loss" else 1e-9
                 key = r["metric"], r.get("split"), r.get("epoch")
-                assert r["value"] == pytest.approx(values[key], rel=tolerance if of_a_split else 1e-9)
+                assert r["value"] == pytest.approx(values[key], rel=same)
 
 
 def test_a_killed_group_goes_on_bitwise_and_on_another_number_of_workers_to_rounding(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real command through Ray, from end to end: run, rerun, interrupted, killed, on S3."""
+"""The real command through Ray, from end to end: run, rerun, interrupted, killed."""
 
 import re
 import shutil
