@@ -216,21 +216,22 @@ class Neighbourhood:
         budget: int,
         tolerance: float,
     ) -> solvers.Maximum:
-        known: list[solvers.Start] = []
+        seen: list[solvers.Maximum] = []
         if paper is not None and paper.value > self.f0:
-            known.append(solvers.Start("paper", _share(paper.z, bound)))
+            seen.append(replace(paper, start="paper"))
         if self._model is None and self.space.dimension <= solvers.SMALL:
-            highest, from_paper = self.f0, len(known)
+            highest, from_paper = self.f0, len(seen)
 
             def at(z: Tensor) -> tuple[float, Tensor]:
                 nonlocal highest
                 value, gradient = self._at(z)
                 if value > highest and bool((z.abs() <= bound).all()):
                     highest = value
-                    known[from_paper:] = [solvers.Start("model", _share(z, bound))]
+                    seen[from_paper:] = [solvers.Maximum(z, value, "model", 0, False)]
                 return value, gradient
 
             self._model = solvers.Model.of(at, self.scale, epsilon, self.seed)
+        known = [solvers.Start(point.start, _share(point.z, bound)) for point in seen]
         large = self.space.dimension > solvers.SMALL
         classes = self._classes(self.f, bound) if isinstance(self.f, Objective) else {}
         known += [solvers.Start(f"class {label}", u) for label, u in classes.items()]
@@ -260,8 +261,9 @@ class Neighbourhood:
             share=share,
         )
         self._ends[epsilon] = list(found.ends)
-        if paper is not None and paper.value > found.value:  # by the rounding of z / bound
-            found = replace(found, z=paper.z, value=paper.value, start="paper")
+        for point in seen:
+            if point.value > found.value:  # by the rounding of z / bound
+                found = replace(found, z=point.z, value=point.value, start=point.start)
         return found
 
 
