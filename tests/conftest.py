@@ -15,6 +15,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
+from lbdist.data.base import locked
 from lbdist.training import rehearsal
 from tests.support import seeds
 from tests.support.commands import STARTED, finish, serially, start
@@ -62,9 +63,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def mnist1d_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of the session's own."""
-    return tmp_path_factory.mktemp("cache")
+def together(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of the session's own, the same for all its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def mnist1d_cache(together: Path) -> Path:
+    """Where data are cached; who comes first makes them, and the others wait."""
+    return together / "cache"
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +88,7 @@ def nothing_runs_on() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cache(mnist1d_cache: Path) -> str:
     """The data's place, as an override."""
-    return f"data.root={mnist1d_cache}"
+    return f"data.root={mnist1d_cache / 'lbdist'}"
 
 
 @pytest.fixture
@@ -98,10 +106,13 @@ def remedies(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, str]:
-    """The same without Ray."""
-    storage = tmp_path_factory.mktemp("alone") / "results"
-    return storage, serially(storage, "experiment=remedies", cache)
+def alone(together: Path, cache: str) -> tuple[Path, str]:
+    """The same without Ray, run by the process that comes first."""
+    storage, said = together / "alone", together / "alone.txt"
+    with locked(together):
+        if not said.exists():
+            said.write_text(serially(storage, "experiment=remedies", cache))
+    return storage, said.read_text()
 
 
 @pytest.fixture

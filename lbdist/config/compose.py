@@ -110,12 +110,11 @@ def compose_parts(
             raise InputError(f"{text}: must be left out, since each part has its own; run the part alone")
     bare = {"": whole, **{name: compose([f"experiment={name}"], folders) for name in parts}}
     takers = {text: [name for name, config in bare.items() if _has(config, text)] for text in rest}
-    made = {
-        name: compose(
-            [*(chosen if not name else [f"experiment={name}"]),
-             *(text for text in rest if name in takers[text] or not takers[text])], folders)
-        for name in bare
-    }  # fmt: skip
+    made = {}
+    for name in bare:
+        mine = [text for text in rest if name in takers[text] or not takers[text]]
+        first = [f"experiment={name}"] if name else chosen
+        made[name] = compose([*first, *mine], folders) if mine else bare[name]
     return made.pop(""), made
 
 
@@ -244,8 +243,8 @@ def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Pat
         overrides: What it was composed of.
         folders: Folders of the user's own.
     """
-    rest = [text for text in overrides if not text.startswith("scale=")]
-    published, _ = compose_parts([*rest, "scale=paper"], folders)
+    rest = [text for text in overrides if not text.startswith("scale=") and _has(config, text)]
+    published = compose([*rest, "scale=paper"], folders)
     ours, theirs = plain(config), plain(published)
     several = "parts" in config.study
     keys: list[tuple[str, ...]] = [(name,) for name in ("epochs", "seeds", "small_batch", "patience")]
