@@ -159,8 +159,6 @@ def connect(
     environment = nodes.own_code(targets, store) if joined else {}
     if joined and not nodes.in_a_job():
         environment["env_vars"] = {name: os.environ[name] for name in MEMORY}
-    if not joined:  # nobody takes this machine away: a process less in each group
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(
             address=joined or "local",

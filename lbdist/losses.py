@@ -229,10 +229,11 @@ class MeanSquaredError(Loss):
         return torch.cat([(errors**2).sum(0), y.sum(0), (y**2).sum(0)])
 
     def value(self, sums: Tensor, samples: int) -> float:
-        """R^2; NaN where the labels do not vary."""
+        """R^2; NaN where the labels do not vary, to float32's resolution: what is below it is rounding."""
         errors, total, squares = sums.double().chunk(3)
         spread = float((squares - total**2 / samples).sum())
-        return 1 - float(errors.sum()) / spread if spread > 0 else float("nan")
+        least = torch.finfo(torch.float32).eps ** 2 * float(squares.sum())
+        return 1 - float(errors.sum()) / spread if spread > least else float("nan")
 
     def check(self, data: Dataset) -> tuple[int, ...]:
         """Labels are finite numbers of one shape."""
