@@ -108,7 +108,7 @@ def test_a_perfect_and_a_chance_score(name: str) -> None:
     if isinstance(loss, CrossEntropy | Tokens):
         perfect = F.one_hot(labels.long().clamp_min(0), 7).float()
     else:
-        perfect = labels.float() if isinstance(loss, MeanSquaredError) else 2 * labels.float() - 1
+        perfect = labels if isinstance(loss, MeanSquaredError) else 2 * labels - 1
     best = 1.0 if isinstance(loss, MeanSquaredError) else 100.0
     assert loss.value(loss.scored(perfect, labels), 20) == pytest.approx(best)
     if isinstance(loss, MeanSquaredError):
@@ -223,7 +223,8 @@ def test_a_cell_learns_by_every_loss_that_is_shipped(name: str) -> None:
     loss, _, inputs, labels = CASES[case]
     node = plain(compose([f"loss={name}", "experiment=gap"]).loss)
     assert type(build(node, "loss", kind=Loss)) is type(loss)
-    split = Split(inputs.numpy(), labels.numpy())
+    stored = [x.float() if x.is_floating_point() else x for x in (inputs, labels)]
+    split = Split(*(x.numpy() for x in stored))
     data = Dataset(split, split)
     cell = Cell(network=network, data={"_target_": ""}, loss=node, global_batch_size=6, epochs=30, seed=0,
                 optimizer={"_target_": "torch.optim.Adam", "lr": 0.05}, remedies=())  # fmt: skip

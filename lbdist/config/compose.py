@@ -97,9 +97,8 @@ def compose_parts(
     Raises:
         InputError: An unknown study, key or type.
     """
-    chosen = [text for text in overrides if text.startswith(("experiment=", "study.parts="))]
-    name = next((text.partition("=")[2] for text in chosen if text.startswith("experiment=")), "")
-    if not (_file("experiment", name, folders).get("study") or {}).get("parts"):
+    chosen = _choice(overrides, folders)
+    if not chosen:
         return compose(overrides, folders), {}  # most studies: composing takes its time
     whole = compose(chosen, folders)
     parts = whole.study.parts
@@ -116,6 +115,13 @@ def compose_parts(
         first = [f"experiment={name}"] if name else chosen
         made[name] = compose([*first, *mine], folders) if mine else bare[name]
     return made.pop(""), made
+
+
+def _choice(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The overrides that choose a study which consists of parts; none where it is another one."""
+    chosen = [text for text in overrides if text.startswith(("experiment=", "study.parts="))]
+    name = next((text.partition("=")[2] for text in chosen if text.startswith("experiment=")), "")
+    return chosen if (_file("experiment", name, folders).get("study") or {}).get("parts") else []
 
 
 def _has(config: DictConfig, override: str) -> bool:
@@ -243,7 +249,10 @@ def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Pat
         overrides: What it was composed of.
         folders: Folders of the user's own.
     """
-    rest = [text for text in overrides if not text.startswith("scale=") and _has(config, text)]
+    rest = [text for text in overrides if not text.startswith("scale=")]
+    if chosen := _choice(overrides, folders):  # of which some keys are its parts' alone
+        whole = compose(chosen, folders)
+        rest = [text for text in rest if text in chosen or _has(whole, text)]
     published = compose([*rest, "scale=paper"], folders)
     ours, theirs = plain(config), plain(published)
     several = "parts" in config.study

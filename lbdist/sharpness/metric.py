@@ -216,21 +216,20 @@ class Neighbourhood:
         budget: int,
         tolerance: float,
     ) -> solvers.Maximum:
-        seen: list[solvers.Maximum] = []
-        if paper is not None and paper.value > self.f0:
-            seen.append(replace(paper, start="paper"))
+        seen = [replace(paper, start="paper")] if paper is not None else []
         if self._model is None and self.space.dimension <= solvers.SMALL:
-            highest, from_paper = self.f0, len(seen)
+            probed = solvers.Maximum(torch.zeros_like(bound), self.f0, "model", 0, False)
 
             def at(z: Tensor) -> tuple[float, Tensor]:
-                nonlocal highest
+                nonlocal probed
                 value, gradient = self._at(z)
-                if value > highest and bool((z.abs() <= bound).all()):
-                    highest = value
-                    seen[from_paper:] = [solvers.Maximum(z, value, "model", 0, False)]
+                if value > probed.value and bool((z.abs() <= bound).all()):
+                    probed = replace(probed, z=z, value=value)
                 return value, gradient
 
             self._model = solvers.Model.of(at, self.scale, epsilon, self.seed)
+            seen.append(probed)
+        seen = [point for point in seen if point.value > self.f0]
         known = [solvers.Start(point.start, _share(point.z, bound)) for point in seen]
         large = self.space.dimension > solvers.SMALL
         classes = self._classes(self.f, bound) if isinstance(self.f, Objective) else {}
@@ -261,10 +260,8 @@ class Neighbourhood:
             share=share,
         )
         self._ends[epsilon] = list(found.ends)
-        for point in seen:
-            if point.value > found.value:  # by the rounding of z / bound
-                found = replace(found, z=point.z, value=point.value, start=point.start)
-        return found
+        best = max((found, *seen), key=lambda point: point.value)  # one seen, by the rounding of z / bound
+        return replace(found, z=best.z, value=best.value, start=best.start)
 
 
 def box_sharpness(

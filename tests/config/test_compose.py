@@ -584,3 +584,17 @@ def test_composing_leaves_nothing_behind() -> None:
     assert compose(["remedy=robust"]).remedy.keys() == {"robust"}
     assert compose(["remedy=[growth,robust]"]).remedy.keys() == {"growth", "robust"}
     assert os.environ.get("HYDRA_FULL_ERROR") is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=gap", "remedy=robust", "remedy.robust.rho=0.3"],  # each of which needs the other
+        ["experiment=paper", "measure.sharpness.draws=1", "study.batches=[100]"],  # keys of parts alone
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_what_the_published_protocol_has_more_is_told_whatever_is_overridden(overrides: list[str]) -> None:
+    overrides = [*overrides, "scale=quick"]
+    config, _ = configuration.compose_parts(overrides)
+    assert "small_batch 32 instead of 256" in configuration.left_out(config, overrides)

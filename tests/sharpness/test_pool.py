@@ -323,8 +323,6 @@ def test_actors_that_share_an_evaluation_give_the_rows_of_one(
 
     one = Evaluator(DATA, Store(folder), "cpu")
     alone = {job.id: one.measure(job) for job in others}
-    for job in others:
-        (folder / results.measurement_file(job.id)).unlink()
     jobs = [*chosen, *others]
     lost = pool.measure_all(jobs, data, Store(folder), capacity=Capacity(2, 0), shards=2, done=done)
     assert lost == [] and len(killed) == 1

@@ -74,7 +74,7 @@ def test_contents(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in about and "Requires-Python: >=3.10" in about
 
 
-def test_runs_without_the_repository(environment: Path, mnist1d_cache: Path, tmp_path: Path) -> None:
+def test_runs_without_the_repository(environment: Path, cache: str, tmp_path: Path) -> None:
     python = environment / "bin" / "python"
     where = run([python, "-c", "import lbdist; print(lbdist.__file__)"], tmp_path).strip()
     assert Path(where).is_relative_to(environment)
@@ -85,7 +85,7 @@ def test_runs_without_the_repository(environment: Path, mnist1d_cache: Path, tmp
         "study.equal_loss=null",
         "seeds=2",
         "dry_run=true",
-        f"data.root={mnist1d_cache / 'lbdist'}",
+        cache,
     ]
     told = run([python, "-m", "lbdist.run", *arguments], tmp_path)
     assert told.startswith("study gap: mlp on mnist1d, 4 cells")
