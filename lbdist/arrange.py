@@ -14,8 +14,8 @@ from lbdist.training import rehearsal
 from lbdist.training.precision import GAIN, Arithmetic, choose, reason
 from lbdist.tuning.book import Book
 
-MOST_REPLICAS = 8
-"""Seeds that `replicas=auto` trains at once."""
+MOST_SEEDS = 8
+"""Seeds that `seeds_at_once=auto` trains at once."""
 
 Ask = Callable[..., Any]
 """Calls a function of `rehearsal` where the cells will run, with the data as its second argument."""
@@ -58,7 +58,7 @@ def arithmetic(cells: Collection[Cell], book: Book, gpu: bool, ask: Ask, say: Sa
     return found
 
 
-def replicas(
+def seeds_at_once(
     cells: Collection[Cell],
     asked: int | str,
     gpu: bool,
@@ -83,20 +83,20 @@ def replicas(
     several = {}
     for cell in cells:
         if cell.procedure is None and cell.asked_workers == 1 and seeds[cell.kind] > 1:
-            several[_pass(cell)] = cell, min(seeds[cell.kind], MOST_REPLICAS)
+            several[_pass(cell)] = cell, min(seeds[cell.kind], MOST_SEEDS)
     most = dict.fromkeys(several, asked if isinstance(asked, int) else 1)
     if asked == AUTO and gpu and several and arithmetic:
         try:
-            gains = ask(rehearsal.replicas, list(several.values()), "cuda", dict(arithmetic))
+            gains = ask(rehearsal.seeds_at_once, list(several.values()), "cuda", dict(arithmetic))
         except Unmeasured as error:
-            say(f"replicas=auto: could not be measured ({error})")
+            say(f"seeds_at_once=auto: could not be measured ({error})")
             gains = [0.0] * len(several)
         lines = []
         for (key, (cell, count)), gain in zip(several.items(), gains, strict=True):
             most[key] = count if GAIN * gain > 1 else 1
             what = f"{count} take {1 / gain:.2g} of their time" if gain else "gradients come one by one"
             lines.append(f"{most[key]} at batch {cell.global_batch_size:,} ({what})")
-        say(f"replicas=auto: seeds at once: {', '.join(lines)}")
+        say(f"seeds_at_once=auto: seeds at once: {', '.join(lines)}")
     return lambda cell: 1 if cell.procedure else most.get(_pass(cell), 1)
 
 

@@ -45,7 +45,7 @@ for _name, _value in {**ENVIRONMENT, **MEMORY}.items():
 
 import ray  # noqa: E402
 
-from lbdist import nodes  # noqa: E402
+from lbdist import machines  # noqa: E402
 
 ANSWER_SECONDS = 5.0
 """How long a cluster may take to answer."""
@@ -156,8 +156,8 @@ def connect(
     """
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
-    environment = nodes.own_code(targets, store) if joined else {}
-    if joined and not nodes.in_a_job():
+    environment = machines.own_code(targets, store) if joined else {}
+    if joined and not machines.in_a_job():
         environment["env_vars"] = {name: os.environ[name] for name in MEMORY}
     try:
         ray.init(
@@ -177,7 +177,7 @@ def connect(
         signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
     go_on = processes.go_on(command)
     try:
-        kinds = nodes.inspect(store, joined) if joined else []
+        kinds = machines.inspect(store, joined) if joined else []
         capacity = _capacity(kinds, asked or 0)
         how = f"joined the cluster at {joined}:" if joined else "started a local Ray with"
         say(f"{how} {capacity} ({time.monotonic() - began:.1f} s)")
@@ -194,12 +194,12 @@ def connect(
             ray.shutdown()
 
 
-def _capacity(kinds: Sequence[nodes.Kind], asked: int) -> Capacity:
+def _capacity(kinds: Sequence[machines.Kind], asked: int) -> Capacity:
     """The connected cluster's, with what its autoscaler may add; Kubernetes does not say: what is asked."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    stay = [(1, resources) for resources in alive if nodes.HEAD in resources]
+    stay = [(1, resources) for resources in alive if machines.HEAD in resources]
 
-    def total(name: str, of: Iterable[nodes.Kind]) -> int:
+    def total(name: str, of: Iterable[machines.Kind]) -> int:
         return sum(int(count * resources.get(name, 0)) for count, resources in of)
 
     if "KUBERNETES_SERVICE_HOST" in os.environ and asked:

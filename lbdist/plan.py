@@ -31,6 +31,16 @@ def title(node: Node) -> str:
     return str(node.get("name", node["_target_"]))
 
 
+def held_out(samples: int, fraction: float | None) -> int:
+    """How many of so many training samples make the validation split.
+
+    Example:
+        >>> held_out(4000, 0.2), held_out(4000, None)
+        (800, 0)
+    """
+    return round((fraction or 0) * samples)
+
+
 def _defining(node: Node) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "name"}
 
@@ -64,7 +74,7 @@ class Cell:
         num_workers: Data-parallel workers, or `auto`; a number is part of the id, what `auto` comes to not.
         ghost_batch_size: Batch-norm group in samples; None for the whole global batch.
         micro_batch_size: Samples a worker takes through the network at once; None for all of its share.
-        evaluations: Points of the test curve.
+        test_points: Points of the test curve.
         validation_fraction: Part of the training set that is held out, and tested on instead of the test set.
         precision: Of its products, or `auto`; what `auto` comes to is no part of the id.
         schedule: Of the learning rate; None for a constant one.
@@ -91,7 +101,7 @@ class Cell:
     num_workers: int | str = AUTO
     ghost_batch_size: int | None = None
     micro_batch_size: int | None = None
-    evaluations: int = 10
+    test_points: int = 10
     validation_fraction: float | None = None
     precision: str = AUTO
     schedule: Mapping[str, Any] | None = None
@@ -118,14 +128,19 @@ class Cell:
             "procedure": _defining(self.procedure) if self.procedure else None,
         }
         names = ("global_batch_size", "epochs", "seed", "ghost_batch_size", "micro_batch_size")
-        more = ("evaluations", "validation_fraction", "schedule", "patience", "target_loss")
+        more = ("test_points", "validation_fraction", "schedule", "patience", "target_loss")
         defining |= {name: getattr(self, name) for name in names + more}
         return digest({key: value for key, value in defining.items() if value is not None})
 
     @property
     def kind(self) -> str:
-        """What a cell shares with its replicas: all but the seed."""
+        """What the seeds of a row share: all but the seed."""
         return dataclasses.replace(self, seed=0).id
+
+    @property
+    def split(self) -> str:
+        """The split of its test curve: of a cell that holds samples out, these."""
+        return "test" if self.validation_fraction is None else "validation"
 
     @property
     def asked_workers(self) -> int:

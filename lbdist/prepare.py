@@ -12,18 +12,18 @@ from lbdist import networks
 from lbdist.analysis.runs import Score
 from lbdist.config.build import build
 from lbdist.config.schema import Config
-from lbdist.data.base import Dataset, DataSource, is_integer
+from lbdist.data.base import Dataset, DataSource, is_integer, on_device
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
 from lbdist.objective import Objective
-from lbdist.plan import Cell, Node, name_setting, title
-from lbdist.remedies.base import Remedy
+from lbdist.plan import Cell, Node, held_out, name_setting, title
+from lbdist.remedies.base import Remedy, make_remedy
 from lbdist.serial import SerialSession
 from lbdist.session import Session
 from lbdist.sharpness.measure import Measure
 from lbdist.studies.base import Candidates, Plan, Study
 from lbdist.studies.paper import Paper
-from lbdist.training import checkpoint, loop, rehearsal
+from lbdist.training import checkpoint, rehearsal
 from lbdist.tuning import search_space
 
 
@@ -99,7 +99,7 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     for cell in learners.values():
         rehearsal.rehearse(cell, data)
     if study.plan.measures or isinstance(study, Paper):
-        few = loop.on_device(data.train.first(16), "cpu")
+        few = on_device(data.train.first(16), "cpu")
         f = Objective(networks.make(settings.network), few, loss=loss)
         f(f.x)
     return session
@@ -144,13 +144,13 @@ def _data_node(node: Node, source: DataSource, data: Dataset) -> Node:
 
 def _check_run(cell: Cell, train_size: int) -> None:
     """Refuses remedies and batches that a run of this kind could not have."""
-    loop.make_remedy(cell.remedies)
+    make_remedy(cell.remedies)
     key, batch = f"remedy.{cell.remedy}.cell", cell.global_batch_size
     if cell.validation_fraction is not None:
-        held = round(cell.validation_fraction * train_size)
+        held = held_out(train_size, cell.validation_fraction)
         least = f"at least {1 / train_size:.2g}, a sample of {train_size}"
         require(held >= 1, "search.validation_fraction", cell.validation_fraction, least)
-    limit = train_size - round((cell.validation_fraction or 0) * train_size)
+    limit = train_size - held_out(train_size, cell.validation_fraction)
     allowed = f"at most {limit}, the samples that are trained on"
     require(batch <= limit, f"{key}.global_batch_size", batch, allowed)
     ghost, micro = cell.ghost_batch_size, cell.micro_batch_size

@@ -67,7 +67,12 @@ SCHEMA = pa.schema(
         ("options", pa.string()),
         ("precision", pa.string()),
         ("memory_format", pa.string()),
-        ("replicas", pa.int64()),
+        ("seeds_at_once", pa.int64()),
+        ("device", pa.string()),
+        ("block", pa.int64()),
+        ("bytes", pa.int64()),
+        ("curvilinear", pa.bool_()),
+        ("convention", pa.string()),
         ("procedure", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
@@ -80,13 +85,14 @@ SCHEMA = pa.schema(
 )
 """One row a measured value; columns that do not apply are null."""
 
-RAN = ("num_workers", "precision", "memory_format", "replicas")
+RAN = ("num_workers", "precision", "memory_format", "seeds_at_once")
 """Columns that say how a cell was run, which its id may leave open."""
 
 CELLS, MEASUREMENTS = "cells", "measurements"
 """Folders of the storage folder, which no study may be called."""
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
+"""A value with its columns."""
 
 Place = str | Path | Store
 """A folder, a URI or a store."""
@@ -193,6 +199,23 @@ def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def final_name(metric: str, split: str | None) -> str:
+    """The name of a value that has no other column to say its split.
+
+    Example:
+        >>> final_name("loss", "train"), final_name("accuracy", "test"), final_name("steps", None)
+        ('train_loss', 'test_accuracy', 'steps')
+    """
+    return f"{split}_{metric}" if split else metric
+
+
+def final_metrics(rows: Iterable[Row]) -> dict[str, float]:
+    """The final values among a cell's rows, each by its `final_name`."""
+    return {
+        final_name(row["metric"], row.get("split")): row["value"] for row in rows if row.get("epoch") is None
+    }
+
+
 def write_cell(place: Place, cell: str, content: Mapping[str, Any]) -> None:
     """Writes what a cell is: its `cell`, its `columns`, and the `provenance` of its rows."""
     write_json(Store.of(place), _cell_json(cell), content)
@@ -224,7 +247,7 @@ def provenance() -> dict[str, str]:
 
 def gather(
     place: Place,
-    cells: Mapping[str, Row],
+    cells: Mapping[str, Mapping[str, Any]],
     measurements: Mapping[str, str],
     study: str | None = None,
     read: Callable[[str], list[dict[str, Any]]] | None = None,

@@ -14,9 +14,9 @@ from lbdist.progress import Progress
 from lbdist.session import Failed, Lost, Session
 from lbdist.sharpness.evaluator import Evaluator
 from lbdist.storage import FULL
-from lbdist.training import loop
+from lbdist.training.cell import run_cells
+from lbdist.training.hardware import using
 from lbdist.training.precision import in_which
-from lbdist.training.rehearsal import using
 from lbdist.tuning.book import Book
 from lbdist.tuning.schedule import Schedule
 
@@ -44,20 +44,20 @@ class SerialSession(Session):
         with using(torch.get_num_threads() if gpu else 1):  # a process of Ray's has one, and so the same bits
             cells, say = self.cells.values(), progress.note
             arithmetic = arrange.arithmetic(cells, book, gpu, ask, say)
-            replicas = arrange.replicas(cells, self.config.replicas, gpu, arithmetic, ask, say)
+            seeds_at_once = arrange.seeds_at_once(cells, self.config.seeds_at_once, gpu, arithmetic, ask, say)
 
             def run(schedule: Schedule) -> None:
                 while (job := schedule.next("this process")) is not None:
                     how, watch = in_which(arithmetic, job.cells[0]), lambda m, job=job: progress.ran(job, m)
                     try:
-                        final: Any = loop.run_cells(
+                        final: Any = run_cells(
                             job.cells, self.data, self.store, device, watch, how, limited=False
                         )
                     except Exception as error:
                         final = {"error": f"{type(error).__name__}: {one_line(error)}"}
                     schedule.complete("this process", final)
 
-            failed = self.train(book, capacity, replicas, progress, run)
+            failed = self.train(book, capacity, seeds_at_once, progress, run)
             missing, lost = self.missing(book), []
             progress.begin_measurements(len(missing))
             evaluator = Evaluator(self.data, self.store, device)

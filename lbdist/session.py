@@ -214,7 +214,7 @@ class Session(ABC):
         self,
         book: Book,
         capacity: Capacity,
-        replicas: Callable[[Cell], int],
+        seeds_at_once: Callable[[Cell], int],
         watch: Progress,
         run: Callable[[Schedule], None],
     ) -> list[Failed]:
@@ -223,7 +223,7 @@ class Session(ABC):
         Args:
             book: What is done.
             capacity: What there is to run on.
-            replicas: The most cells of its kind that a process trains at once.
+            seeds_at_once: The most cells of its kind that a process trains at once.
             watch: Who is told.
             run: Runs what a schedule hands out, to its end.
 
@@ -242,7 +242,7 @@ class Session(ABC):
                 max_concurrent=self.config.max_concurrent,
                 cost=self.weight,
                 worthwhile=lambda cell: self._gradients(cell)[1] * self.flops / work,
-                replicas=replicas,
+                seeds_at_once=seeds_at_once,
                 watch=watch,
             )
             run(schedule)

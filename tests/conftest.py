@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     seeds.shift()
 
 
-RAY = dict.fromkeys(("test_nodes", "test_kills", "test_pool", "test_slurm"), "a cluster")
+RAY = dict.fromkeys(("test_machines", "test_kills", "test_pool", "test_slurm"), "a cluster")
 RAY |= dict.fromkeys(("test_up", "test_run"), "a local Ray")
 """Modules that start Ray, one after the other in each of two groups: they wait more than they work."""
 

@@ -56,7 +56,7 @@ def test_the_time_left_follows_from_the_pace(clock: Clock, capsys: pytest.Captur
         for epoch in range(1, 11):
             clock.now += 2
             shown.ran(job, report(epoch))
-        shown.ended(job, {"accuracy": 71.5, "seconds": 20.0})
+        shown.ended(job, {"test_accuracy": 71.5, "seconds": 20.0})
     lines = capsys.readouterr().out.splitlines()
     # an epoch takes 2 s, 30 are left
     assert lines[-1] == "[1/4] SB seed 0: test accuracy 71.5 %, 20.0 s, about 60 s of training left"
@@ -72,13 +72,13 @@ def test_a_group_says_that_it_starts_and_has_a_pace_of_its_own(
         shown.began(group)
         clock.now = 40
         shown.ran(group, report(1))
-        shown.ended(group, {"accuracy": 50.0, "seconds": 1.0})
+        shown.ended(group, {"test_accuracy": 50.0, "seconds": 1.0})
         single = Job((CELLS[1],))
         shown.began(single)
         for epoch in range(1, 11):
             clock.now += 1
             shown.ran(single, report(epoch))
-        shown.ended(single, {"accuracy": 50.0, "seconds": 10.0})
+        shown.ended(single, {"test_accuracy": 50.0, "seconds": 10.0})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "SB seed 0: 2 workers starting"
     assert lines[-1].endswith("about 20 s of training left")
@@ -101,7 +101,7 @@ def test_the_cells_of_a_group_follow_each_other(clock: Clock, capsys: pytest.Cap
 def test_what_was_finished_before_is_not_told_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(CELLS, CELLS[:2], lambda cell: 1.0) as shown:
         shown.began(Job((CELLS[0],)))
-        shown.ended(Job((CELLS[0],)), {"accuracy": 1.0})
+        shown.ended(Job((CELLS[0],)), {"test_accuracy": 1.0})
         shown.began(Job((CELLS[2],)))
         shown.ended(Job((CELLS[2],)), {"error": "RuntimeError: no\nmore"})
         shown.began(Job((CELLS[3],)))

@@ -36,8 +36,8 @@ def points(runs: Runs) -> pd.DataFrame:
     rows = rows[rows["cell"].isin(cells.index[~cells["diverged"]])]
     phis = rows[(rows["metric"] == "sharpness") & (rows["space"] == "full") & (rows["solver"] == "converged")]
     phis = phis[(phis["epsilon"] == phis["epsilon"].max()) & phis["value"].notna()]
-    losses = rows[rows["metric"] == "train_loss"]
-    scores = rows[rows["metric"] == f"test_{runs.score.name}"]
+    names = runs.names(rows)
+    losses, scores = rows[names == "train_loss"], rows[names == f"test_{runs.score.name}"]
 
     def at(found: pd.DataFrame) -> pd.Series:
         epoch = found["epoch"].astype(float).fillna(found["cell"].map(cells["epochs"]))
@@ -69,8 +69,7 @@ def rises(runs: Runs) -> pd.DataFrame:
     rows = rows[rows["position"].notna() & rows["value"].notna() & rows["position_2"].isna()]
     rows = rows[(rows["metric"] == "loss") & (rows["split"] == "train")]
     rows = rows[rows["other_cell"].isin(runs.counted.index)]
-    curved = rows["options"].astype(str).str.contains('"curvilinear": true', regex=False)
-    rows = rows[~curved.astype(bool)]
+    rows = rows[rows["curvilinear"] != True]  # noqa: E712
     found = []
     for cell, group in rows.groupby("other_cell"):
         losses = group.set_index("position")["value"].sort_index()

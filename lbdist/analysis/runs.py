@@ -14,6 +14,7 @@ import pandas as pd
 
 from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.statistics import Summary, Threshold, summarise, threshold
+from lbdist.results import final_name
 
 CHOICES = "choices"
 """The measure whose values stand in for no others."""
@@ -122,18 +123,23 @@ class Runs:
 
     @functools.cached_property
     def finals(self) -> dict[str, dict[str, float]]:
-        """The final values of each cell by name; those on the training set as `train_loss` and so on."""
+        """The final values of each cell, by their `final_name`."""
         rows = self.rows[self.rows["measurement"].isna() & self.rows["epoch"].isna()]
-        prefix = rows["split"].eq("train").map({True: "train_", False: ""})
         found: dict[str, dict[str, float]] = {}
-        for cell, name, value in zip(rows["cell"], prefix + rows["metric"], rows["value"], strict=True):
-            found.setdefault(cell, {})[name] = float(value)
+        for row in rows.itertuples():
+            split = row.split if isinstance(row.split, str) else None
+            found.setdefault(row.cell, {})[final_name(row.metric, split)] = float(row.value)
         return found
 
     @functools.cached_property
     def measurements(self) -> pd.DataFrame:
         """The rows of measurements at trained models, but for those of `choices`."""
         return self.rows[self.rows["measurement"].notna() & (self.rows["measure"] != CHOICES)]
+
+    def names(self, rows: pd.DataFrame) -> pd.Series:
+        """What rows of measurements are called: what is measured on several splits, with its split."""
+        fit = rows["metric"].isin(["loss", self.score.name])
+        return rows["metric"].where(~fit, rows["split"] + "_" + rows["metric"])
 
     @functools.cached_property
     def choices(self) -> pd.DataFrame:
@@ -240,7 +246,7 @@ class Runs:
         rows = self.at_ends()
         found = rows[rows["position"].isna() & (rows["metric"] != "sharpness")]  # a curve has no place
         table: dict[str, dict[str, Summary]] = {}
-        for (metric, label), group in found.groupby(["metric", "label"])["value"]:
+        for (metric, label), group in found.groupby([self.names(found), found["label"]])["value"]:
             table.setdefault(metric, {})[label] = summarise(group)
         return table
 

@@ -163,7 +163,8 @@ def threshold(batches: Iterable[float], scores: Iterable[float], resamples: int 
         (128, 5.0, True)
     """
     x, y = np.log2(np.asarray(list(batches), dtype=float)), np.asarray(list(scores), dtype=float)
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    order = np.lexsort((y, x))  # what is drawn again does not depend on the order of the runs
+    x, y = (values[order][np.isfinite(y[order])] for values in (x, y))
     sizes = np.unique(x)
     if len(sizes) < 4:
         return None

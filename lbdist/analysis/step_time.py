@@ -44,6 +44,10 @@ def volume(workers: int) -> float:
     return 2.0 * (workers - 1) / workers
 
 
+PHASES = ("data", "forward", "backward", "all_reduce", "optimizer", "other")
+"""What a step consists of, in the order of the loop; `all_reduce` is what the others wait for."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A measured step.

@@ -41,7 +41,7 @@ class Search:
 
 @dataclass
 class Schedule:
-    """The learning rate during training (`lbdist.training.schedule.Schedule`)."""
+    """The learning rate during training (`lbdist.training.learning_rate.LearningRate`)."""
 
     warmup: float = MISSING
     decay: str = MISSING
@@ -93,9 +93,9 @@ class Config:
     num_workers: Any = MISSING
     ghost_batch_size: int | None = MISSING
     micro_batch_size: int | None = MISSING
-    evaluations: int = MISSING
+    test_points: int = MISSING
     precision: str = MISSING
-    replicas: Any = MISSING
+    seeds_at_once: Any = MISSING
     lr_rule: str = MISSING
     schedule: Schedule = field(default_factory=Schedule)
     scale: Scale = field(default_factory=Scale)
@@ -133,7 +133,7 @@ def check(config: DictConfig) -> None:
     )
     _check_numbers("", OmegaConf.to_container(config))
     require(config.small_batch >= 1, "small_batch", config.small_batch, "at least 1")
-    for key, most in (("epochs", 1_000_000), ("seeds", 10_000), ("evaluations", 1_000_000)):
+    for key, most in (("epochs", 1_000_000), ("seeds", 10_000), ("test_points", 1_000_000)):
         require(1 <= config[key] <= most, key, config[key], f"from 1 to {most:,}")
     large = config.large_batch
     require(
@@ -149,9 +149,9 @@ def check(config: DictConfig) -> None:
         workers,
         "auto or a whole number from 1 to 100,000",
     )
-    replicas = config.replicas
-    number = isinstance(replicas, int) and replicas is not True and 1 <= replicas <= 1000
-    require(replicas == "auto" or number, "replicas", replicas, "auto or a whole number from 1 to 1,000")
+    seeds = config.seeds_at_once
+    number = isinstance(seeds, int) and seeds is not True and 1 <= seeds <= 1000
+    require(seeds == "auto" or number, "seeds_at_once", seeds, "auto or a whole number from 1 to 1,000")
     for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
     samples = config.scale.samples

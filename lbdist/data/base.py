@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lbdist.errors import InputError, require
+from lbdist.plan import held_out
 from lbdist.random import permutation
 
 _SUBSET_SEED = 0
@@ -99,11 +102,9 @@ class Dataset:
         total = len(self.train)
         if not 0 < fraction < 1:
             raise InputError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
-        if total < 2:
-            raise InputError(
-                f"validation fraction {fraction!r}: needs at least 2 training samples, not {total}"
-            )
-        count = min(max(round(fraction * total), 1), total - 1)
+        count = held_out(total, fraction)
+        if not 0 < count < total:
+            raise InputError(f"validation fraction {fraction!r}: takes {count} of {total} training samples")
         shuffled = permutation(total, seed=seed, epoch=0).numpy()
         labels = self.train.labels
         classes = labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(total, np.int64)
@@ -254,3 +255,26 @@ def _check(name: str, split: Split) -> None:
         )
     if not len(split):
         raise InputError(f"data: the {name} split is empty; it needs at least 1 sample")
+
+
+def on_device(
+    split: Split, device: torch.device | str, dtype: torch.dtype = torch.float32, room: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """A split as tensors, which nobody may write to: uint8 stays uint8, floating point takes the precision.
+
+    Args:
+        split: The samples; those of other processes of a node are in memory that they share.
+        device: Where they are to be, if they fit; else they stay, and batches are sent.
+        dtype: The precision.
+        room: Bytes that they may take on the device; None for half of what is free on a GPU.
+    """
+    device = torch.device(device)
+    if room is None:
+        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        inputs, labels = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
+    kind = dtype if inputs.is_floating_point() else inputs.dtype
+    fits = inputs.numel() * kind.itemsize + labels.nbytes <= room
+    where = device if fits else torch.device("cpu")
+    return inputs.to(where, kind), labels.to(where)

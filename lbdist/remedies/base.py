@@ -17,7 +17,7 @@ trajectory on any number of them. A remedy is a dataclass: its fields are its hy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from lbdist import random
+from lbdist.config.build import build
 from lbdist.errors import InputError
+from lbdist.plan import Node
 
 
 @dataclass(frozen=True)
@@ -205,3 +207,14 @@ def project_to_ball(step: Tensor, radius: float, norm: str) -> Tensor:
     if norm == "inf":
         return radius * step.sign()
     return step * (radius / step.norm().clamp_min(torch.finfo(step.dtype).tiny))
+
+
+def make_remedy(nodes: Sequence[Node]) -> Remedy:
+    """The remedy of a cell: none, one, or several combined."""
+    names = [str(node.get("name", f"{place}")) for place, node in enumerate(nodes)]
+    made: list[Remedy] = [
+        build(node, f"remedy.{name}", kind=Remedy) for name, node in zip(names, nodes, strict=True)
+    ]
+    if len(made) > 1:
+        return Combined(dict(zip(names, made, strict=True)))
+    return made[0] if made else Remedy()

@@ -10,8 +10,9 @@ from torch import Tensor
 from lbdist.errors import require
 from lbdist.losses import NormalisedLogits
 from lbdist.objective import Objective
+from lbdist.results import Row
 from lbdist.sharpness.ball import Rise, check_ball, in_parts, mean_rise, worst_case
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 from lbdist.sharpness.metric import Neighbourhood
 
 NORMS = ("2", "inf")

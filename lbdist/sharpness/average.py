@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from lbdist.errors import require
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import Tensor
 from lbdist.errors import require
 from lbdist.objective import Function, Objective
 from lbdist.random import permutation
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 
 
 class Rise(NamedTuple):

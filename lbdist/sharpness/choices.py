@@ -9,8 +9,9 @@ from lbdist.config.build import build
 from lbdist.errors import require
 from lbdist.objective import BATCH_NORM_MODES
 from lbdist.plan import Cell, Node
+from lbdist.results import Row
 from lbdist.sharpness.fit import Fit
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 from lbdist.sharpness.metric import BoxSharpness
 from lbdist.sharpness.subspace import CONVENTIONS
 

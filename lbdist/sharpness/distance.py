@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser
 
 
 @dataclass

@@ -10,16 +10,16 @@ import torch
 
 from lbdist import results
 from lbdist.config.build import build
-from lbdist.data.base import Dataset
+from lbdist.data.base import Dataset, on_device
 from lbdist.errors import one_line
 from lbdist.losses import Loss
 from lbdist.networks.flat import flatten
 from lbdist.objective import Objective
 from lbdist.plan import Measurement, Point, digest, title
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser
 from lbdist.storage import Store
 from lbdist.training import checkpoint
-from lbdist.training.loop import on_device
 
 
 class Evaluator:

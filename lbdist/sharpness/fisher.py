@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lbdist.errors import InputError, require
 from lbdist.losses import CrossEntropy
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Fit(Measure):
         check_objective(self.batch_norm, self.micro_batch_size)
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
-        """Rows `train_loss`, `train_accuracy` (or what the loss's score is), `test_loss`, `test_accuracy`."""
+        """Rows `loss` and `accuracy` (or what the loss's score is) on each `split`."""
         (minimiser,) = at
         rows = []
         for split in ("train", "test"):
@@ -33,6 +34,6 @@ class Fit(Measure):
             )
             loss, score = f.measure(minimiser.x)
             row = {"split": split, "batch_norm": self.batch_norm}
-            rows.append({**row, "metric": f"{split}_loss", "value": loss})
-            rows.append({**row, "metric": f"{split}_{f.loss.score}", "value": score})
+            rows.append({**row, "metric": "loss", "value": loss})
+            rows.append({**row, "metric": f.loss.score, "value": score})
         return rows

@@ -8,15 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from lbdist.errors import require
 from lbdist.objective import BATCH_NORM_MODES, Objective
 from lbdist.plan import Cell, Node
-
-Row = dict[str, Any]
+from lbdist.results import Row
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 from lbdist.errors import InputError, require
 from lbdist.objective import Function, Objective
 from lbdist.plan import Cell, Node
+from lbdist.results import Row
 from lbdist.sharpness import solvers
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 from lbdist.sharpness.subspace import CONVENTIONS, FullSpace, Subspace
 
 _PART = 500
@@ -458,7 +459,8 @@ class BoxSharpness(Measure):
                             tolerance=self.tolerance,
                             from_paper="paper" in self.solvers,
                         )
-                        row = {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm}
+                        row: Row = {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm}
+                        row |= {"convention": self.convention if there else None}
                         rows.append({**row, **{name: getattr(found, name) for name in names}})
         return rows
 

@@ -13,11 +13,11 @@ from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset
 from lbdist.errors import one_line
 from lbdist.losses import Loss
-from lbdist.nodes import check_code, code
+from lbdist.machines import check_code, code
 from lbdist.objective import Objective
 from lbdist.plan import Measurement, Point, digest
+from lbdist.results import Row
 from lbdist.sharpness.evaluator import Evaluator
-from lbdist.sharpness.measure import Row
 from lbdist.storage import FULL, Store
 
 

@@ -20,7 +20,8 @@ from lbdist.data.base import handed_out
 from lbdist.errors import InputError, require
 from lbdist.networks.flat import flatten, views
 from lbdist.objective import Objective
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser
 
 _SAMPLES = 64
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lbdist.errors import require
 from lbdist.networks.flat import trainable
-from lbdist.sharpness.measure import Measure, Minimiser, Row
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser
 
 _BATCH_NORM = "batch"
 """Between models there are no running averages; each evaluated batch has statistics, as in Keskar's code."""
@@ -39,7 +40,7 @@ class Slice(Measure):
     Batch normalisation takes the statistics of each evaluated batch.
 
     Attributes:
-        curvilinear: Whether the way is curved.
+        curvilinear: Whether the path is curved.
         low: First alpha.
         high: Last alpha.
         count: Points, evenly spaced.
@@ -71,7 +72,7 @@ class Slice(Measure):
                 one, other = math.sin(alpha * math.pi / 2), math.cos(alpha * math.pi / 2)
             x = one * second.x + other * first.x
             found = _rows(first, x, self.splits, self.micro_batch_size)
-            rows += [{**row, "position": alpha} for row in found]
+            rows += [{**row, "position": alpha, "curvilinear": self.curvilinear} for row in found]
         return rows
 
 

@@ -12,7 +12,8 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from lbdist.errors import require
-from lbdist.sharpness.measure import Measure, Minimiser, Row, check_objective
+from lbdist.results import Row
+from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 
 
 def lambda_max(

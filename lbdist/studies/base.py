@@ -17,7 +17,8 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.config.schema import Config
 from lbdist.errors import require
-from lbdist.plan import Cell, Measurement, Node, Origin, Point, name_setting
+from lbdist.plan import Cell, Measurement, Node, Origin, Point, held_out, name_setting
+from lbdist.results import final_name
 from lbdist.rules import scaled
 
 SEARCH_SEED = 10_000
@@ -100,10 +101,10 @@ class Plan:
         }
         self.large_batch = self.batch(config.large_batch)
         self.small_batch = self.batch(config.small_batch)
-        held_out = round(config.search.validation_fraction * train_size) if self.searched else 0
+        held = held_out(train_size, config.search.validation_fraction) if self.searched else 0
         # a cell is what it trains, so that two batches of one size would be one method
         self.check_batch("small_batch", config.small_batch, self.large_batch - 1, "less than the large batch")
-        allowed = train_size - held_out
+        allowed = train_size - held
         self.check_batch("large_batch", config.large_batch, allowed, "the samples that are trained on")
         for names in config.combinations:
             wrong = next((name for name in names if name not in remedies), None)
@@ -191,7 +192,7 @@ class Plan:
             epochs=math.ceil(epochs * (config.search.epochs if searching else longest)),
             seed=seed,
             num_workers=num_workers or config.num_workers,
-            evaluations=config.evaluations,
+            test_points=config.test_points,
             precision=precision or config.precision,
             schedule=self._schedule,
             patience=config.patience if target_loss is None else None,
@@ -322,7 +323,7 @@ class OverEpochs(Study):
 
 def whole(study: Study) -> Done:
     """A `done` by which all is over and nothing stands out: the study's cells are then all of them."""
-    return lambda cell: {study.plan.score: 0.0}
+    return lambda cell: {final_name(study.plan.score, "validation"): 0.0}
 
 
 def cells_of(study: Study, done: Done) -> dict[str, Cell]:

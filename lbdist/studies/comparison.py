@@ -15,6 +15,7 @@ from lbdist.analysis.sections import comparison
 from lbdist.config.schema import PRECISIONS, one_of
 from lbdist.errors import require
 from lbdist.plan import Cell, Measurement, Point
+from lbdist.results import final_name
 from lbdist.studies.base import SEARCH_SEED, Done, Study
 
 Key = TypeVar("Key", bound=Hashable)
@@ -73,7 +74,7 @@ class Comparison(Study):
                 }
                 for cells in trials.values():
                     yield from cells
-                key = best(trials, done, plan.score)
+                key = best(trials, done, final_name(plan.score, "validation"))
             if key is not None:
                 chosen[name] = candidates.settings[key]
                 yield from (plan.cell("LB", {name: chosen[name]}, seed=seed) for seed in plan.seeds)

@@ -130,7 +130,7 @@ class Scaling(Comparison):
             method, remedies, batch=None if remedies else batch, seed=0, stage="check", num_workers=workers,
             procedure=node,
         )  # fmt: skip
-        return replace(cell, epochs=1, evaluations=1, patience=None, schedule=None)
+        return replace(cell, epochs=1, test_points=1, patience=None, schedule=None)
 
     def _branches(self, small: Cell) -> Iterator[Cell]:
         """From each model that SB keeps, a short run at each batch, and at two and four times LB's."""

@@ -15,13 +15,13 @@ from lbdist.data.base import bounds, handed_out
 from lbdist.errors import InputError, require
 from lbdist.losses import CrossEntropy, Loss
 from lbdist.networks.flat import Flat, buffers, trainable
+from lbdist.plan import Cell
 from lbdist.remedies.base import Batch
 from lbdist.training import buckets
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers
 from lbdist.training.dropout import Dropouts
 from lbdist.training.precision import EXACT, Arithmetic
-from lbdist.training.replicas import Replicas
 
 
 def _generator_states() -> list[Any]:
@@ -40,6 +40,9 @@ def _same(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
 
 OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
+Together = Callable[["Learner", Batch, float, bool], None]
+"""Sets a learner's g to its share of the gradient, as `Learner.backward` does, for several at once."""
+
 
 class Learner:
     """A network in training: the global gradient, the optimiser, and what they have cost so far.
@@ -55,7 +58,7 @@ class Learner:
         micro_batch_size: Samples taken through the network at once; None for all of this worker's share.
         criterion: What is learnt; None for cross-entropy over classes.
         arithmetic: Of forward and backward passes.
-        replicas: Other cells whose gradients are computed together with this one's; None for none.
+        together: Computes its gradients together with those of other cells; None for by themselves.
     """
 
     def __init__(
@@ -67,9 +70,9 @@ class Learner:
         micro_batch_size: int | None = None,
         criterion: Loss | None = None,
         arithmetic: Arithmetic = EXACT,
-        replicas: Replicas | None = None,
+        together: Together | None = None,
     ) -> None:
-        self.network, self.arithmetic, self.replicas = network.train(), arithmetic, replicas
+        self.network, self.arithmetic, self.together = network.train(), arithmetic, together
         self.criterion = criterion or CrossEntropy()
         self.workers = workers
         self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
@@ -101,8 +104,8 @@ class Learner:
         if not self._proven:
             self._prove(batch)
         before = self.g.clone() if add else None
-        if self.replicas is not None:
-            self.replicas.gradient(self, batch, weight, statistics)
+        if self.together is not None:
+            self.together(self, batch, weight, statistics)
         else:
             self.backward(batch, weight, statistics)
         self.loss_samples += weight * batch.size
@@ -138,7 +141,7 @@ class Learner:
 
     @property
     def joinable(self) -> bool:
-        """Whether its gradients may be computed together with those of replicas: all of a batch at once."""
+        """Whether its gradients may be computed together with those of others: all of a batch at once."""
         return not (self.ghost_batch_size or self.micro_batch_size or self.workers.size > 1)
 
     @property
@@ -361,3 +364,17 @@ def optimizer_factory(node: Mapping[str, Any]) -> OptimizerFactory:
         return optimizer
 
     return make
+
+
+def make_learner(
+    cell: Cell,
+    network: nn.Module,
+    workers: Workers,
+    arithmetic: Arithmetic = EXACT,
+    together: Together | None = None,
+    kind: type[Learner] = Learner,
+) -> Learner:
+    """A cell's learner, around its network; of a kind that times itself, if asked."""
+    loss: Loss = build(cell.loss, "loss", kind=Loss)
+    sizes = cell.ghost_batch_size, cell.micro_batch_size
+    return kind(network, optimizer_factory(cell.optimizer), workers, *sizes, loss, arithmetic, together)

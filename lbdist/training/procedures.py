@@ -6,8 +6,6 @@ the test set as often, and tells what a median epoch takes, and what the first t
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import math
 import statistics
@@ -15,58 +13,24 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lbdist import networks, results
-from lbdist.config.build import build
-from lbdist.data.base import Dataset, Split, to_float
-from lbdist.losses import Loss
-from lbdist.plan import Cell
-from lbdist.storage import Store
+from lbdist.data.base import Split, on_device, to_float
+from lbdist.results import Row
 from lbdist.training import checkpoint, loop
-from lbdist.training.batches import Workers
+from lbdist.training.cell import Task
+from lbdist.training.hardware import peak_memory, rates, using, wait
 from lbdist.training.learner import optimizer_factory
 from lbdist.training.precision import EXACT, Arithmetic
-from lbdist.training.rehearsal import using
-
-Row = dict[str, Any]
 
 Epoch = Callable[[], None]
 """Called after each epoch."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a procedure is to train.
-
-    Attributes:
-        cell: The network, the batch, the optimiser, the epochs.
-        data: Training and test set.
-        workers: This process's place in the group.
-        device: Where.
-        arithmetic: What lbdist has chosen.
-        store: The storage folder.
-    """
-
-    cell: Cell
-    data: Dataset
-    workers: Workers
-    device: torch.device
-    arithmetic: Arithmetic
-    store: Store
-
-    @property
-    def criterion(self) -> Loss:
-        """What is learnt."""
-        loss: Loss = build(self.cell.loss, "loss", kind=Loss)
-        return loss
 
 
 @dataclass
@@ -83,7 +47,7 @@ class Procedure(ABC):
         """Trains the cell.
 
         Returns:
-            Final rows: test `loss` and score; `images_per_second` of a median epoch but the first, its test
+            Final rows: test `loss` and score; `samples_per_second` of a median epoch but the first, its test
             curve included; `startup_seconds`, by which the first epoch takes longer; `peak_memory`, bytes of
             the process, or on a GPU of its tensors; `share_of_limit`, `limit` over the time of an epoch.
         """
@@ -91,15 +55,14 @@ class Procedure(ABC):
             ends = [time.perf_counter()]
 
             def epoch() -> None:
-                if task.device.type == "cuda":
-                    torch.cuda.synchronize()
+                wait(task.device)
                 ends.append(time.perf_counter())
 
             loss, score = self.train(task, epoch)
         times = [after - before for before, after in itertools.pairwise(ends)]
         usual = statistics.median(times[1:] or times)
         found = {
-            "images_per_second": len(task.data.train) / usual,
+            "samples_per_second": len(task.data.train) / usual,
             "startup_seconds": times[0] - usual,
             "peak_memory": peak(),
             "share_of_limit": self.limit(task) / usual,
@@ -160,8 +123,8 @@ class Lbdist(Procedure):
             store=store,
             report=lambda metrics: epoch(),
         )
-        final = {(row["metric"], row.get("split")): row["value"] for row in rows if "epoch" not in row}
-        return final["loss", "test"], final[task.criterion.score, "test"]
+        final = results.final_metrics(rows)
+        return final["test_loss"], final[results.final_name(task.criterion.score, "test")]
 
 
 @dataclass
@@ -249,7 +212,7 @@ def _plain(
     """The loop of every introduction to PyTorch."""
     cell, device, criterion = task.cell, task.device, task.criterion
     optimizer = optimizer_factory(cell.optimizer)(list(network.named_parameters()))
-    every, found = max(1, cell.epochs // cell.evaluations), (math.nan, math.nan)
+    every, found = max(1, cell.epochs // cell.test_points), (math.nan, math.nan)
     like = next(network.parameters())
 
     def outputs(inputs: Tensor) -> Tensor:
@@ -283,7 +246,7 @@ def _plain(
 
 
 def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    inputs, labels = loop.on_device(split, device)
+    inputs, labels = on_device(split, device)
     return to_float(inputs), labels
 
 
@@ -303,75 +266,3 @@ def _data_set(split: Split) -> Any:
             return to_tensor(image), int(split.labels[index])
 
     return Images(root="")
-
-
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
-    """The most bytes that are taken in the context; NaN where the system does not tell."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def resident() -> float:
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024.0 * int(line.split()[1])
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        yield lambda: float(torch.cuda.max_memory_allocated())
-    elif clear.exists():
-        clear.write_text("5")  # proc(5): resets the peak
-        yield resident
-    else:
-        yield lambda: math.nan
-
-
-RATE_SECONDS = 1.0
-"""What the measure of a rate may take, but for the first of its products."""
-
-
-@functools.cache
-def _rates(device: str, reduced: bool, threads: int, tf32: bool) -> tuple[float, float]:
-    """See `rates`, which these four decide."""
-    dtype = torch.bfloat16 if reduced else torch.float32
-    source = torch.empty((2**26 if device == "cpu" else 2**30) // 4, device=device)
-    target = torch.empty_like(source)
-
-    def fastest(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(6):
-            if device != "cpu":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            work()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-            if sum(times) > RATE_SECONDS:  # bfloat16 on a CPU that has none takes long
-                break
-        return min(times)
-
-    for size in (256, 512, 1024, 2048) if device == "cpu" else (8192,):
-        a, b = torch.randn(2, size, size, device=device).to(dtype)
-        if fastest(functools.partial(torch.matmul, a, b)) > RATE_SECONDS / 50:  # large enough
-            break
-    images = torch.randn(64, 64, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
-    kernel = torch.randn(64, 64, 3, 3, device=device).to(dtype)
-    products: dict[int, Callable[[], object]] = {
-        2 * size**3: functools.partial(torch.matmul, a, b),
-        2 * images.numel() * 64 * 9: lambda: conv2d(images, kernel, padding=1),
-    }
-    flops = max(count / fastest(work) for count, work in products.items())
-    moved = 2 * source.numel() * source.element_size() / fastest(lambda: target.copy_(source))
-    return flops, moved
-
-
-def rates(device: torch.device, reduced: bool) -> tuple[float, float]:
-    """FLOPs a second of a large product, and bytes a second of a large copy, measured once a process.
-
-    The product is of matrices or a convolution, whichever is faster: they need not share a library.
-
-    Args:
-        device: Where.
-        reduced: Whether the product is in bfloat16.
-    """
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    return _rates(device.type, reduced, torch.get_num_threads(), tf32)

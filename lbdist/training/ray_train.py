@@ -25,7 +25,7 @@ from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
-from lbdist.training.loop import labelled, run_cell
+from lbdist.training.cell import run_cell
 from lbdist.training.precision import Arithmetic, in_which
 
 REPORT_SECONDS = 1.0
@@ -73,7 +73,7 @@ def _worker(config: dict[str, Any]) -> None:
         due = torch.tensor([float(time.monotonic() - latest[0] > REPORT_SECONDS)], device=get_device())
         dist.broadcast(due, 0)
         if due.item():
-            ray.train.report(labelled(cell, metrics))
+            ray.train.report(metrics)
             latest[0] = time.monotonic()
 
     final: dict[str, float] = {}
@@ -82,7 +82,7 @@ def _worker(config: dict[str, Any]) -> None:
         how = in_which(config["arithmetic"], cell)
         final = run_cell(cell, data, config["store"], get_device(), report, how, began)
         began = time.time()
-    ray.train.report(labelled(cell, final))
+    ray.train.report(final)
 
 
 def _sweep(over: threading.Event) -> None:
@@ -144,38 +144,46 @@ def fit(
     Raises:
         ray.train.TrainingFailedError: The group failed more often than that.
     """
+    work = {
+        "cells": list(cells),
+        "data": [data],
+        "store": store,
+        "arithmetic": dict(arithmetic),
+        "began": began,
+    }
     with processes.watching(_sweep):
         for tries in range(retries + 1):
             workers = _there(num_workers, capacity, regroup_seconds) if tries else num_workers
             try:
-                TorchTrainer(
-                    _worker,
-                    train_loop_config={
-                        "cells": list(cells),
-                        "data": [data],
-                        "store": store,
-                        "arithmetic": dict(arithmetic),
-                        "began": began,
-                    },
-                    scaling_config=ray.train.ScalingConfig(
-                        num_workers=workers,
-                        use_gpu=capacity.gpus > 0,
-                        resources_per_worker=capacity.process(workers),
-                        placement_strategy="PACK",
-                    ),
-                    torch_config=_Config(backend="nccl" if capacity.gpus >= workers else "gloo"),
-                    run_config=ray.train.RunConfig(
-                        # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's
-                        name=f"{cells[0].id}-{uuid.uuid4().hex[:8]}",
-                        storage_path=folder.path,
-                        storage_filesystem=store.filesystem,
-                        callbacks=list(callbacks),
-                    ),
-                ).fit()
+                _trainer(work, workers, capacity, folder, callbacks).fit()
                 return
             except ray.train.TrainingFailedError:
                 if tries == retries:
                     raise
+
+
+def _trainer(
+    work: dict[str, Any], workers: int, capacity: Capacity, folder: Store, callbacks: Sequence[Any]
+) -> TorchTrainer:
+    """A group that is to do some work; the arguments are `fit`'s."""
+    return TorchTrainer(
+        _worker,
+        train_loop_config=work,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=capacity.gpus > 0,
+            resources_per_worker=capacity.process(workers),
+            placement_strategy="PACK",
+        ),
+        torch_config=_Config(backend="nccl" if capacity.gpus >= workers else "gloo"),
+        run_config=ray.train.RunConfig(
+            # a name of its own: a cell resumes from its own checkpoint, never from Ray Train's
+            name=f"{work['cells'][0].id}-{uuid.uuid4().hex[:8]}",
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            callbacks=list(callbacks),
+        ),
+    )
 
 
 def _there(workers: int, capacity: Capacity, seconds: float) -> int:

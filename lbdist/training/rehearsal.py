@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from lbdist import networks
-from lbdist.data.base import Dataset
+from lbdist.data.base import Dataset, on_device
 from lbdist.errors import InputError, one_line, warn
 from lbdist.objective import Objective
-from lbdist.plan import AUTO, Cell
+from lbdist.plan import AUTO, Cell, held_out
+from lbdist.remedies.base import make_remedy
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
-from lbdist.training.loop import make_learner, make_remedy, on_device
+from lbdist.training.hardware import using
+from lbdist.training.learner import make_learner
 from lbdist.training.precision import Arithmetic, candidates, in_which, native, plainest
-from lbdist.training.replicas import Replicas
+from lbdist.training.seeds_at_once import SeedsAtOnce
 
 CONTEXT_BYTES = 0.6 * 2**30
 """What CUDA takes of a GPU's memory for each process, beside its tensors."""
@@ -31,9 +32,7 @@ MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_TIMES = 256, 0.2, 15
 
 def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
     """The gradients that a cell will take, and the samples that they see, both as far as is known."""
-    remedy, samples = make_remedy(cell.remedies), train_size
-    if cell.validation_fraction is not None:
-        samples -= round(cell.validation_fraction * train_size)
+    remedy, samples = make_remedy(cell.remedies), train_size - held_out(train_size, cell.validation_fraction)
     sizes = [remedy.batch_size(cell.global_batch_size, epoch, cell.epochs) for epoch in range(cell.epochs)]
     each = remedy.gradients_per_step()
     return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
@@ -132,8 +131,8 @@ def speeds(
     for cell in cells:
         size = min(cell.global_batch_size, MEASURED_SAMPLES, len(data.train))
         number, samples = gradients(cell, len(data.train))
-        first, gone_before = work.get(size, (cell, 0.0))
-        work[size] = first, gone_before + max(number, samples / size)
+        first, so_far = work.get(size, (cell, 0.0))
+        work[size] = first, so_far + max(number, samples / size)
     found = dict.fromkeys(choice, 0.0)
     with using(threads or torch.get_num_threads()):
         for size, (cell, steps) in work.items():
@@ -164,12 +163,12 @@ def estimate(cells: Sequence[Cell], data: Dataset, device: str) -> dict[str, flo
                 how = plainest(cell.precision)
                 steps[kind] = _seconds(cell, size, data, device, [how]).get(how, math.nan)
             number, samples = gradients(cell, len(data.train))
-            looked_at = min(cell.evaluations, cell.epochs) * (len(data.train) + len(data.test)) / 3
+            looked_at = min(cell.test_points, cell.epochs) * (len(data.train) + len(data.test)) / 3
             found[cell.id] = steps[kind] * (max(number, samples / size) + looked_at / size)
     return found
 
 
-def replicas(
+def seeds_at_once(
     kinds: Sequence[tuple[Cell, int]], data: Dataset, device: str, arithmetic: Mapping[str, Arithmetic]
 ) -> list[float]:
     """How much faster several cells of a kind are trained at once than one after the other.
@@ -199,11 +198,11 @@ def _step(cell: Cell, count: int, data: Dataset, device: str, arithmetic: Arithm
     """The median time of a step of so many cells at once, and whether their gradients are taken together."""
     size = min(cell.global_batch_size, len(data.train))
     some = on_device(data.train.first(size), device)
-    together, times = Replicas(), []
+    together, times = SeedsAtOnce(), []
 
     def steps(number: int, say: object) -> None:
         network = networks.make(cell.network, cell.seed + number).to(device).float()
-        learner = make_learner(cell, network, Workers(), arithmetic, together)
+        learner = make_learner(cell, network, Workers(), arithmetic, together.gradient)
         (batch,) = batches(
             *some, global_batch_size=size, seed=number, epoch=0, workers=Workers(), device=learner.x.device
         )
@@ -219,17 +218,6 @@ def _step(cell: Cell, count: int, data: Dataset, device: str, arithmetic: Arithm
 
     together.run([functools.partial(steps, number) for number in range(count)], lambda metrics: None)
     return statistics.median(times[2:]), bool(together.works)
-
-
-@contextlib.contextmanager
-def using(threads: int) -> Iterator[None]:
-    """So many threads of the CPU, for as long as the context lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seconds(

@@ -6,213 +6,28 @@ the stopwatch itself costs is measured too. Nothing in the loop or the learner i
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from lbdist import networks
+from lbdist.analysis.step_time import PHASES
+from lbdist.data.base import on_device
 from lbdist.errors import require
-from lbdist.remedies.base import Batch
+from lbdist.remedies.base import Batch, make_remedy
+from lbdist.results import Row
 from lbdist.training.batches import Workers, batches
-from lbdist.training.learner import Learner
-from lbdist.training.loop import make_learner, make_remedy, on_device
-from lbdist.training.procedures import Row, Task, peak_memory
-
-PHASES = ("data", "forward", "backward", "all_reduce", "optimizer", "other")
-"""What a step consists of, in the order of the loop; `all_reduce` is what the others wait for."""
-
-
-class Stopwatch:
-    """Adds up the time of phases; a phase within another is taken from the outer one.
-
-    On a GPU it puts events into the stream and waits for nothing, so that it does not disturb what it times.
-
-    Args:
-        device: Of which the time is taken.
-
-    Attributes:
-        on: Whether it runs; else a phase costs next to nothing.
-
-    Example:
-        >>> watch = Stopwatch(torch.device("cpu"))
-        >>> watch.on = True
-        >>> with watch.phase("backward"):
-        ...     with watch.phase("all_reduce"):
-        ...         pass
-        >>> sorted(watch.seconds())
-        ['all_reduce', 'backward', 'other']
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.on, self._gpu = False, device.type == "cuda"
-        self._now = ["other"]
-        self._marks: list[tuple[str, Any]] = []
-
-    def _mark(self) -> None:
-        moment: Any = time.perf_counter()
-        if self._gpu:
-            moment = torch.cuda.Event(enable_timing=True)
-            moment.record()
-        self._marks.append((self._now[-1], moment))
-
-    def phase(self, name: str) -> contextlib.AbstractContextManager[object]:
-        """Counts what is done in the context as a phase of this name."""
-        return _Phase(self, name) if self.on else _NOTHING
-
-    def begin(self, name: str) -> None:
-        """A phase begins within the present one."""
-        self._now.append(name)
-        self._mark()
-
-    def end(self) -> None:
-        """The present phase ends."""
-        self._now.pop()
-        self._mark()
-
-    def seconds(self) -> dict[str, float]:
-        """The time of each phase since it was last asked; of a GPU, once it has come so far."""
-        self._mark()
-        if self._gpu:
-            torch.cuda.synchronize()
-        found: dict[str, float] = {}
-        for (name, begun), (_, ended) in itertools.pairwise(self._marks):
-            taken = begun.elapsed_time(ended) / 1000 if self._gpu else ended - begun
-            found[name] = found.get(name, 0.0) + taken
-        self._marks.clear()
-        return found
-
-
-class _Phase:
-    """What `contextlib.contextmanager` would make, in a third of the time."""
-
-    def __init__(self, watch: Stopwatch, name: str) -> None:
-        self.watch, self.name = watch, name
-
-    def __enter__(self) -> None:
-        self.watch.begin(self.name)
-
-    def __exit__(self, *_: object) -> None:
-        self.watch.end()
-
-
-_NOTHING: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class WatchedWorkers(Workers):
-    """Workers whose collective calls are timed and counted.
-
-    Attributes:
-        watch: The stopwatch.
-        calls: While it runs, the bytes of each call.
-    """
-
-    watch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
-    calls: list[int] = field(default_factory=list)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """See `Workers.sum`."""
-        return self._counted(tensor, lambda: Workers.sum(self, tensor))
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """See `Workers.gather`."""
-        return self._counted(tensor, lambda: Workers.gather(self, tensor))
-
-    def _counted(self, tensor: Tensor, call: Callable[[], Tensor]) -> Tensor:
-        if self.size == 1 or not self.watch.on:
-            return call()
-        known = len(self.calls)
-        with self.watch.phase("all_reduce"):
-            found = call()
-        self.calls[known:] = [tensor.nbytes]  # a small sum gathers: one call
-        return found
-
-
-class WatchedLearner(Learner):
-    """A learner whose phases are timed by the stopwatch of its `WatchedWorkers`."""
-
-    workers: WatchedWorkers
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if self.buckets is not None:
-            finish = self.buckets.finish
-
-            def finished() -> None:
-                with self.workers.watch.phase("gradient"):  # of which a part hides
-                    finish()
-                if self.workers.watch.on:
-                    self.workers.calls.extend(self.buckets.sizes if self.buckets else [])
-
-            self.buckets.finish = finished  # type: ignore[method-assign]
-
-    def backward(self, batch: Batch, weight: float, statistics: bool) -> None:
-        """What is not the forward pass within it is the backward pass."""
-        with self.workers.watch.phase("backward"):
-            super().backward(batch, weight, statistics)
-
-    def input_gradient(self, batch: Batch) -> Tensor:
-        """A backward pass too."""
-        with self.workers.watch.phase("backward"):
-            return super().input_gradient(batch)
-
-    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        with self.workers.watch.phase("forward"):
-            return super()._loss(inputs, labels)
-
-    def update(self) -> None:
-        """One step of the optimiser."""
-        with self.workers.watch.phase("optimizer"):
-            super().update()
-
-
-class Meter:
-    """What NVML tells of a GPU; NaN where it is not there or does not tell.
-
-    Args:
-        device: The GPU, or a CPU.
-
-    Attributes:
-        gpu: Whether it is a GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.gpu = device.type == "cuda"
-        self._nvml: Any = None
-        self._handle: Any = None
-        if self.gpu:
-            with contextlib.suppress(Exception):  # no library, no driver, a GPU that it may not see
-                import pynvml
-
-                pynvml.nvmlInit()
-                identity = torch.cuda.get_device_properties(device).uuid
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
-                self._nvml = pynvml
-
-    def joules(self) -> float:
-        """What the GPU has taken since its driver was loaded."""
-        with contextlib.suppress(Exception):
-            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
-        return math.nan
-
-    def utilisation(self) -> float:
-        """The share of the last moments in which a kernel ran."""
-        with contextlib.suppress(Exception):
-            return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
-        return math.nan
+from lbdist.training.cell import Task
+from lbdist.training.hardware import Meter, device_name, memory_of, peak_memory, wait
+from lbdist.training.learner import Learner, make_learner
+from lbdist.training.stopwatch import Stopwatch, WatchedLearner, WatchedWorkers
 
 
 @dataclass
@@ -252,13 +67,13 @@ class Timing:
 
         Returns:
             Final rows: `step_seconds`, the median over the blocks, and `block_seconds` of each block
-            (`draw`); `<phase>_seconds` of a step, the means over the workers, for each of `PHASES`, and
+            (`block`); `<phase>_seconds` of a step, the means over the workers, for each of `PHASES`, and
             `all_reduce_hidden_seconds`, by which the sum of the gradient takes longer alone than it is
             waited for; `disturbance`, by which share the stopwatch lengthens a step (median over the
-            blocks); `images_per_second`; `collective_calls` and `collective_bytes` of a step;
+            blocks); `samples_per_second`; `collective_calls` and `collective_bytes` of a step;
             `peak_memory` and `device_memory`, bytes of the largest worker; `utilisation`, and `joules` of
             a step, where they are known. A step that does not fit in the memory of one GPU has a row
-            `out_of_memory` instead. All name the `device` in their `options`.
+            `out_of_memory` instead. All name the `device`.
         """
         began = time.perf_counter()
         try:
@@ -269,7 +84,7 @@ class Timing:
             torch.cuda.empty_cache()
             rows = [{"metric": "out_of_memory", "value": 1.0}]
         rows.append({"metric": "seconds", "value": time.perf_counter() - began})
-        how = {**task.arithmetic.columns(), "options": json.dumps({"device": device_name(task.device)})}
+        how = {**task.arithmetic.columns(), "device": device_name(task.device)}
         return [{**row, **how} for row in rows if not math.isnan(row["value"])]
 
     def _rows(self, task: Task) -> list[Row]:
@@ -289,20 +104,20 @@ class Timing:
         step, pairs = statistics.median(found.plain), zip(found.timed, found.plain, strict=True)
         values = {
             "step_seconds": step,
-            "images_per_second": task.cell.global_batch_size / step,
+            "samples_per_second": task.cell.global_batch_size / step,
             **{f"{name}_seconds": value for name, value in phases.items()},
             "all_reduce_hidden_seconds": max(0.0, alone - waited) if learner.buckets else 0.0,
             "disturbance": statistics.median(a / b for a, b in pairs) - 1,
             "collective_calls": len(watched.calls) / done,
             "collective_bytes": sum(watched.calls) / done,
             "peak_memory": _largest(peak(), workers),
-            "device_memory": _memory_of(task.device),
+            "device_memory": memory_of(task.device),
             "utilisation": utilisation,
             "joules": joules * workers.size,
             "steps_timed": float(done),
         }
         rows: list[Row] = [{"metric": name, "value": float(value)} for name, value in values.items()]
-        return rows + [{"metric": "block_seconds", "draw": k, "value": v} for k, v in enumerate(found.plain)]
+        return rows + [{"metric": "block_seconds", "block": k, "value": v} for k, v in enumerate(found.plain)]
 
     def _learner(self, task: Task, watched: WatchedWorkers) -> tuple[Learner, Callable[[int], float]]:
         """The cell's learner, and what takes so many of its steps and gives the seconds of one."""
@@ -312,13 +127,13 @@ class Timing:
         remedy, given = make_remedy(cell.remedies), self._batches(task)
 
         def steps(number: int) -> float:
-            _wait(device)
+            wait(device)
             begun = time.perf_counter()
             for _ in range(number):
                 with watched.watch.phase("data"):
                     batch = remedy.transform(next(given))
                 remedy.step(learner, batch, functools.partial(remedy.gradient, learner, batch))
-            _wait(device)
+            wait(device)
             return (time.perf_counter() - begun) / number
 
         return learner, steps
@@ -377,13 +192,13 @@ class Timing:
             return 0.0
         times = []
         for _ in range(2 + self.least):
-            _wait(device)
+            wait(device)
             begun = time.perf_counter()
             if learner.buckets is None:
                 workers.sum(learner.g)
             else:
                 learner.buckets.finish()
-            _wait(device)
+            wait(device)
             times.append(time.perf_counter() - begun)
         return statistics.median(times[2:])
 
@@ -412,18 +227,18 @@ class Collectives:
         """Times `Workers.sum`.
 
         Returns:
-            Final rows `collective_seconds`, one a size (`position`, bytes) and block (`draw`); and `seconds`.
+            Final rows `collective_seconds`, one for each size (`bytes`) and `block`; and `seconds`.
         """
         began, workers, rows = time.perf_counter(), task.workers, []
         for size in self.sizes:
             tensor = torch.zeros(max(1, size // 4), device=task.device)
 
             def calls(number: int, tensor: Tensor = tensor) -> float:
-                _wait(task.device)
+                wait(task.device)
                 begun = time.perf_counter()
                 for _ in range(number):
                     workers.sum(tensor)
-                _wait(task.device)
+                wait(task.device)
                 return (time.perf_counter() - begun) / number
 
             calls(3)
@@ -431,26 +246,10 @@ class Collectives:
             count = max(1, min(1000, round(self.seconds / once)))
             for turn in range(self.repeats):
                 (taken,) = _mean([calls(count)], workers, task.device)
-                rows.append({"metric": "collective_seconds", "position": 4.0 * tensor.numel(), "draw": turn,
+                rows.append({"metric": "collective_seconds", "bytes": 4 * tensor.numel(), "block": turn,
                              "value": taken})  # fmt: skip
         rows.append({"metric": "seconds", "value": time.perf_counter() - began})
         return [{**row, **task.arithmetic.columns()} for row in rows]
-
-
-def device_name(device: torch.device) -> str:
-    """What the maker calls a GPU, or the CPU; the kind of processor where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _mean(values: list[float], workers: Workers, device: torch.device | None = None) -> list[float]:
@@ -473,10 +272,3 @@ def _device() -> torch.device:
     import torch.distributed as dist
 
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
-def _memory_of(device: torch.device) -> float:
-    """Bytes that the device has."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(psutil.virtual_memory().total)

@@ -10,7 +10,8 @@ from lbdist import results
 from lbdist.plan import Cell
 from lbdist.storage import Damaged, Store
 from lbdist.studies.base import Final
-from lbdist.training import checkpoint, loop
+from lbdist.training import checkpoint
+from lbdist.training.cell import has_models
 
 
 class Book:
@@ -37,8 +38,8 @@ class Book:
         key = (cell.id, cell.keep)
         if key not in self._found:
             rows = self.rows(results.cell_file(cell.id))
-            whole = bool(rows) and self._described(cell) and loop.has_models(self.store, cell, rows)
-            self._found[key] = loop.final_metrics(rows) if whole else None
+            whole = bool(rows) and self._described(cell) and has_models(self.store, cell, rows)
+            self._found[key] = results.final_metrics(rows) if whole else None
         return self._found[key]
 
     def rows(self, name: str) -> list[dict[str, Any]]:

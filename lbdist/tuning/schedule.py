@@ -11,7 +11,7 @@ from lbdist import results
 from lbdist.capacity import Capacity
 from lbdist.plan import AUTO, Cell
 from lbdist.studies.base import Study, cells_of
-from lbdist.training import loop
+from lbdist.training.cell import finished_rows
 from lbdist.tuning.book import Book, write_cell
 
 
@@ -23,7 +23,7 @@ class Job:
     workers: int = 1
 
     @property
-    def replicas(self) -> bool:
+    def seeds_at_once(self) -> bool:
         """Whether its cells are trained at once."""
         return self.workers == 1 and len(self.cells) > 1
 
@@ -84,7 +84,7 @@ class Schedule:
         max_concurrent: Most trials at once; None for as many as fit.
         cost: How long a cell takes, in any unit; the longest go first.
         worthwhile: The most workers that a cell's work pays for.
-        replicas: The most cells of its kind that a process trains at once.
+        seeds_at_once: The most cells of its kind that a process trains at once.
         watch: Who is told.
 
     Attributes:
@@ -102,12 +102,12 @@ class Schedule:
         max_concurrent: int | None = None,
         cost: Callable[[Cell], float] = lambda cell: 1.0,
         worthwhile: Callable[[Cell], float] = lambda cell: 1.0,
-        replicas: Callable[[Cell], int] = lambda cell: 1,
+        seeds_at_once: Callable[[Cell], int] = lambda cell: 1,
         watch: Watch | None = None,
     ) -> None:
         self.study, self.book, self.capacity, self.watch = study, book, capacity, watch
         self.max_concurrent = max_concurrent or capacity.slots
-        self.cost, self.worthwhile, self.replicas = cost, worthwhile, replicas
+        self.cost, self.worthwhile, self.seeds_at_once = cost, worthwhile, seeds_at_once
         self.running: dict[str, Job] = {}
         self.failed: list[tuple[Cell, str]] = []
         self._waiting: list[Cell] | None = None
@@ -157,7 +157,7 @@ class Schedule:
         return job
 
     def _job(self, waiting: Sequence[Cell], free: int) -> Job:
-        """The first cell, with its replicas; what asks for a group of one size shares as few as fit."""
+        """The first cell, with its seeds_at_once; what asks for a group of one size shares as few as fit."""
         first = waiting[0]
         kin = self._kin(first, waiting) if first.asked_workers == 1 else []
         if len(kin) > 1:
@@ -174,7 +174,7 @@ class Schedule:
 
     def _kin(self, first: Cell, waiting: Sequence[Cell]) -> list[Cell]:
         """A cell and those that are trained at once with it: spread over all slots, in as few rounds."""
-        most, slots = self.replicas(first), min(self.capacity.slots, self.max_concurrent)
+        most, slots = self.seeds_at_once(first), min(self.capacity.slots, self.max_concurrent)
         if most == 1:
             return [first]
         kin = [cell for cell in waiting if cell.kind == first.kind]
@@ -192,8 +192,8 @@ class Schedule:
             if "error" not in metrics and len(job.cells) == 1:
                 self.book.end(cell, metrics)
             else:  # of several, some may be finished
-                rows = loop.finished_rows(self.book.store, cell)
-                self.book.end(cell, loop.final_metrics(rows) if rows else {})
+                rows = finished_rows(self.book.store, cell)
+                self.book.end(cell, results.final_metrics(rows) if rows else {})
                 self.failed += [] if rows else [(cell, self._why(cell, metrics))]
         self._waiting = None
         if self.watch is not None:
@@ -206,4 +206,4 @@ class Schedule:
         return late or str(metrics.get("error", "its process ended before it did"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None, "replicas": None}
+        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None, "seeds_at_once": None}

@@ -17,9 +17,10 @@ from ray.tune.search import Searcher
 from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset
 from lbdist.errors import one_line
-from lbdist.nodes import check_code, code
+from lbdist.machines import check_code, code
+from lbdist.results import final_name
 from lbdist.storage import Store
-from lbdist.training import loop
+from lbdist.training.cell import finished_rows, mean_metrics, run_cells
 from lbdist.training.precision import Arithmetic, in_which
 from lbdist.tuning.book import read_cell
 from lbdist.tuning.schedule import Schedule
@@ -57,13 +58,13 @@ class Trials(Searcher):
         """Tells who watches."""
         job, watch = self.schedule.running.get(trial_id), self.schedule.watch
         if job is not None and watch is not None:
-            watch.ran(job, loop.unlabelled(result))
+            watch.ran(job, result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Books a trial that ended."""
         if error or not result:
             result = {"error": "its process died more often than `retries` allows"}
-        self.schedule.complete(trial_id, loop.unlabelled(result))
+        self.schedule.complete(trial_id, result)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: a rerun plans anew from the rows."""
@@ -94,15 +95,16 @@ def trial(
     def report(metrics: dict[str, float]) -> None:
         # a report costs the driver time: the points of the test curve do, and one every few seconds
         nonlocal latest
-        if not math.isnan(metrics["loss"]) or time.monotonic() > latest + REPORT_SECONDS:
+        point = not math.isnan(metrics[final_name("loss", cells[0].split)])
+        if point or time.monotonic() > latest + REPORT_SECONDS:
             latest = time.monotonic()
-            tune.report(loop.labelled(cells[0], metrics))
+            tune.report(metrics)
 
     try:
         check_code(driver)
         cells = [read_cell(store, name) for name in config["cells"].split()]
         if config["num_workers"] > 1:
-            if not all(loop.finished_rows(store, cell) for cell in cells):
+            if not all(finished_rows(store, cell) for cell in cells):
                 from lbdist.training import ray_train  # slow to import, and few studies need it here
 
                 ray_train.fit(
@@ -118,20 +120,20 @@ def trial(
                     arithmetic=arithmetic,
                     began=config["handed_out"],
                 )
-            final = loop.mean_metrics(store, cells)
+            final = mean_metrics(store, cells)
         else:
             if not use_gpu:
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
             device = "cuda" if use_gpu else "cpu"
             how = in_which(arithmetic, cells[0])
-            final = loop.run_cells(cells, dataset, store, device, report, how, config["handed_out"])
+            final = run_cells(cells, dataset, store, device, report, how, config["handed_out"])
     except ray.exceptions.RayActorError:
         raise  # a death in the group's own machinery, which a new group gets over
     except Exception as error:
         tune.report({"error": f"{type(error).__name__}: {one_line(error)}"})
     else:
-        tune.report(loop.labelled(cells[0], final))
+        tune.report(final)
 
 
 def grid(folder: str | Path) -> tune.ResultGrid:

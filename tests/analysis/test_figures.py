@@ -187,7 +187,12 @@ def sharpness_vs_loss() -> None:
         for epoch in (1, 4):
             measured = {**sharpness(cell, 10.0 * epoch + 2 * seed), "epoch": epoch}
             rows.append({**measured, "measurement": f"phi-{seed}-{epoch}"})
-            loss = {"metric": "train_loss", "value": 2.0 / epoch + seed, "measurement": f"fit-{seed}-{epoch}"}
+            loss = {
+                "metric": "loss",
+                "split": "train",
+                "value": 2.0 / epoch + seed,
+                "measurement": f"fit-{seed}-{epoch}",
+            }
             rows.append({**measured, **loss, "epsilon": None, "space": None, "solver": None})
     loss, epochs = drawn(along_the_run.sections(Runs(frame(rows))), "sharpness_vs_loss").axes
     close(lines(epochs)["LB"], [[1, 4], [11, 41]])
@@ -219,7 +224,7 @@ def samples_a_second() -> None:
         for seed, rate in enumerate(rates):
             cell = training("LB", seed, 60.0, workers=1)
             common = {**cell[0], "procedure": procedure, "cell": f"{procedure}-{seed}", "stage": "check"}
-            values = {"images_per_second": rate, "startup_seconds": 1.0, "peak_memory": 1e6, "threads": 1}
+            values = {"samples_per_second": rate, "startup_seconds": 1.0, "peak_memory": 1e6, "threads": 1}
             values |= {"share_of_limit": 0.5, "accuracy": 60.0}
             rows += [
                 {**common, "metric": key, "value": value, "split": "test" if key == "accuracy" else None}

@@ -1,8 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 
-from lbdist.analysis.statistics import Difference, difference, summarise
+from lbdist.analysis.statistics import Difference, difference, summarise, threshold
 
 
 def test_summary_of_one_two_three():
@@ -58,3 +59,13 @@ def test_differences_without_an_interval():
 )
 def test_sign(low, high, sign):
     assert Difference(0.5, low, high).sign == sign
+
+
+def test_a_threshold_does_not_depend_on_the_order_of_the_runs() -> None:
+    draw = np.random.default_rng(3)
+    batches = np.repeat([16.0, 32.0, 64.0, 128.0, 256.0], 3)
+    scores = 70 - 2 * np.maximum(np.log2(batches) - 5.5, 0) + draw.normal(0, 1, len(batches))
+    known = threshold(batches, scores)
+    for _ in range(5):
+        order = draw.permutation(len(batches))
+        assert threshold(batches[order], scores[order]) == known

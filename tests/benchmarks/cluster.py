@@ -57,7 +57,7 @@ def throughput(workers: int, ghost: int | None, data: ray.ObjectRef) -> float:
         epochs=EPOCHS,
         seed=0,
         num_workers=workers,
-        evaluations=1,
+        test_points=1,
     )
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)

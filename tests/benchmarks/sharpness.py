@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbdist import networks
+from lbdist.data.base import on_device
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.data.parquet import Parquet
 from lbdist.objective import Objective
 from lbdist.sharpness import box_sharpness
 from lbdist.sharpness.metric import Neighbourhood
 from lbdist.sharpness.subspace import Subspace
-from lbdist.training.loop import on_device
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPSILONS = (1e-3, 5e-4)
@@ -346,14 +346,14 @@ def pool(name: str) -> None:
     from lbdist.plan import Cell, Measurement, Point
     from lbdist.sharpness.pool import measure_all
     from lbdist.storage import Store
-    from lbdist.training.loop import run_cell
+    from lbdist.training.cell import run_cell
 
     node = TASKS[name][0]
     dataset = MNIST1D(train_samples=1000, test_samples=100).load()
     common = {"data": {"_target_": "", "name": "d"}, "loss": {"_target_": "lbdist.losses.CrossEntropy"}}
     cells = [
         Cell(network=node, optimizer={"_target_": "torch.optim.Adam", "lr": 1e-3}, remedies=(), epochs=5,
-             global_batch_size=100, seed=seed, num_workers=1, evaluations=1, **common)
+             global_batch_size=100, seed=seed, num_workers=1, test_points=1, **common)
         for seed in range(5)
     ]  # fmt: skip
     base = {"_target_": "lbdist.sharpness.metric.BoxSharpness", "solvers": ["converged"]}

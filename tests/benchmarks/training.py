@@ -61,7 +61,7 @@ def main() -> None:
         cell = Cell(
             network=network, data={"_target_": ""}, loss={"_target_": "lbdist.losses.CrossEntropy"},
             optimizer={"_target_": "torch.optim.Adam", "lr": 1e-3}, remedies=(), global_batch_size=batch,
-            epochs=EPOCHS, seed=0, num_workers=1, evaluations=EPOCHS // EVERY,
+            epochs=EPOCHS, seed=0, num_workers=1, test_points=EPOCHS // EVERY,
         )  # fmt: skip
         bare(cell, data), ours(cell, data)  # warm up
         pairs = [(ours(cell, data), bare(cell, data)) for _ in range(REPEATS)]

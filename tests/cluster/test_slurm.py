@@ -65,7 +65,7 @@ def test_slurm_runs_a_study_on_two_nodes(s3: str, cache: str, tmp_path: Path) ->
     store = Store(root)
     names = store.names()
     assert "benchmark/report.html" in names and any(name.startswith("benchmark/tune/") for name in names)
-    rows = results.load(store / "benchmark").query("metric == 'images_per_second'")
+    rows = results.load(store / "benchmark").query("metric == 'samples_per_second'")
     own = rows[rows["procedure"] == "lbdist"]
     assert set(own["num_workers"]) == {2} and len(own) == 2 and (rows["value"] > 0).all()
     end = time.monotonic() + 30

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lbdist.data import Dataset, Split
 from lbdist.data.base import DataSource, to_float
 from lbdist.errors import InputError
+from lbdist.plan import held_out
 
 YAMLS = sorted((Path(__file__).parents[2] / "experiments/data").glob("*.yaml"))
 
@@ -45,11 +46,16 @@ class Given(DataSource):
 )
 def test_validation_split_is_a_stratified_partition(labels: list[int], fraction: float, seed: int) -> None:
     whole = Dataset(split(labels), split([0]), 5)
+    count = held_out(len(labels), fraction)
+    if not 0 < count < len(labels):
+        with pytest.raises(InputError, match=f"takes {count} of {len(labels)} training samples"):
+            whole.validation_split(fraction, seed)
+        return
     carved = whole.validation_split(fraction, seed)
     rest, validation = carved.train.inputs[:, 0], carved.test.inputs[:, 0]
     assert sorted([*rest, *validation]) == list(range(len(labels)))
     assert (np.diff(rest) > 0).all() and (np.diff(validation) > 0).all()
-    assert len(validation) == min(max(round(fraction * len(labels)), 1), len(labels) - 1)
+    assert len(validation) == count
     for label in range(5):
         share = labels.count(label) * len(validation) / len(labels)
         assert abs((carved.test.labels == label).sum() - share) < 1
@@ -68,11 +74,6 @@ def test_validation_split_depends_on_the_seed() -> None:
 def test_validation_split_refuses_a_wrong_fraction(fraction: float) -> None:
     with pytest.raises(InputError, match="strictly between 0 and 1"):
         Dataset(split([0, 1]), split([0]), 2).validation_split(fraction)
-
-
-def test_validation_split_needs_two_samples() -> None:
-    with pytest.raises(InputError, match="at least 2"):
-        Dataset(split([0]), split([0]), 2).validation_split(0.5)
 
 
 def test_subsets_are_fixed_and_nested() -> None:

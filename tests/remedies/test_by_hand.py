@@ -14,9 +14,10 @@ import torch
 from lbdist import random
 from lbdist.config.build import build
 from lbdist.remedies.augmentation import _STREAM
+from lbdist.remedies.base import make_remedy
 from lbdist.remedies.growth import Growth
 from lbdist.training.batches import Workers, batches
-from lbdist.training.loop import make_learner, make_remedy
+from lbdist.training.learner import make_learner
 from tests.support.cells import make_cell
 from tests.support.every import NAMES, remedy
 from tests.support.samples import images, signals

@@ -7,9 +7,10 @@ import torch
 
 from lbdist.config.build import build
 from lbdist.errors import InputError
+from lbdist.remedies.base import make_remedy
 from lbdist.remedies.growth import Growth
 from lbdist.training.batches import Workers, batches
-from lbdist.training.loop import make_remedy, train
+from lbdist.training.loop import train
 from tests.support.cells import make_cell
 from tests.support.every import NAMES, remedy
 from tests.support.samples import signals

@@ -125,12 +125,12 @@ def rows_of(name: str, minimiser: Minimiser, **changes: Any) -> list[dict[str, A
 def test_fit_is_loss_and_score_on_both_splits() -> None:
     at = LINE.minimiser()
     moved = Minimiser(LINE.x + 0.1, at.start, at.objective)
-    found = {row["metric"]: row["value"] for row in rows_of("fit", moved)}
+    found = {(row["split"], row["metric"]): row["value"] for row in rows_of("fit", moved)}
     for split, few in (("train", 60), ("test", 20)):
         off = (0.1 * LINE.inputs[:few].sum(1)).square()
         spread = (LINE.labels[:few] - LINE.labels[:few].mean()).square().sum()
-        assert found[f"{split}_loss"] == pytest.approx(float(off.mean()), rel=1e-9)
-        assert found[f"{split}_r2"] == pytest.approx(float(1 - off.sum() / spread), rel=1e-9)
+        assert found[split, "loss"] == pytest.approx(float(off.mean()), rel=1e-9)
+        assert found[split, "r2"] == pytest.approx(float(1 - off.sum() / spread), rel=1e-9)
 
 
 def test_choices_without_batch_norm_and_in_the_whole_space_are_one_number() -> None:
@@ -139,7 +139,7 @@ def test_choices_without_batch_norm_and_in_the_whole_space_are_one_number() -> N
     assert [row["batch_norm"] for row in boxes] == ["running", "batch", "recalibrated"]
     assert [row["value"] for row in boxes] == pytest.approx([LINE.sharpness(0.1)] * 3, rel=1e-6)
     assert all(row["converged"] and row["space"] == "full" for row in boxes)
-    fits = [row["value"] for row in rows if row["metric"] == "train_loss"]
+    fits = [row["value"] for row in rows if (row["metric"], row["split"]) == ("loss", "train")]
     assert fits == pytest.approx([0.0] * 3, abs=1e-20)
 
 

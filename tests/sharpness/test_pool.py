@@ -19,7 +19,7 @@ import torch
 
 from lbdist import networks, results
 from lbdist.capacity import Capacity
-from lbdist.data.base import Dataset, Split
+from lbdist.data.base import Dataset, Split, on_device
 from lbdist.objective import Objective
 from lbdist.plan import Cell, Measurement, Point
 from lbdist.sharpness import box_sharpness, pool
@@ -27,7 +27,7 @@ from lbdist.sharpness.evaluator import Evaluator
 from lbdist.sharpness.metric import Neighbourhood
 from lbdist.storage import Store
 from lbdist.training import checkpoint
-from lbdist.training.loop import on_device, run_cell
+from lbdist.training.cell import run_cell
 
 COPIED = ("value", "converged", "evaluations", "start", "iterations", "fraction_at_bound")
 
@@ -54,7 +54,7 @@ CELL = Cell(
     global_batch_size=50,
     epochs=2,
     seed=0,
-    evaluations=1,
+    test_points=1,
     keep=frozenset({1}),
 )
 CELLS = [CELL, replace(CELL, method="LB", global_batch_size=200, seed=1)]

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbdist import networks
+from lbdist.data.base import on_device
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.objective import Objective
 from lbdist.sharpness import SharpnessResult, box_sharpness
-from lbdist.training.loop import on_device
 
 MLP = {"_target_": "lbdist.networks.dense.Dense", "inputs": 40, "widths": [64, 64, 64], "classes": 10}
 

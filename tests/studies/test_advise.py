@@ -17,7 +17,7 @@ def test_the_advisor_tries_remedies_at_the_batch_that_its_branches_favour() -> N
     for cell in cells_of(study, lambda cell: finals.get(cell.id)).values():  # SB and what is timed
         size, workers = cell.global_batch_size, cell.asked_workers
         step = {"step_seconds": (0.01 + 1e-4 * size) * (2 if workers == 8 else 1)}
-        finals[cell.id] = step if cell.procedure else {"accuracy": 50.0, "train_loss": 1.0}
+        finals[cell.id] = step if cell.procedure else {"test_accuracy": 50.0, "train_loss": 1.0}
     branches = [cell for cell in cells_of(study, lambda cell: finals.get(cell.id)).values() if cell.origin]
     assert {(c.origin.epoch, c.epochs) for c in branches if c.origin} == {(2, 1)}  # the last before the end
     assert len(branches) == 2 * (1 + 3 * 5)  # seeds; one at SB's batch, three rules at five others

@@ -129,7 +129,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own_is_ranked(
     assert "The flattest of 2 is even.pt: φ(1e-3) " in out
     rows = results.load(tmp_path / "results" / "checkpoints")
     assert set(rows["method"]) == {"even.pt", "steep.safetensors"} and rows["value"].notna().all()
-    losses = rows.query("metric == 'train_loss'")["value"]
+    losses = rows.query("metric == 'loss' and split == 'train'")["value"]
     assert losses.max() == pytest.approx(losses.min(), rel=1e-5)
     assert "steep.safetensors" in (tmp_path / "results" / "checkpoints" / "report.html").read_text()
     assert "measurements to make" in out and "measurements to make" not in run()  # all is measured

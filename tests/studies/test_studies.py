@@ -231,7 +231,7 @@ def test_warm_start_refuses(epochs: str) -> None:
 
 def test_warm_start_does_not_begin_at_a_run_that_diverged() -> None:
     study = make_study("experiment=warm_start", "study.epochs=[5]", "seeds=1")
-    found = cells_of(study, lambda cell: {"accuracy": 10.0, "diverged": 1.0})
+    found = cells_of(study, lambda cell: {"test_accuracy": 10.0, "diverged": 1.0})
     assert len(found) == 2
 
 
@@ -300,7 +300,7 @@ def test_lb_is_trained_to_the_loss_of_its_seeds_sb() -> None:
     assert all(cell.target_loss is None for cell in cells_of(study, story).values())
     losses = {0: 0.25, 1: 0.5}
     for cell in list(cells_of(study, story).values()):
-        story.finals[cell.id] = cell.keep, {"accuracy": 1.0, "train_loss": losses[cell.seed]}
+        story.finals[cell.id] = cell.keep, {"test_accuracy": 1.0, "train_loss": losses[cell.seed]}
     longer = [cell for cell in cells_of(study, story).values() if cell.target_loss is not None]
     assert {cell.seed: cell.target_loss for cell in longer} == losses
     assert {(cell.epochs, cell.global_batch_size, cell.method) for cell in longer} == {

@@ -21,7 +21,8 @@ from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
 from lbdist.training import buckets
-from lbdist.training.loop import run_cell, train
+from lbdist.training.cell import run_cell
+from lbdist.training.loop import train
 from lbdist.training.precision import EXACT, Arithmetic
 from tests.support import seeds
 

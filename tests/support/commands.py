@@ -18,7 +18,7 @@ from lbdist.run import main
 UNMEASURED = [
     "epochs=4",
     "seeds=1",
-    "evaluations=4",
+    "test_points=4",
     "data.train_samples=400",
     "data.test_samples=200",
     "network.widths=[16,16]",

@@ -83,7 +83,7 @@ def cases() -> dict[str, tuple[Cell, Dataset]]:
         batch = 12 if name == "c2" else 8  # of 12 samples: one step is enough of 15 million parameters
         shape = (3, 32, 32) if name.startswith("c") else (40,)
         node = shipped("network", name, shape)
-        fields = {"epochs": 1, "global_batch_size": batch, "optimizer": SGD, "evaluations": 1}
+        fields = {"epochs": 1, "global_batch_size": batch, "optimizer": SGD, "test_points": 1}
         found[name] = make_cell(network=node, **fields), few(shape)
     # batch norm in every kind, global and ghost; dropout used twice, and under activation checkpointing
     kinds = [

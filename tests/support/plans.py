@@ -73,7 +73,7 @@ class Story:
     def end(self, cell: Cell) -> None:
         """A cell ends; one without a score has failed."""
         value = self.score(cell)
-        self.finals[cell.id] = cell.keep, {} if value is None else {"accuracy": value}
+        self.finals[cell.id] = cell.keep, {} if value is None else {f"{cell.split}_accuracy": value}
 
 
 def quality(cell: Cell) -> float:

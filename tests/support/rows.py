@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import product
 
@@ -136,10 +135,9 @@ def ways(name, seed):
               "cell": _cell("SB", seed), "other_cell": _cell(name, seed), "stage": "confirm"}  # fmt: skip
     rows = []
     for measure, curved in (("slice", False), ("curve", True)):
-        options = json.dumps({"curvilinear": curved})
         for alpha, split in product(np.linspace(-1, 2, 13), ("train", "test")):
             loss = 0.1 + min(alpha**2, steep * (alpha - 1) ** 2) + (split == "test")
-            row = {**common, "measure": measure, "options": options, "position": alpha, "split": split}
+            row = {**common, "measure": measure, "curvilinear": curved, "position": alpha, "split": split}
             rows.append({**row, "metric": "loss", "value": loss})
             rows.append({**row, "metric": "accuracy", "value": 90 - 20 * loss})
     return rows
@@ -169,7 +167,7 @@ def model(name, size):
             "value": value,
             "split": "train",
         }
-        for metric, value in (("train_loss", 0.1 * size), ("train_accuracy", 99.0 - size))
+        for metric, value in (("loss", 0.1 * size), ("accuracy", 99.0 - size))
     ]
     for epsilon, space, solver, draw in product(
         (1e-3, 5e-4), ("full", "subspace"), ("paper", "converged"), (0, 1)
@@ -219,10 +217,10 @@ def choices(name, seed):
     phi = (1 + 0.1 * seed) * (10.0 if name == "LB" else 1.0)
     rows = []
     for factor, mode in enumerate(("batch", "running"), 1):
-        taken = {"measurement": f"{name}{seed}{mode}", "batch_norm": mode, "options": "{}"}
+        taken = {"measurement": f"{name}{seed}{mode}", "batch_norm": mode}
         rows.append({**common, **taken, "metric": "sharpness", "space": "full", "value": factor * phi})
-        rows.append({**common, **taken, "metric": "test_accuracy", "value": 60.0 + factor})
-    drawn = {"measurement": f"{name}{seed}A", "options": '{"convention": "gaussian"}', "space": "subspace"}
+        rows.append({**common, **taken, "metric": "accuracy", "split": "test", "value": 60.0 + factor})
+    drawn = {"measurement": f"{name}{seed}A", "convention": "gaussian", "space": "subspace"}
     return [*rows, {**common, **drawn, "metric": "sharpness", "value": phi / 10}]
 
 
@@ -256,16 +254,16 @@ def timing(label: str, batch: int, workers: int, seconds: float, remedy: str = "
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
               "cell": f"timing-{label}-{remedy}-{workers}", "seed": 0, "stage": "check",
               "procedure": "timing", "global_batch_size": batch, "num_workers": workers,
-              "precision": "float32", "options": '{"device": "a CPU"}'}  # fmt: skip
+              "precision": "float32", "device": "a CPU"}  # fmt: skip
     waited = 0.002 if workers > 1 else 0.0
-    found = {"step_seconds": seconds, "images_per_second": batch / seconds, "disturbance": 0.004,
+    found = {"step_seconds": seconds, "samples_per_second": batch / seconds, "disturbance": 0.004,
              "collective_calls": 7.0 * (workers > 1), "collective_bytes": 6e5 * (workers > 1),
               "peak_memory": 5e8, "device_memory": 2e10, "utilisation": 0.9,
               "all_reduce_hidden_seconds": 0.0}  # fmt: skip
     parts = dict.fromkeys(("data", "forward", "backward", "optimizer", "other"), (seconds - waited) / 5)
     found |= {f"{phase}_seconds": value for phase, value in {**parts, "all_reduce": waited}.items()}
     rows = [{"metric": name, "value": value} for name, value in found.items()]
-    rows += [{"metric": "block_seconds", "draw": k, "value": seconds * (0.9 + 0.1 * k)} for k in range(3)]
+    rows += [{"metric": "block_seconds", "block": k, "value": seconds * (0.9 + 0.1 * k)} for k in range(3)]
     return [{**common, **row} for row in rows]
 
 
@@ -273,8 +271,8 @@ def calls(workers: int):
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": "SB", "remedy": "none",
               "cell": f"calls-{workers}", "seed": 0, "stage": "check", "procedure": "collectives",
               "global_batch_size": 32, "num_workers": workers, "metric": "collective_seconds"}  # fmt: skip
-    sizes = [2.0**k for k in range(8, 24, 2)]
-    return [{**common, "position": size, "draw": 0, "value": 1e-4 + 1e-9 * size} for size in sizes]
+    sizes = [2**k for k in range(8, 24, 2)]
+    return [{**common, "bytes": size, "block": 0, "value": 1e-4 + 1e-9 * size} for size in sizes]
 
 
 SIZES = {"SB": 32, "batch 64": 64, "batch 128": 128, "LB": 320}

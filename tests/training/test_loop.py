@@ -16,13 +16,15 @@ from lbdist import networks, random, results
 from lbdist.errors import InputError
 from lbdist.plan import Origin
 from lbdist.remedies.base import Batch
+from lbdist.results import final_metrics
 from lbdist.storage import Damaged, Store
 from lbdist.training import checkpoint
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
+from lbdist.training.cell import finished_rows, run_cell
 from lbdist.training.dropout import Dropouts
 from lbdist.training.learner import Learner, optimizer_factory
-from lbdist.training.loop import final_metrics, finished_rows, run_cell, train
+from lbdist.training.loop import train
 from tests.support.cells import ADAM, CONVOLUTIONAL, SGD, make_cell
 from tests.support.samples import images, signals
 
@@ -379,10 +381,10 @@ def test_a_run_ends_where_its_training_loss_is_what_it_was_to_come_to(tmp_path):
 
 def test_the_curve_is_of_both_splits_and_a_search_is_of_its_validation_split(tmp_path):
     data = signals()
-    rows, _ = train(make_cell(epochs=4, evaluations=2), data)
+    rows, _ = train(make_cell(epochs=4, test_points=2), data)
     points = [(r["epoch"], r["split"]) for r in rows if r["metric"] == "accuracy" and r.get("epoch")]
     assert points == [(2, "train"), (2, "test"), (4, "train"), (4, "test")]
     held_out = data.validation_split(0.25)
-    rows, _ = train(make_cell(epochs=4, evaluations=2, validation_fraction=0.25), held_out)
+    rows, _ = train(make_cell(epochs=4, test_points=2, validation_fraction=0.25), held_out)
     points = [(r["epoch"], r["split"]) for r in rows if r["metric"] == "accuracy" and r.get("epoch")]
     assert points == [(2, "validation"), (4, "train"), (4, "validation")]

@@ -19,9 +19,9 @@ from lbdist.errors import InputError
 from lbdist.storage import Store
 from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
+from lbdist.training.cell import run_cell
 from lbdist.training.deadline import Deadline
 from lbdist.training.learner import Learner
-from lbdist.training.loop import run_cell
 from tests.support.cells import end_group, make_cell, start_group
 from tests.support.samples import signals
 
@@ -192,9 +192,10 @@ from tests.support.cells import make_cell
 from tests.support.samples import signals
 from lbdist.storage import Store
 from lbdist.training import loop
+from lbdist.training.cell import run_cell
 loop._patience = lambda seconds: 2.0
 cell = make_cell(network={{"_target_": "{__name__}.Stuck"}}, epochs=50)
-loop.run_cell(cell, signals(), Store({str(tmp_path)!r}))
+run_cell(cell, signals(), Store({str(tmp_path)!r}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1, done.stderr

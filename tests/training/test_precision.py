@@ -245,7 +245,7 @@ def test_a_schedule_survives_a_restart(tmp_path) -> None:
 
 def test_a_run_ends_when_its_loss_has_ceased_to_improve(tmp_path) -> None:
     def ran(**changes) -> list[float]:
-        rows, _ = train(make_cell(epochs=60, evaluations=1, **changes), data, dtype=torch.float64)
+        rows, _ = train(make_cell(epochs=60, test_points=1, **changes), data, dtype=torch.float64)
         last = max(r["epoch"] for r in rows if r.get("epoch"))
         scored = [(r["epoch"], r["split"]) for r in rows if r["metric"] == "accuracy" and r.get("epoch")]
         assert sorted(scored) == [(last, "test"), (last, "train")]

@@ -19,7 +19,7 @@ from lbdist.storage import Store
 from lbdist.studies.base import cells_of, whole
 from lbdist.training import procedures
 from lbdist.training.batches import Workers
-from lbdist.training.loop import run_cell
+from lbdist.training.cell import Task, run_cell
 from lbdist.training.precision import EXACT
 from tests.support.cells import CONVOLUTIONAL, make_cell, train_in_group
 from tests.support.plans import make_study
@@ -33,7 +33,7 @@ def cell_of(name: str, **changes: Any) -> Cell:
     node = {**SHIPPED[name], "name": name}
     if name == "DataLoader":
         node["processes"] = 0
-    return make_cell(procedure=node, epochs=12, evaluations=1, **changes)
+    return make_cell(procedure=node, epochs=12, test_points=1, **changes)
 
 
 @pytest.mark.parametrize("kind", ["signals", "images"])
@@ -43,11 +43,11 @@ def test_every_procedure_trains_the_cell_and_is_timed(name: str, kind: str, tmp_
     data = images() if kind == "images" else signals(train=300)
     cell, threads = cell_of(name, **fields), torch.get_num_threads()
     final = run_cell(cell, data, Store(tmp_path))
-    wanted = {"images_per_second", "startup_seconds", "peak_memory", "share_of_limit", "seconds", "threads"}
-    assert wanted | {"loss", "accuracy", "overhead_seconds"} == set(final)
-    assert final["images_per_second"] > 0 and final["share_of_limit"] > 0 and final["peak_memory"] > 1e8
+    wanted = {"samples_per_second", "startup_seconds", "peak_memory", "share_of_limit", "seconds", "threads"}
+    assert wanted | {"test_loss", "test_accuracy", "overhead_seconds"} == set(final)
+    assert final["samples_per_second"] > 0 and final["share_of_limit"] > 0 and final["peak_memory"] > 1e8
     if kind == "signals":
-        assert final["accuracy"] > 60  # chance is 25
+        assert final["test_accuracy"] > 60  # chance is 25
     assert torch.get_num_threads() == threads
     assert run_cell(cell, data, Store(tmp_path)) == final  # it is not run again
 
@@ -56,20 +56,20 @@ def test_the_first_epoch_is_the_start_and_the_median_of_the_others_the_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Clocked(procedures.Procedure):
-        def train(self, task: procedures.Task, epoch: procedures.Epoch) -> tuple[float, float]:
+        def train(self, task: Task, epoch: procedures.Epoch) -> tuple[float, float]:
             for _ in range(4):
                 epoch()
             return 0.5, 80.0
 
-        def limit(self, task: procedures.Task) -> float:
+        def limit(self, task: Task) -> float:
             return 1.5
 
     times = iter([0.0, 5.0, 7.0, 9.0, 12.0])
-    task = procedures.Task(make_cell(), signals(), Workers(), torch.device("cpu"), EXACT, Store("."))
+    task = Task(make_cell(), signals(), Workers(), torch.device("cpu"), EXACT, Store("."))
     monkeypatch.setattr(procedures.time, "perf_counter", lambda: next(times))
     found = {row["metric"]: row["value"] for row in Clocked()(task)}
     monkeypatch.undo()
-    assert (found["images_per_second"], found["startup_seconds"], found["seconds"]) == (65.0, 3.0, 12.0)
+    assert (found["samples_per_second"], found["startup_seconds"], found["seconds"]) == (65.0, 3.0, 12.0)
     assert (found["share_of_limit"], found["loss"], found["accuracy"]) == (0.75, 0.5, 80.0)
 
 
@@ -77,12 +77,12 @@ def test_the_loader_in_a_group_and_lbdist_beside_it(tmp_path) -> None:
     """DistributedDataParallel and lbdist's group; each worker has its share of the batch."""
     work = [(cell_of(name, num_workers=2), signals(train=300)) for name in ("lbdist", "DataLoader")]
     for final in train_in_group(2, work, torch.float32, store=Store(tmp_path), whole=True):
-        assert final["accuracy"] > 60 and final["images_per_second"] > 0
+        assert final["test_accuracy"] > 60 and final["samples_per_second"] > 0
 
 
 def test_the_limit_is_the_larger_of_products_and_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     cell, data = cell_of("bare loop"), signals()
-    task = procedures.Task(cell, data, Workers(), torch.device("cpu"), EXACT, Store("."))
+    task = Task(cell, data, Workers(), torch.device("cpu"), EXACT, Store("."))
     found = build(cell.procedure, "procedure")
     products = 130 * 3 * 2 * (12 * 16 + 16 * 16 + 16 * 4)
     moved = 3 * 6 * 4 * networks.parameter_count(networks.make(cell.network))  # three steps an epoch
@@ -113,7 +113,7 @@ def rows_of(name: str, batch: int, workers: int, rate: float, threads: int = 1) 
         "cell": f"{name}{batch}{workers}{threads}", "seed": 0, "stage": "confirm", "setting": "",
         "global_batch_size": batch, "num_workers": workers, "precision": "float32", "procedure": name,
     }  # fmt: skip
-    values = {"images_per_second": rate, "startup_seconds": 0.1, "peak_memory": 1e9, "share_of_limit": 0.5,
+    values = {"samples_per_second": rate, "startup_seconds": 0.1, "peak_memory": 1e9, "share_of_limit": 0.5,
               "threads": threads, "accuracy": 70.0}  # fmt: skip
     return [{**common, "metric": k, "value": v, "split": "test" if k == "accuracy" else None}
             for k, v in values.items()]  # fmt: skip

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
 import torch
 
+from lbdist.analysis.step_time import PHASES
 from lbdist.errors import InputError
 from lbdist.networks import make
 from lbdist.plan import Cell
 from lbdist.storage import Store
-from lbdist.training import timing
 from lbdist.training.batches import Workers
-from lbdist.training.loop import make_learner, run_cell
-from lbdist.training.timing import Collectives, Stopwatch, Timing, WatchedLearner, WatchedWorkers
+from lbdist.training.cell import run_cell
+from lbdist.training.hardware import device_name
+from lbdist.training.learner import make_learner
+from lbdist.training.stopwatch import Stopwatch, WatchedLearner, WatchedWorkers
+from lbdist.training.timing import Collectives, Timing
 from tests.support.cells import CONVOLUTIONAL, make_cell, train_in_group
 from tests.support.samples import images, signals
 
@@ -31,7 +33,7 @@ CALLS = {"_target_": "lbdist.training.timing.Collectives", "name": "collectives"
 
 
 def cell_of(node: dict = SHORT, **changes) -> Cell:
-    return make_cell(procedure=node, epochs=1, evaluations=1, **changes)
+    return make_cell(procedure=node, epochs=1, test_points=1, **changes)
 
 
 def test_a_phase_within_another_is_taken_from_the_outer_one() -> None:
@@ -61,14 +63,12 @@ def test_a_step_is_timed_and_its_phases_add_up(kind: str, tmp_path) -> None:
         target = f"lbdist.remedies.{kind}.{kind.title()}"
         fields["remedies"] = ({"_target_": target, "name": kind},)
     final = run_cell(cell_of(**fields), data, Store(tmp_path))
-    phases = {name: final[f"{name}_seconds"] for name in timing.PHASES}
+    phases = {name: final[f"{name}_seconds"] for name in PHASES}
     assert phases["all_reduce"] == 0 and all(v > 0 for name, v in phases.items() if name != "all_reduce")
-    assert final["images_per_second"] == pytest.approx(48 / final["step_seconds"])
+    assert final["samples_per_second"] == pytest.approx(48 / final["step_seconds"])
     assert final["peak_memory"] > 1e8 and final["device_memory"] > 1e9 and final["collective_calls"] == 0
-    named = {
-        json.loads(row["options"] or "{}").get("device") for row in results_of(tmp_path, cell_of(**fields))
-    }
-    assert timing.device_name(torch.device("cpu")) in named
+    named = {row["device"] for row in results_of(tmp_path, cell_of(**fields))}
+    assert device_name(torch.device("cpu")) in named
     assert run_cell(cell_of(**fields), data, Store(tmp_path)) == final  # it is not run again
 
 
@@ -80,8 +80,8 @@ def test_a_step_that_does_not_fit_is_a_row_and_no_failure(tmp_path) -> None:
 
 
 def test_a_watched_learner_takes_the_same_steps_to_the_same_bits() -> None:
+    from lbdist.data.base import on_device
     from lbdist.training.batches import batches
-    from lbdist.training.loop import on_device
 
     cell, data, found = make_cell(), signals(), []
     for watching in (None, False, True):
@@ -109,7 +109,7 @@ def test_a_group_counts_its_calls_and_times_them_by_size(bucket: int | None, tmp
     assert step["collective_calls"] >= 1 + 2 * 2 and (step["collective_calls"] == 5) is (bucket is None)
     assert step["all_reduce_seconds"] > 0 and step["all_reduce_hidden_seconds"] >= 0
     rows = [row for row in results_of(tmp_path, work[1][0]) if row["metric"] == "collective_seconds"]
-    assert {(row["position"], row["draw"]) for row in rows} == {(s, d) for s in (256, 65536) for d in (0, 1)}
+    assert {(row["bytes"], row["block"]) for row in rows} == {(s, d) for s in (256, 65536) for d in (0, 1)}
     assert calls["seconds"] > 0 and all(row["value"] > 0 for row in rows)
 
 

@@ -58,7 +58,7 @@ def test_any_number_of_workers_gives_the_same_result(label, groups):
 
 def test_a_killed_group_goes_on_bitwise_and_on_another_number_of_workers_to_rounding(tmp_path: Path) -> None:
     data = signals()
-    cell = make_cell(optimizer=SGD, epochs=60, evaluations=1)
+    cell = make_cell(optimizer=SGD, epochs=60, test_points=1)
     ((_, undisturbed),) = train_in_group(2, [(cell, data)], torch.float64)
     _, alone = train(cell, data, dtype=torch.float64)
     store = Store(tmp_path / "killed")

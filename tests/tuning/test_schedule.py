@@ -59,7 +59,8 @@ def drive(
         if any(value is None for value in values):
             schedule.complete(name, {"error": "OutOfMemoryError: no"})
         else:
-            schedule.complete(name, {"accuracy": sum(filter(None, values)) / len(values)})
+            split = schedule.running[name].cells[0].split
+            schedule.complete(name, {f"{split}_accuracy": sum(filter(None, values)) / len(values)})
 
 
 @pytest.mark.parametrize("slots", [2, 3, 8])
@@ -90,7 +91,7 @@ def test_a_run_goes_on_where_the_rows_end(tmp_path: Path) -> None:
         first.next(f"trial {number}")
         (cell,) = first.running[f"trial {number}"].cells
         write_cell_rows(tmp_path, cell, quality(cell))
-        first.complete(f"trial {number}", {"accuracy": quality(cell)})
+        first.complete(f"trial {number}", {f"{cell.split}_accuracy": quality(cell)})
         ran.append(cell.id)
     second = make_schedule(tmp_path, "remedy=[none,robust]", slots=2)
     order = drive(second, tmp_path, quality)
@@ -160,13 +161,13 @@ def test_seeds_of_a_kind_share_a_process(slots: int, most: int, sizes: list[int]
         "study.equal_loss=null",
         "seeds=5",
         slots=slots,
-        replicas=lambda cell: most,
+        seeds_at_once=lambda cell: most,
     )
     order = drive(schedule, tmp_path, quality)
     assert [len(job.cells) for _, job in order] == sizes
     assert all(len({cell.kind for cell in job.cells}) == 1 and job.workers == 1 for _, job in order)
     assert sorted(cell.id for _, job in order for cell in job.cells) == sorted(schedule.cells())
-    assert {job.replicas for _, job in order if len(job.cells) > 1} <= {True}
+    assert {job.seeds_at_once for _, job in order if len(job.cells) > 1} <= {True}
     assert schedule.failed == []
 
 
@@ -223,7 +224,7 @@ def test_max_concurrent(tmp_path: Path) -> None:
     )
     assert schedule.next("a") and schedule.next("b") and schedule.next("c") is None
     assert Trials(schedule).suggest("c") is None  # not the end
-    schedule.complete("a", {"accuracy": 1.0})
+    schedule.complete("a", {"test_accuracy": 1.0})
     assert schedule.next("c")
 
 
@@ -234,7 +235,7 @@ def test_cells_are_written_before_they_are_handed_out(tmp_path: Path) -> None:
     assert read_cell(Store(tmp_path), told["cell"]) == schedule.running["trial"].cells[0]
     content = results.read_cell(tmp_path, told["cell"])
     assert content["provenance"]["lbdist"] and content["columns"]["method"] == told["method"]
-    trials.on_trial_complete("trial", {"accuracy": 1.0})
+    trials.on_trial_complete("trial", {"test_accuracy": 1.0})
     assert schedule.failed == []
     trials.suggest("second")
     trials.on_trial_complete("second", error=True)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lbdist import results
 from lbdist.storage import Damaged, Store
 from lbdist.training import checkpoint
-from lbdist.training.loop import run_cell, train
+from lbdist.training.cell import run_cell
+from lbdist.training.loop import train
 from lbdist.tuning.book import Book, write_cell
 from tests.support.cells import make_cell
 from tests.support.commands import serially, values

@@ -250,8 +250,15 @@ def test_real_images_from_a_folder_of_parquet(tmp_path, tmp_path_factory, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("samples")))
     words = ["experiment=gap", "study.equal_loss=null", "data=parquet", f"data.root={SHARED / 'mnist'}"]
     words += ["data.channels=1", "data.train_samples=2000", "data.test_samples=500", "data.memory_gib=0"]
-    words += ["network=f1", "network.widths=[64,64]", "small_batch=64", "seeds=2", "replicas=2", "epochs=3"]
+    words += [
+        "network=f1",
+        "network.widths=[64,64]",
+        "small_batch=64",
+        "seeds=2",
+        "seeds_at_once=2",
+        "epochs=3",
+    ]
     out = serially(tmp_path, *words, "measure.sharpness.solvers=[converged]")
     final = results.load(tmp_path / "gap").query("metric == 'accuracy' and split == 'test' and epoch.isna()")
-    assert (final["value"] > 70).all() and len(final) == 4 and 2 in set(final["replicas"])
+    assert (final["value"] > 70).all() and len(final) == 4 and 2 in set(final["seeds_at_once"])
     assert "SB" in out

@@ -82,7 +82,7 @@ def speeds(runs: Runs) -> pd.DataFrame:
                 "batch": int(keys[1]),
                 "procedure": keys[2],
                 "precision": group["precision"].iloc[0],
-                "rate": summarise(group["images_per_second"]),
+                "rate": summarise(group["samples_per_second"]),
                 "start": summarise(group["startup_seconds"]),
                 "memory": summarise(group["peak_memory"] / 1e6),
                 "share": summarise(group["share_of_limit"]),

@@ -24,6 +24,7 @@ def sections(runs: Runs) -> list[Section]:
     names = rows.drop_duplicates("cell").set_index("cell")["method"]
     sharp = rows[rows["metric"] == "sharpness"]
     others = rows[rows["metric"] != "sharpness"].dropna(subset=["metric"])
+    others = others.assign(metric=runs.names(others))
     boxes = sorted(sharp["epsilon"].unique(), reverse=True)
     metrics = sorted(others["metric"].unique(), key=lambda name: (not name.startswith(_FIT), name))
     order = _ranks(sharp).reindex(names.index).sort_values(na_position="last", kind="stable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -58,11 +57,7 @@ def variants(runs: Runs) -> pd.DataFrame:
     rows = runs.choices
     if rows.empty:
         return pd.DataFrame()
-    options = [json.loads(text) for text in rows["options"]]
-    rows = rows.assign(
-        convention=[option.get("convention") for option in options],
-        seed=rows["cell"].map(runs.counted["seed"]),
-    )
+    rows = rows.assign(seed=rows["cell"].map(runs.counted["seed"]), name=runs.names(rows))
     phis = rows[rows["metric"] == "sharpness"]
     full, drawn = phis[phis["space"] == "full"], phis[phis["space"] == "subspace"]
     found = [_row(runs, BATCH_NORM, mode, group, rows) for mode, group in full.groupby("batch_norm")]
@@ -82,7 +77,7 @@ def _row(
     for label in ("SB", "LB"):
         values: list[float] = []
         if rows is not None:
-            own = (rows["label"] == label) & (rows["metric"] == f"test_{runs.score.name}")
+            own = (rows["label"] == label) & (rows["name"] == f"test_{runs.score.name}")
             values = list(rows.loc[own & (rows["batch_norm"] == taken), "value"])
         scores[label] = summarise(values)
     return {

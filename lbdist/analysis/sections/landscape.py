@@ -35,7 +35,7 @@ def slices(runs: Runs) -> pd.DataFrame:
     ]
     rows = rows.assign(
         label=rows["other_cell"].map(runs.counted["label"]),
-        curved=['"curvilinear": true' in str(options) for options in rows["options"]],
+        curved=rows["curvilinear"] == True,  # noqa: E712
     )
     found = rows.groupby(["label", "curved", "split", "metric", "position"])["value"]
     table = found.agg(mean="mean", std="std", n="size").reset_index()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,11 @@ from lbdist.analysis.numbers import interval, number, three_digits
 from lbdist.analysis.runs import Runs, method_label
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, starts
 from lbdist.analysis.statistics import Difference, Summary, summarise
-from lbdist.analysis.step_time import Call, Step, StepTime
+from lbdist.analysis.step_time import PHASES, Call, Step, StepTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-PHASES = ("data", "forward", "backward", "all_reduce", "optimizer", "other")
 TIMING, COLLECTIVES = "timing", "collectives"
 """What a study calls the procedures."""
 
@@ -49,7 +47,7 @@ def timed(runs: Runs) -> pd.DataFrame:
         `lbdist.training.timing.Timing`), and `spread`, the standard deviation over its blocks.
     """
     rows = runs.rows[(runs.rows["procedure"] == TIMING) & runs.rows["measurement"].isna()]
-    final = rows[rows["draw"].isna()]
+    final = rows[rows["block"].isna()]
     found = final.pivot_table(index="cell", columns="metric", values="value", aggfunc="last")
     if "step_seconds" not in found:  # nothing was timed, or did not fit
         return pd.DataFrame()
@@ -60,8 +58,7 @@ def timed(runs: Runs) -> pd.DataFrame:
     found["plain"] = identity["remedy"] == "none"
     found["batch"], found["workers"] = identity["global_batch_size"], identity["num_workers"]
     found["precision"] = identity["precision"]
-    named = identity["options"].map(lambda text: json.loads(text)["device"] if isinstance(text, str) else "")
-    found["device"] = named
+    found["device"] = identity["device"].fillna("")
     blocks = rows[rows["metric"] == "block_seconds"].groupby("cell")["value"]
     found["spread"] = blocks.std().reindex(found.index)
     for name in ("joules", "utilisation"):  # where NVML tells
@@ -73,8 +70,8 @@ def timed(runs: Runs) -> pd.DataFrame:
 
 def collective_calls(runs: Runs) -> list[Call]:
     """The collective calls by themselves, the median of the blocks of each size and group."""
-    rows = runs.rows[(runs.rows["metric"] == "collective_seconds") & runs.rows["position"].notna()]
-    keys = ["num_workers", "position"]
+    rows = runs.rows[(runs.rows["metric"] == "collective_seconds") & runs.rows["bytes"].notna()]
+    keys = ["num_workers", "bytes"]
     found = rows.groupby(keys)["value"].median()
     return [Call(int(workers), float(size), float(taken)) for (workers, size), taken in found.items()]
 
@@ -181,7 +178,7 @@ def _steps(plain: pd.DataFrame, gains: pd.DataFrame) -> Table:
             [
                 of_number(row["batch"]),
                 of_number(row["workers"]),
-                of_number(row["images_per_second"]),
+                of_number(row["samples_per_second"]),
                 _step(row),
                 *[_milliseconds(row[f"{phase}_seconds"]) for phase in PHASES],
                 _milliseconds(row["all_reduce_hidden_seconds"]),
@@ -242,7 +239,7 @@ def _gains(data: pd.DataFrame) -> list[str]:
     sentences = []
     for workers, group in plain.groupby("workers"):
         small, large = group.iloc[0], group.iloc[-1]
-        gain = large["images_per_second"] / small["images_per_second"]
+        gain = large["samples_per_second"] / small["samples_per_second"]
         several = "s" * (workers > 1)
         sentences.append(
             f"On {workers} worker{several}, batch {number(large['batch'])} takes {number(gain, 2)} times the "
@@ -376,7 +373,7 @@ def _draw_rates(data: pd.DataFrame, fitted: StepTime | None) -> Drawing:
     style = list(drawing.marks([str(place) for place in range(8)]).values())[2:]
     lines = []
     for place, (workers, group) in enumerate(plain.groupby("workers")):
-        rate = group["images_per_second"]
+        rate = group["samples_per_second"]
         std = rate * group["spread"] / group["step_seconds"]
         frame = pd.DataFrame({"x": group["batch"], "mean": rate, "std": std})
         several = "s" * (workers > 1)

@@ -20,7 +20,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 import lbdist
-from lbdist import cluster, nodes, processes, results
+from lbdist import cluster, machines, processes, results
 from lbdist.capacity import Capacity
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.errors import InputError
@@ -252,11 +252,11 @@ def test_the_users_own_modules_go_to_the_nodes(
     (folder / "my_own_networks.py").write_text("VALUE = 7\n")
     storage.write("cells/big", b"0" * 100)
     monkeypatch.syspath_prepend(str(folder))
-    environment = nodes.own_code(
+    environment = machines.own_code(
         {"my_own_networks.Net", "lbdist.networks.dense.Dense", "torch.optim.SGD"}, storage
     )
     assert environment["working_dir"] == str(folder) and "results" in environment["excludes"]
-    assert nodes.own_code({"torch.optim.SGD", "lbdist.plan.Cell", "no_such_module.Net"}, storage) == {}
+    assert machines.own_code({"torch.optim.SGD", "lbdist.plan.Cell", "no_such_module.Net"}, storage) == {}
     ray.init(two.address, log_to_driver=False, runtime_env=environment)
     (folder / "my_own_networks.py").unlink()
 
@@ -268,7 +268,7 @@ def test_the_users_own_modules_go_to_the_nodes(
     value, file, results = ray.get(ray.remote(num_cpus=0)(look).remote())
     assert value == 7 and not file.startswith(str(folder)) and not results
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert nodes.own_code({"my_own_networks.Net"}, storage) == {}  # a job has brought its own
+    assert machines.own_code({"my_own_networks.Net"}, storage) == {}  # a job has brought its own
 
 
 def test_results_in_a_jobs_folder_are_refused(tmp_path: Path) -> None:
@@ -375,10 +375,10 @@ def test_what_an_autoscaler_may_start_counts(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, *arguments])
     try:
         end = time.monotonic() + 10
-        while not (found := nodes.node_kinds(at)):
+        while not (found := machines.node_kinds(at)):
             assert time.monotonic() < end
         assert sorted(found, key=str) == [(3, {"CPU": 8, "GPU": 1}), (5, {"CPU": 96, "GPU": 8})]
-        assert nodes.node_kinds("127.0.0.1:1") == []
+        assert machines.node_kinds("127.0.0.1:1") == []
     finally:
         process.kill()
         process.wait()

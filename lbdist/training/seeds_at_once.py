@@ -1,7 +1,7 @@
-"""Replicas: cells of one kind, such as the seeds of a row, trained at once on one device.
+"""SeedsAtOnce: cells of one kind, such as the seeds of a row, trained at once on one device.
 
 Each is trained by `train`, in a thread of its own, of which one runs at a time. Where all have come to a
-gradient, one forward and one backward pass over a replica dimension (PyTorch's `vmap`) computes them all:
+gradient, one forward and one backward pass over a dimension of seeds (PyTorch's `vmap`) computes them all:
 a small network is bound by the number of its kernels, which stays what it is for one. Whatever else a cell
 does (its remedy, optimiser, evaluation, checkpoints) it does as if it were alone, and so to the same end, to
 rounding.
@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,8 @@ from torch.func import functional_call
 
 from lbdist.networks.flat import trainable
 from lbdist.remedies.base import Batch
+from lbdist.training.learner import Learner
 from lbdist.training.precision import set_tf32, tf32
-
-if TYPE_CHECKING:
-    from lbdist.training.learner import Learner
 
 T = TypeVar("T")
 
@@ -53,7 +51,7 @@ class _Asked:
         self.learner.backward(self.batch, self.weight, self.statistics)
 
 
-class Replicas:
+class SeedsAtOnce:
     """Threads that take turns, and the gradients that they wait for together."""
 
     def __init__(self) -> None:

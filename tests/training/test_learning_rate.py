@@ -9,23 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbdist.training.learning_rate import LearningRate
 from lbdist.training.loop import train
-from lbdist.training.schedule import Schedule
 from tests.support.cells import make_cell
 from tests.support.samples import signals
 
 
-def factors(schedule: Schedule, epochs: int, steps: int = 4) -> list[float]:
-    return [schedule.factor(step, steps, epoch, epochs) for epoch in range(epochs) for step in range(steps)]
+def factors(rate: LearningRate, epochs: int, steps: int = 4) -> list[float]:
+    return [rate.factor(step, steps, epoch, epochs) for epoch in range(epochs) for step in range(steps)]
 
 
 def test_a_warm_up_is_a_line_that_ends_at_one() -> None:
-    found = factors(Schedule(warmup=2.5), 4)
+    found = factors(LearningRate(warmup=2.5), 4)
     assert found == pytest.approx([(k + 1) / 10 for k in range(10)] + [1.0] * 6)
 
 
 def test_a_cosine_is_pytorchs_own_after_the_warm_up() -> None:
-    found = factors(Schedule(warmup=1, decay="cosine"), 5, steps=3)
+    found = factors(LearningRate(warmup=1, decay="cosine"), 5, steps=3)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     other = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
     for factor in found[3:]:
@@ -35,7 +35,7 @@ def test_a_cosine_is_pytorchs_own_after_the_warm_up() -> None:
 
 
 def test_steps_fall_at_their_milestones_and_not_before() -> None:
-    found = factors(Schedule(decay="step", milestones=[0.25, 0.5], gamma=0.2), 8, steps=1)
+    found = factors(LearningRate(decay="step", milestones=[0.25, 0.5], gamma=0.2), 8, steps=1)
     assert found == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.04, 0.04])
 
 
@@ -43,7 +43,7 @@ def test_steps_fall_at_their_milestones_and_not_before() -> None:
     warmup=st.floats(0, 4.9), decay=st.sampled_from(["constant", "cosine", "step"]), steps=st.integers(1, 50)
 )
 def test_it_stays_between_nothing_and_one(warmup: float, decay: str, steps: int) -> None:
-    found = factors(Schedule(warmup=warmup, decay=decay), 5, steps)
+    found = factors(LearningRate(warmup=warmup, decay=decay), 5, steps)
     assert all(0 <= factor <= 1 for factor in found)
     rising = [f for k, f in enumerate(found) if (k + 1) / steps <= warmup]
     assert rising == sorted(rising) and found[len(rising) :] == sorted(found[len(rising) :], reverse=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRate:
     """A factor on the learning rate, a function of the epoch, of which a step is a part.
 
     Attributes:
@@ -32,11 +32,11 @@ class Schedule:
             epochs: Epochs of the run.
 
         Example:
-            >>> [round(Schedule(warmup=1).factor(k, 4, 0, 10), 3) for k in range(4)]
+            >>> [round(LearningRate(warmup=1).factor(k, 4, 0, 10), 3) for k in range(4)]
             [0.25, 0.5, 0.75, 1.0]
-            >>> [round(Schedule(decay="cosine").factor(0, 4, epoch, 4), 3) for epoch in range(4)]
+            >>> [round(LearningRate(decay="cosine").factor(0, 4, epoch, 4), 3) for epoch in range(4)]
             [1.0, 0.854, 0.5, 0.146]
-            >>> [round(Schedule(decay="step").factor(0, 4, epoch, 4), 3) for epoch in range(4)]
+            >>> [round(LearningRate(decay="step").factor(0, 4, epoch, 4), 3) for epoch in range(4)]
             [1.0, 1.0, 0.1, 0.01]
         """
         before, after = epoch + step / steps, epoch + (step + 1) / steps

@@ -15,9 +15,10 @@ from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
 from lbdist.training import checkpoint, rehearsal
-from lbdist.training.loop import finished_rows, run_cell, run_cells, train
+from lbdist.training.cell import finished_rows, run_cell, run_cells
+from lbdist.training.loop import train
 from lbdist.training.precision import EXACT, Arithmetic, tf32
-from lbdist.training.replicas import Replicas
+from lbdist.training.seeds_at_once import SeedsAtOnce
 from tests.support.cells import SGD, make_cell
 from tests.support.every import CASES, live
 from tests.support.samples import signals
@@ -50,9 +51,9 @@ class Failing(torch.optim.SGD):
         super().step()
 
 
-def at_once(cells: list[Cell], data: Dataset, **options: Any) -> tuple[Replicas, list[tuple[list, Tensor]]]:
-    found, reported = Replicas(), []  # type: ignore[var-annotated]
-    work = [lambda say, c=cell: train(c, data, replicas=found, report=say, **options) for cell in cells]
+def at_once(cells: list[Cell], data: Dataset, **options: Any) -> tuple[SeedsAtOnce, list[Any]]:
+    found, reported = SeedsAtOnce(), []  # type: ignore[var-annotated]
+    work = [lambda say, c=cell: train(c, data, together=found, report=say, **options) for cell in cells]
     ends = found.run(work, reported.append)
     epochs = sum(row["metric"] == "running_loss" for rows, _ in ends for row in rows)
     assert len(reported) == epochs or "store" in options
@@ -96,8 +97,8 @@ def test_every_cell_ends_where_it_ends_alone(label: str) -> None:
 
 @pytest.mark.parametrize(
     ("network", "works"),
-    [({"_target_": "tests.training.test_replicas.Forked", "in_features": 12, "out_features": 4}, False),
-     ({"_target_": "tests.training.test_replicas.Frozen", "init": "keep"}, True)],
+    [({"_target_": "tests.training.test_seeds_at_once.Forked", "in_features": 12, "out_features": 4}, False),
+     ({"_target_": "tests.training.test_seeds_at_once.Frozen", "init": "keep"}, True)],
 )  # fmt: skip
 def test_what_cannot_be_computed_together_is_computed_alone(network: dict, works: bool) -> None:
     cells = seeds(make_cell(network=network, optimizer=SGD), 3)
@@ -124,7 +125,7 @@ def test_cells_may_end_at_different_times(tmp_path: Path) -> None:
 def test_one_that_fails_stops_no_other(tmp_path: Path) -> None:
     data, store = signals(), Store(tmp_path)
     good = make_cell(optimizer=SGD)
-    bad = make_cell(optimizer={"_target_": "tests.training.test_replicas.Failing", "lr": 0.05}, seed=1)
+    bad = make_cell(optimizer={"_target_": "tests.training.test_seeds_at_once.Failing", "lr": 0.05}, seed=1)
     said: list[dict[str, float]] = []
     with pytest.raises(RuntimeError, match="no step"):
         run_cells([bad, good], data, store, "cpu", said.append, EXACT, 0.0)
@@ -138,7 +139,7 @@ def test_each_has_rows_of_its_own_and_its_share_of_the_time(tmp_path: Path) -> N
     run_cells(cells, data, Store(tmp_path), "cpu", lambda metrics: None, EXACT, 0.0)
     for cell in cells:
         rows = results.read_rows(tmp_path, results.cell_file(cell.id))
-        assert {row["replicas"] for row in rows} == {1 if cell is cells[3] else 3}
+        assert {row["seeds_at_once"] for row in rows} == {1 if cell is cells[3] else 3}
         assert not (tmp_path / f"cells/{cell.id}" / checkpoint.RESUME).exists()
     shares = [
         row["value"]
@@ -158,7 +159,7 @@ def test_tf32_is_allowed_where_a_cell_trains_and_nowhere_else() -> None:
             return super().forward(x)
 
     globals()["Watched"] = Watched
-    network = {"_target_": "tests.training.test_replicas.Watched", "in_features": 12, "out_features": 4}
+    network = {"_target_": "tests.training.test_seeds_at_once.Watched", "in_features": 12, "out_features": 4}
     before = tf32()
     at_once(seeds(make_cell(network=network), 2), signals(), arithmetic=Arithmetic("tf32"))
     assert seen == {(True, True, True), (False, False, False)} and tf32() == before
@@ -176,6 +177,6 @@ def test_bfloat16_too() -> None:
 
 def test_what_pays_is_measured() -> None:
     cell, other = make_cell(), make_cell(ghost_batch_size=8)
-    gain, none = rehearsal.replicas([(cell, 3), (other, 3)], signals(), "cpu", {})
+    gain, none = rehearsal.seeds_at_once([(cell, 3), (other, 3)], signals(), "cpu", {})
     assert 0.2 < gain < 5 and none == 0.0
     assert cell.kind == dataclasses.replace(cell, seed=5).kind != other.kind
