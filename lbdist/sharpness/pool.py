@@ -42,31 +42,19 @@ class Sharded(Objective):
         other.others = 0
         return other
 
-    def _alone(self, samples: int, part: tuple[int, int]) -> bool:
-        """Whether this process computes it: a part, or a few samples, or f where there is no other actor."""
-        return part != (0, 1) or not self.others or samples < len(self.labels)
-
-    def _together(self, x: torch.Tensor, v: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sums(
+        self, x: torch.Tensor, v: torch.Tensor | None = None, part: int = 0, parts: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Objective.sums`; all of f is asked of the others, a part is this process's own."""
+        if parts > 1 or not self.others:
+            return super().sums(x, v, part, parts)
+        self._ready()
         parts = self.others + 1
         asked = self.ask(x, v, parts)
-        total, second = self.sums(x, v, 0, parts)
+        total, second = super().sums(x, v, 0, parts)
         for one, other in ray.get(asked):
             total, second = total + one.to(total), second + other.to(second)
         return total, second
-
-    def _sums(
-        self, x: torch.Tensor, samples: int, part: tuple[int, int] = (0, 1)
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._alone(samples, part):
-            return super()._sums(x, samples, part)
-        return self._together(x, None)
-
-    def _curvature_sums(
-        self, x: torch.Tensor, v: torch.Tensor, samples: int, part: tuple[int, int] = (0, 1)
-    ) -> torch.Tensor:
-        if self._alone(samples, part):
-            return super()._curvature_sums(x, v, samples, part)
-        return self._together(x, v)[1]
 
 
 class EvaluatorActor(Evaluator):
