@@ -5,6 +5,7 @@ result = box_sharpness(f, f.x, epsilon=1e-3)
 print(result.value, result.converged)
 """
 
-from lbdist.sharpness.metric import Neighbourhood, SharpnessResult, box_sharpness
+from lbdist.sharpness.neighbourhood import Neighbourhood, SharpnessResult, box_sharpness
+from lbdist.sharpness.solvers import Search
 
-__all__ = ["Neighbourhood", "SharpnessResult", "box_sharpness"]
+__all__ = ["Neighbourhood", "Search", "SharpnessResult", "box_sharpness"]

@@ -82,9 +82,8 @@ def worst_case(
             if not gain > 0.1 * tolerance * max(best - f0, 0.0):
                 break
         found.append(best - f0)
-    top = max(found)
-    agree = sum(value >= (1 - tolerance) * top for value in found[1:]) > 1
-    return Rise(top, agree, evaluations)
+    agree = sum(value >= (1 - tolerance) * max(found) for value in found[1:]) > 1
+    return Rise(max(found), agree, evaluations)
 
 
 def in_parts(f: Objective, m: int | None) -> Iterator[tuple[Objective, float]]:

@@ -139,89 +139,121 @@ def measure_all(
         The measurements that have no rows, and why: their actor died more often than that, a model could not
         be read, or no actor could be started.
     """
-    asks = capacity.process()
-    remote: Any = ray.remote(num_cpus=asks.get("CPU", 0), num_gpus=asks.get("GPU", 0))(EvaluatorActor)
-    waiting = deque((measurement, 0) for measurement in measurements)
-    models: dict[Any, Sequence[Point]] = {}  # what each actor has loaded
-    busy: dict[Any, tuple[Any, Measurement, int]] = {}
-    starting: dict[Any, Any] = {}
-    failed: list[tuple[Measurement, str]] = []
-    idle: list[Any] = []
+    pool = _Pool(measurements, data, store, capacity, shards, retries, done)
+    pool.run(min(max(1, (slots or capacity.slots) // shards), len(measurements)))
+    return pool.failed
 
-    helpers: dict[Any, list[Any]] = {}
 
-    def start() -> None:
-        arguments = data, store, "cuda" if capacity.gpus else "cpu", code()
-        own = [remote.remote(*arguments) for _ in range(shards - 1)]
-        actor = remote.remote(*arguments, own)
-        helpers[actor] = own
-        starting[actor.ready.remote()] = actor
+class _Pool:
+    """The actors of one call of `measure_all`, whose arguments these are, and what they do."""
 
-    def end(actor: Any) -> None:
-        for one in (actor, *helpers.pop(actor)):
+    def __init__(
+        self,
+        measurements: Sequence[Measurement],
+        data: ray.ObjectRef,
+        store: Store,
+        capacity: Capacity,
+        shards: int,
+        retries: int,
+        done: Callable[[Measurement, list[Row]], None],
+    ) -> None:
+        self.arguments = data, store, "cuda" if capacity.gpus else "cpu", code()
+        self.shards, self.retries, self.done = shards, retries, done
+        asks = capacity.process()
+        self.remote: Any = ray.remote(num_cpus=asks.get("CPU", 0), num_gpus=asks.get("GPU", 0))(
+            EvaluatorActor
+        )
+        self.waiting = deque((measurement, 0) for measurement in measurements)
+        self.models: dict[Any, Sequence[Point]] = {}  # what each actor has loaded
+        self.helpers: dict[Any, list[Any]] = {}
+        self.starting: dict[Any, Any] = {}
+        self.busy: dict[Any, tuple[Any, Measurement, int]] = {}
+        self.idle: list[Any] = []
+        self.failed: list[tuple[Measurement, str]] = []
+        self.tolerated = 0
+
+    def run(self, size: int) -> None:
+        """Takes every measurement on so many actors."""
+        self.tolerated = size * (self.retries + 1)  # deaths of actors before they could be asked anything
+        for _ in range(size):
+            self._start()
+        while self.waiting or self.busy:
+            while self.waiting and self.idle:
+                actor = self.idle.pop()
+                measurement, tries = self._next(actor)
+                self.busy[actor.measure.remote(measurement)] = (actor, measurement, tries)
+            (ready,), _ = ray.wait([*self.busy, *self.starting], num_returns=1)
+            if ready in self.starting:
+                self._started(ready)
+            else:
+                self._measured(ready)
+        for actor in (*self.idle, *self.starting.values()):
+            self._end(actor)
+
+    def _start(self) -> None:
+        own = [self.remote.remote(*self.arguments) for _ in range(self.shards - 1)]
+        actor = self.remote.remote(*self.arguments, own)
+        self.helpers[actor] = own
+        self.starting[actor.ready.remote()] = actor
+
+    def _end(self, actor: Any) -> None:
+        for one in (actor, *self.helpers.pop(actor)):
             ray.kill(one)
 
-    def fail(measurement: Measurement, why: str) -> None:
+    def _fail(self, measurement: Measurement, why: str) -> None:
         # no row is written: a machine's trouble is no result, and the next run tries again
-        failed.append((measurement, why))
-        done(measurement, [{**measurement.columns(), "error": why}])
+        self.failed.append((measurement, why))
+        self.done(measurement, [{**measurement.columns(), "error": why}])
 
-    def take(actor: Any) -> tuple[Measurement, int]:
+    def _next(self, actor: Any) -> tuple[Measurement, int]:
         """The next measurement at the actor's models, else at models that no other has, else any."""
-        others = [at for other, at in models.items() if other is not actor]
-        chosen = next((job for job in waiting if job[0].at == models.get(actor)), None)
-        chosen = chosen or next((job for job in waiting if job[0].at not in others), waiting[0])
-        waiting.remove(chosen)
-        models[actor] = chosen[0].at
+        others = [at for other, at in self.models.items() if other is not actor]
+        chosen = next((job for job in self.waiting if job[0].at == self.models.get(actor)), None)
+        chosen = chosen or next((job for job in self.waiting if job[0].at not in others), self.waiting[0])
+        self.waiting.remove(chosen)
+        self.models[actor] = chosen[0].at
         return chosen
 
-    size = min(max(1, (slots or capacity.slots) // shards), len(measurements))
-    tolerated = size * (retries + 1)  # deaths of actors before they could be asked anything
-    for _ in range(size):
-        start()
-    while waiting or busy:
-        while waiting and idle:
-            actor = idle.pop()
-            measurement, tries = take(actor)
-            busy[actor.measure.remote(measurement)] = (actor, measurement, tries)
-        (ready,), _ = ray.wait([*busy, *starting], num_returns=1)
-        if ready in starting:
-            actor = starting.pop(ready)
-            try:
-                ray.get(ready)
-                idle.append(actor)
-            except ray.exceptions.RayError as error:
-                end(actor)
-                tolerated -= 1
-                if tolerated > 0:
-                    start()
-                elif not starting and not busy and not idle:
-                    why = f"no process could be started: {one_line(error)[:300]}"
-                    while waiting:
-                        fail(waiting.popleft()[0], why)
-            continue
-        actor, measurement, tries = busy.pop(ready)
+    def _started(self, ready: Any) -> None:
+        """An actor has started, or died before."""
+        actor = self.starting.pop(ready)
+        try:
+            ray.get(ready)
+            self.idle.append(actor)
+        except ray.exceptions.RayError as error:
+            self._end(actor)
+            self.tolerated -= 1
+            if self.tolerated > 0:
+                self._start()
+            elif not self.starting and not self.busy and not self.idle:
+                why = f"no process could be started: {one_line(error)[:300]}"
+                while self.waiting:
+                    self._fail(self.waiting.popleft()[0], why)
+
+    def _measured(self, ready: Any) -> None:
+        """A measurement has ended, or its actor died."""
+        actor, measurement, tries = self.busy.pop(ready)
         try:
             rows = ray.get(ready)
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             if isinstance(cause, ray.exceptions.RayActorError):
-                del models[actor]
-                end(actor)
-                start()
-                if tries < retries:
-                    waiting.appendleft((measurement, tries + 1))
-                else:
-                    fail(measurement, f"its process died {tries + 1} times: {cause.__class__.__name__}")
-                continue
-            assert isinstance(error, ray.exceptions.RayTaskError)
-            idle.append(actor)
-            if isinstance(error.cause, OSError) and error.cause.errno in FULL:
-                raise error.cause from error  # every other one would fail as well
-            fail(measurement, f"{type(error.cause).__name__}: {one_line(error.cause)}")
+                self._died(actor, measurement, tries, cause)
+                return
+            self.idle.append(actor)
+            if isinstance(cause, OSError) and cause.errno in FULL:
+                raise cause from error  # every other one would fail as well
+            self._fail(measurement, f"{type(cause).__name__}: {one_line(cause)}")
         else:
-            idle.append(actor)
-            done(measurement, rows)
-    for actor in (*idle, *starting.values()):
-        end(actor)
-    return failed
+            self.idle.append(actor)
+            self.done(measurement, rows)
+
+    def _died(self, actor: Any, measurement: Measurement, tries: int, cause: Exception) -> None:
+        """Starts another actor, which takes what this one was at."""
+        del self.models[actor]
+        self._end(actor)
+        self._start()
+        if tries < self.retries:
+            self.waiting.appendleft((measurement, tries + 1))
+        else:
+            self._fail(measurement, f"its process died {tries + 1} times: {cause.__class__.__name__}")

@@ -56,10 +56,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALL = 1000
-"""Dimensions up to which a quadratic model is kept as a matrix, and starts come from it."""
-
-Function = Callable[[Tensor], tuple[float, Tensor]]
+from lbdist.errors import require
+from lbdist.objective import Function
+from lbdist.sharpness.quadratic import Model
 
 OTHER_BOX = "other box"
 """Name of a start where the search in another box ended."""
@@ -70,11 +69,31 @@ _GAIN = 3e-4
 _AHEAD = 10
 """So many steps like its last have to bring an ascent to the best known maximum, or it ends."""
 _ITERATIONS = 40
-_LANCZOS = 12
-_CANDIDATES = 100_000
-"""Coordinates of the random vertices that the model is maximised from: a thousand of them for p = 100."""
 _VERTICES = 6
 """Vertices of the model that are tried, each with its opposite."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long `converged` searches.
+
+    Attributes:
+        starts: Starts that are made before their agreement counts, beside those towards classes and those
+            from another box.
+        budget: Evaluations after which no further start is made.
+        tolerance: Share of the rise to which starts agree in a large space.
+        from_paper: Whether the end of `paper` is a start as well, so that the value is never below it.
+    """
+
+    starts: int = 4
+    budget: int = 40
+    tolerance: float = 5e-3
+    from_paper: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.starts >= 1, "starts", self.starts, "at least 1")
+        require(self.budget >= 1, "budget", self.budget, "at least 1")
+        require(0 < self.tolerance < 1, "tolerance", self.tolerance, "between 0 and 1")
 
 
 class Start(NamedTuple):
@@ -141,114 +160,6 @@ def paper(f: Function, bound: Tensor, f0: float, g0: Tensor, *, iterations: int 
 
 
 @dataclass
-class Model:
-    """The curvature of f at x in a small space: symmetric, of shape (p, p), of rank 12 until it learns more.
-
-    In coordinates v = z / scale, which no box enters: f(z) is about f0 + g0.z + v.M v / 2.
-
-    Attributes:
-        scale: |A^+ x| + 1, shape (p,).
-        matrix: M, float64 on the CPU.
-    """
-
-    scale: Tensor
-    matrix: Tensor
-
-    @classmethod
-    def of(cls, f: Function, scale: Tensor, epsilon: float, seed: int) -> Model:
-        """Twelve Lanczos steps with full orthogonalisation; products by central differences.
-
-        Args:
-            f: Value and gradient at z, shape (p,).
-            scale: What a box of epsilon 1 is.
-            epsilon: A box; the differences reach a fifth of the way to its corners.
-            seed: Of the first vector.
-        """
-        p = len(scale)
-        step = 0.2 * epsilon * p**0.5
-        weight = scale.double().cpu()
-
-        def product(v: Tensor) -> Tensor:
-            ahead, behind = (f((s * step * weight * v).to(scale))[1].double().cpu() for s in (1, -1))
-            return torch.nan_to_num(weight * (ahead - behind) / (2 * step), 0.0, 0.0, 0.0)
-
-        generator = torch.Generator().manual_seed(seed)
-        basis = torch.zeros(p, 0, dtype=torch.float64)
-        columns: list[Tensor] = []
-        rest = torch.randn(p, generator=generator, dtype=torch.float64)
-        for _ in range(min(_LANCZOS, p)):
-            basis = torch.cat([basis, (rest / rest.norm())[:, None]], 1)
-            columns.append(product(basis[:, -1]))
-            rest = columns[-1].clone()
-            for _ in range(2):
-                rest -= basis @ (basis.T @ rest)
-            if not rest.norm() > 1e-10 * columns[-1].norm():  # an invariant space: the model is exact on it
-                break
-        inner = basis.T @ torch.stack(columns, 1)
-        return cls(weight, basis @ ((inner + inner.T) / 2) @ basis.T)
-
-    def vertices(self, epsilon: float, g0: Tensor) -> Tensor:
-        """The different vertices that sign iteration and single flips end at, the highest first: (k, p)."""
-        matrix = epsilon**2 * self.matrix
-        slope = epsilon * self.scale * g0.double().cpu()
-        p, generator = len(slope), torch.Generator().manual_seed(0)
-        count = min(1000, max(50, _CANDIDATES // p))
-        u = 2.0 * torch.randint(0, 2, (count, p), generator=generator).double() - 1
-        # the diagonal is a constant over the vertices; half the shift to convexity is a longer step
-        off = matrix - torch.diag(matrix.diagonal())
-        shift = 0.5 * max(0.0, -float(torch.linalg.eigvalsh(off)[0]))
-        for _ in range(20):
-            u = torch.where(slope + u @ off + shift * u >= 0, 1.0, -1.0).double()
-        u = _flip(u, slope, off)
-        u = torch.unique(u, dim=0)
-        height = u @ slope + 0.5 * ((u @ off) * u).sum(1)
-        return u[height.argsort(descending=True)]
-
-    def flips(self, epsilon: float, u: Tensor, gradient: Tensor, most: int) -> Tensor | None:
-        """From a vertex, the one of up to `most` flips at which the model is highest; None if none is higher.
-
-        Flips are made one after another, the best first even where it falls, and cut off where the sum is
-        highest (Kernighan & Lin 1970).
-        """
-        matrix = epsilon**2 * self.matrix
-        u, slope = u.clone(), gradient.clone()
-        total = highest = 0.0
-        best, open_ = None, torch.ones(len(u), dtype=torch.bool)
-        for _ in range(min(most, len(u))):
-            gains = 2 * matrix.diagonal() - 2 * u * slope
-            place = int(gains.masked_fill(~open_, -np.inf).argmax())
-            total += float(gains[place])
-            open_[place] = False
-            slope -= 2 * u[place] * matrix[place]
-            u[place] = -u[place]
-            if total > highest:
-                highest, best = total, u.clone()
-        return best
-
-    def learn(self, epsilon: float, step: Tensor, change: Tensor) -> None:
-        """Makes M what takes a step to the change of the gradient there (symmetric rank one; in u)."""
-        rest = change / epsilon**2 - self.matrix @ step
-        along = float(rest @ step)
-        if abs(along) > 1e-8 * float(rest.norm() * step.norm()):  # and neither is NaN
-            self.matrix = self.matrix + torch.outer(rest, rest) / along
-
-
-def _flip(u: Tensor, slope: Tensor, off: Tensor) -> Tensor:
-    """Flips the best coordinate of each row until none gains."""
-    u, slope = u.clone(), slope + u @ off
-    for _ in range(10 * u.shape[1]):
-        gain, place = (-2 * u * slope).max(1)
-        rows = (gain > 1e-12 * slope.abs().amax(1)).nonzero()[:, 0]
-        if not len(rows):
-            break
-        place = place[rows]
-        old = u[rows, place]
-        u[rows, place] = -old
-        slope[rows] -= 2 * old[:, None] * off[place]
-    return u
-
-
-@dataclass
 class _End:
     """A maximum: f there, what led to it, u, the weight of each coordinate, the lines that met it."""
 
@@ -265,7 +176,7 @@ class _End:
 
 
 @dataclass
-class _Search:
+class _Found:
     """Ascents from one start after another, and what they came to.
 
     Attributes:
@@ -378,9 +289,7 @@ def converged(
     g0: Tensor,
     *,
     epsilon: float,
-    starts: int = 4,
-    budget: int = 40,
-    tolerance: float = 5e-3,
+    search: Search,
     seed: int = 0,
     known: Sequence[Start] = (),
     model: Model | None = None,
@@ -395,35 +304,32 @@ def converged(
         f0: f at z = 0.
         g0: The gradient there.
         epsilon: Which box it is.
-        starts: Starts that are made before their agreement counts, beside those towards classes and those
-            from another box.
-        budget: Evaluations after which no further start is made.
-        tolerance: Share of the rise to which starts agree in a large space.
+        search: How long.
         seed: Of random vertices.
         known: Starts that are taken first, named by what they come from.
         model: Curvature of f at x, which a small space needs; it learns more here.
         part: Gives f on a random part of the samples, another one for each number.
         share: How large that part is.
     """
-    search = _Search(f, bound, f0, epsilon, tolerance, model)
+    found = _Found(f, bound, f0, epsilon, search.tolerance, model)
     generator = torch.Generator(bound.device).manual_seed(seed)
     made = 0
-    candidates = _starts(search, g0, generator, known, part, share)
-    for start in itertools.islice(candidates, 10 * budget):  # a tiny space has few starts
-        if not search.known(start):
-            search.ascend(start)
+    candidates = _starts(found, g0, generator, known, part, share)
+    for start in itertools.islice(candidates, 10 * search.budget):  # a tiny space has few starts
+        if not found.known(start):
+            found.ascend(start)
         made += start.line not in (None, _CLASS)
-        if search.spent >= budget or (made >= starts and search.agreed):
+        if found.spent >= search.budget or (made >= search.starts and found.agreed):
             break
-    best = search.ends[0]
-    ends = [Start(end.name, end.u) for end in search.ends]
+    best = found.ends[0]
+    ends = [Start(end.name, end.u) for end in found.ends]
     if not best.value > f0:  # x is a maximum itself, if several starts say so
-        return Maximum(torch.zeros_like(bound), f0, "origin", search.iterations, len(search.lines) > 1)
-    return Maximum(bound * best.u, best.value, best.name, search.iterations, search.agreed, ends)
+        return Maximum(torch.zeros_like(bound), f0, "origin", found.iterations, len(found.lines) > 1)
+    return Maximum(bound * best.u, best.value, best.name, found.iterations, found.agreed, ends)
 
 
 def _starts(
-    search: _Search,
+    found: _Found,
     g0: Tensor,
     generator: torch.Generator,
     known: Sequence[Start],
@@ -431,7 +337,7 @@ def _starts(
     share: float,
 ) -> Iterator[Start]:
     """Starts without an end, the most promising first."""
-    bound, model = search.bound, search.model
+    bound, model = found.bound, found.model
 
     def random() -> Tensor:
         """Uniform in [0, 1)."""
@@ -443,19 +349,19 @@ def _starts(
     yield from known
     if not any(start.line == "gradient" for start in known):
         u = torch.where(g0 == 0, vertex(), g0.sign())
-        yield Start("gradient", u if part is None else search.rough(part(0), u, share))
+        yield Start("gradient", u if part is None else found.rough(part(0), u, share))
     if model is not None:
-        for place, u in enumerate(model.vertices(search.epsilon, g0)[:_VERTICES].to(bound)):
+        for place, u in enumerate(model.vertices(found.epsilon, g0)[:_VERTICES].to(bound)):
             yield Start(f"model {place}", u)
             yield Start(f"model -{place}", -u)
     for place in itertools.count(len(known) + 1):
         if model is None:
             u = vertex()
-            yield Start(f"vertex {place}", u if part is None else search.rough(part(place), u, share))
+            yield Start(f"vertex {place}", u if part is None else found.rough(part(place), u, share))
         elif place % 2:
             yield Start(f"point {place}", 2 * random() - 1)
         else:
-            best = [end.u for end in search.ends]
+            best = [end.u for end in found.ends]
             places = torch.randint(len(best), (2,), generator=generator, device=bound.device).tolist()
             child = torch.where(random() < 0.5, best[places[0]], best[places[1]])
             yield Start(_MIXED, torch.where(random() < 0.03, -child, child))

@@ -34,8 +34,8 @@ from lbdist.data.base import on_device
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.data.parquet import Parquet
 from lbdist.objective import Objective
-from lbdist.sharpness import box_sharpness
-from lbdist.sharpness.metric import Neighbourhood
+from lbdist.sharpness import Search, box_sharpness
+from lbdist.sharpness.neighbourhood import Neighbourhood
 from lbdist.sharpness.subspace import Subspace
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -201,7 +201,11 @@ def table(name: str, data: tuple[Tensor, Tensor], long: int) -> None:
                     reached = [phi(box.best[min(mark, len(box.best) - 1)]) for mark in marks]
                     lines[rival], best = reached, [*best, phi(box.best[-1])]
                 other = Neighbourhood(f, x, there, seed=1)
-                best.append(other.sharpness(epsilon, budget=(2 if there else 1) * long, starts=10).value)
+                best.append(
+                    other.sharpness(
+                        epsilon, search=Search(starts=10, budget=(2 if there else 1) * long)
+                    ).value
+                )
                 reference = max(best)
                 print(f"{name} {method} {space} {epsilon:g}: f0 {f0:.4g}, reference {reference:.5g}")
                 for solver in ("paper", "converged"):
