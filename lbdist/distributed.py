@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
 import torch
-from omegaconf import OmegaConf
 
 from lbdist import arrange, cluster
 from lbdist.arrange import Unmeasured
@@ -41,7 +41,7 @@ class RaySession(Session):
     def work(self, book: Book, progress: Progress, command: str) -> tuple[list[Failed], list[Lost]]:
         """Trains and measures what is not done."""
         config, say = self.config, progress.note
-        targets = set(_targets(OmegaConf.to_container(OmegaConf.create(self.text))))
+        targets = set(_targets(dataclasses.asdict(config)))
         with cluster.connect(say, command, self.store, targets, config.max_concurrent) as capacity:
             data, gpu = ray.put(self.data), capacity.gpus > 0
 

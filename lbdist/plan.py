@@ -13,12 +13,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Node = Mapping[str, Any]
 """A configuration node: `_target_`, its arguments, and `name`, what people call it."""
 
 AUTO = "auto"
+
+Role = Literal[
+    "search", "confirm", "equal_loss", "workers", "precision", "timing", "collectives", "branch", "advised",
+    "benchmark",
+]  # fmt: skip
+"""What a cell is for: to choose a setting; to be counted in means, as it is or trained to SB's loss; to check
+that neither the number of workers nor the precision moves the numbers; to be timed; to branch off a run; to
+try a remedy at the batch that is recommended; to be compared with what others would write.
+"""
+
+COUNTED: tuple[Role, ...] = ("confirm", "equal_loss")
+"""The roles that means are over."""
 
 
 def digest(value: Any) -> str:
@@ -29,6 +41,22 @@ def digest(value: Any) -> str:
 def title(node: Node) -> str:
     """What people call a node: its name, else its target."""
     return str(node.get("name", node["_target_"]))
+
+
+def method_label(
+    method: str, remedy: str = "none", role: str = "confirm", origin_epoch: float | None = None
+) -> str:
+    """The name of a method in tables and figures.
+
+    Example:
+        >>> method_label("LB"), method_label("LB", "robust"), method_label("LB", origin_epoch=2)
+        ('LB', 'LB + robust', 'LB from epoch 2')
+        >>> method_label("LB", role="equal_loss")
+        "LB to SB's loss"
+    """
+    name = method if remedy == "none" else f"{method} + {remedy}"
+    name += " to SB's loss" if role == "equal_loss" else ""
+    return name if origin_epoch is None else f"{name} from epoch {origin_epoch:g}"
 
 
 def held_out(samples: int, fraction: float | None) -> int:
@@ -82,12 +110,12 @@ class Cell:
         target_loss: Training loss, as evaluated, at which it ends; None runs all epochs.
         procedure: Node of what runs instead of training; None for training.
         origin: Where the run begins; None for the seed's x0.
-        method: `SB` or `LB`. This and what follows is no part of the id.
+        method: `SB`, `LB`, or another batch, `batch 64`. This and what follows is no part of the id.
         remedy: What people call the remedies: `none`, `robust`, `augmentation+robust`.
         setting: What people call the remedies' hyperparameters: `rho=0.5`.
-        stage: `search`, `confirm`, or `check`, which is counted in no mean.
+        role: What the cell is for.
+        rule: How the learning rate followed the batch.
         keep: Epochs whose model is kept, beside the last.
-        alone: Nothing else runs meanwhile, since it is timed.
     """
 
     network: Node
@@ -112,9 +140,14 @@ class Cell:
     method: str = "LB"
     remedy: str = "none"
     setting: str = ""
-    stage: str = "confirm"
+    role: Role = "confirm"
+    rule: str = "none"
     keep: frozenset[int] = frozenset()
-    alone: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else may run meanwhile, since it is timed."""
+        return self.procedure is not None
 
     @functools.cached_property
     def id(self) -> str:
@@ -155,13 +188,14 @@ class Cell:
     @property
     def label_without_seed(self) -> str:
         """The label that the seeds of a setting share."""
-        name = self.method if self.remedy == "none" else f"{self.method} + {self.remedy}"
-        begun = f"from epoch {self.origin.epoch}" if self.origin else ""
-        parts = [name, self.setting, begun]
+        begun = self.origin.epoch if self.origin else None
+        parts = [method_label(self.method, self.remedy, self.role, begun), self.setting]
         if self.procedure:
             other = "" if self.remedy == "none" else f", {self.remedy}"
             parts = [f"{title(self.procedure)}, batch {self.global_batch_size}{other}"]
-        if self.stage == "check" or self.procedure:
+        if self.role in ("branch", "advised"):
+            parts.append(f"rule {self.rule}")
+        if self.role in ("workers", "precision") or self.procedure:
             several = "s" * (self.num_workers != 1)
             parts.append("" if self.num_workers == AUTO else f"on {self.num_workers} worker{several}")
             parts.append("" if self.precision == AUTO or self.procedure else f"in {self.precision}")
@@ -179,7 +213,8 @@ class Cell:
             "procedure": title(self.procedure) if self.procedure else None,
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
-            "stage": self.stage,
+            "role": self.role,
+            "rule": self.rule,
             "origin_cell": self.origin.cell if self.origin else None,
             "origin_epoch": self.origin.epoch if self.origin else None,
         }

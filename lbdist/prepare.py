@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from lbdist import networks
 from lbdist.analysis.runs import Score
@@ -16,13 +17,12 @@ from lbdist.data.base import Dataset, DataSource, is_integer, on_device
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
 from lbdist.objective import Objective
-from lbdist.plan import Cell, Node, held_out, name_setting, title
+from lbdist.plan import Cell, Node, held_out, name_setting
 from lbdist.remedies.base import Remedy, make_remedy
 from lbdist.serial import SerialSession
 from lbdist.session import Session
 from lbdist.sharpness.measure import Measure
-from lbdist.studies.base import Candidates, Plan, Study
-from lbdist.studies.paper import Paper
+from lbdist.studies.base import Candidates, Plan, Study, whole
 from lbdist.training import checkpoint, rehearsal
 from lbdist.tuning import search_space
 
@@ -40,8 +40,48 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     source: DataSource = build(config.data, "data", kind=DataSource)
     loss: Loss = build(config.loss, "loss", kind=Loss)
     data = source.load(config.scale.samples)
-    outputs, inputs, labels = loss.check(data), data.train.inputs, data.train.labels
-    if len(labels) > 1 and (labels == labels[0]).all():  # a network that ignores its input would be right
+    outputs = loss.check(data)
+    _fill_in([config, *(parts or {}).values()], data, outputs)
+    settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+    network, flops = _network(settings, data, outputs)
+    study = make_study(
+        settings,
+        {name: OmegaConf.to_object(part) for name, part in (parts or {}).items()},  # type: ignore[misc]
+        train_size=len(data.train),
+        data=_data_node(settings.data, source, data),
+        score=loss.score,
+        parameters=networks.parameter_count(network),
+    )
+    for file in sorted({p.file for m in study.measurements(whole(study)) for p in m.at if p.file}):
+        checkpoint.load_file(network, file)
+    given = settings, OmegaConf.to_yaml(config), data, study, Score(loss.score, loss.unit), flops, source
+    session: Session
+    if settings.executor == "serial":
+        session = SerialSession(*given)
+    else:
+        from lbdist.distributed import RaySession  # so that serial runs need no Ray
+
+        session = RaySession(*given)
+    every = (study, *study.studies.values())
+    for each in every:
+        for key, node in each.procedure_nodes.items():
+            build(node, key)
+    _check_cells(session.cells.values(), data)
+    if any(each.plan.measures for each in every):
+        few = on_device(data.train.first(16), "cpu")
+        f = Objective(networks.make(settings.network), few, loss=loss)
+        f(f.x)
+    return session
+
+
+def _fill_in(configs: Sequence[DictConfig], data: Dataset, outputs: tuple[int, ...]) -> None:
+    """Fills in what networks take from the data and the loss.
+
+    Raises:
+        InputError: There is but one label, so that a network which ignores its input would be right.
+    """
+    inputs, labels = data.train.inputs, data.train.labels
+    if len(labels) > 1 and (labels == labels[0]).all():
         raise InputError(f"data: every label of the train split is {labels[0]}; must be of two kinds or more")
     count = outputs[-1] if outputs else 1
     derived = {
@@ -51,62 +91,53 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         "outputs": count,
         "tokens": 1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0,
     }
-    for each in (config, *(parts or {}).values()):
-        each.derived.update(derived)
-        OmegaConf.resolve(each)
-    text = OmegaConf.to_yaml(config)
-    settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+    for config in configs:
+        config.derived.update(derived)
+        OmegaConf.resolve(config)
+
+
+def _network(settings: Config, data: Dataset, outputs: tuple[int, ...]) -> tuple[nn.Module, float]:
+    """The network, which can be measured, and the FLOPs of a sample."""
     networks.check_start(settings.network)
     network = networks.make(settings.network)
     networks.check(network)
     network = network.float()
-    flops = networks.sample_flops(network, inputs[:2], outputs)
-    node = _data_node(settings.data, source, data)
-    made = functools.partial(
-        _study, train_size=len(data.train), data=node, score=loss.score,
-        parameters=networks.parameter_count(network),
-    )  # fmt: skip
-    study = made(settings)
-    if isinstance(study, Paper):
-        study.studies = {
-            name: made(OmegaConf.to_object(part))  # type: ignore[arg-type]
-            for name, part in (parts or {}).items()
-        }
-    for file in sorted({point.file for m in study.measurements([]) for point in m.at if point.file}):
-        checkpoint.load_file(network, file)
-    given = settings, text, data, study, Score(loss.score, loss.unit), flops, source
-    session: Session
-    if settings.executor == "serial":
-        session = SerialSession(*given)
-    else:
-        from lbdist.distributed import RaySession  # so that serial runs need no Ray
+    return network, networks.sample_flops(network, data.train.inputs[:2], outputs)
 
-        session = RaySession(*given)
-    alike = {
-        (cell.remedy, cell.setting, cell.stage == "search", cell.precision): cell
-        for cell in session.cells.values()
-    }
+
+def _check_cells(cells: Collection[Cell], data: Dataset) -> None:
+    """Refuses what cells of one kind could not have, and takes a step of each kind of learner."""
+    alike = {(cell.remedy, cell.setting, cell.split, cell.precision): cell for cell in cells}
     for cell in alike.values():
         _check_run(cell, len(data.train))
-    known = getattr(study, "procedures", {})
-    for name, procedure in {
-        title(c.procedure): c.procedure for c in session.cells.values() if c.procedure
-    }.items():
-        build(procedure, f"study.procedures.{name}" if name in known else f"study.{name}")
     learners = {
         (repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c for c in alike.values()
     }
     for cell in learners.values():
         rehearsal.rehearse(cell, data)
-    if study.plan.measures or isinstance(study, Paper):
-        few = on_device(data.train.first(16), "cpu")
-        f = Objective(networks.make(settings.network), few, loss=loss)
-        f(f.x)
-    return session
 
 
-def _study(settings: Config, *, train_size: int, data: Node, score: str, parameters: int) -> Study:
-    """The study of a configuration, with the plan that it makes its cells of."""
+def make_study(
+    settings: Config, parts: Mapping[str, Config] | None = None, *, parameters: int, **learnt: Any
+) -> Study:
+    """The study of a configuration, with the plans that it and its parts make their cells of.
+
+    Args:
+        settings: The configuration.
+        parts: Those of the studies that it consists of, by name.
+        parameters: Of the network.
+        learnt: What a plan takes beside configuration, remedies and measures.
+
+    Raises:
+        InputError: A setting that does not fit, naming its key.
+    """
+    study = _planned(settings, parameters, learnt)
+    study.studies = {name: _planned(part, parameters, learnt) for name, part in (parts or {}).items()}
+    return study
+
+
+def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> Study:
+    """A study with its plan, checked."""
     remedies = {
         name: _candidates(name, node, settings.search.samples) for name, node in settings.remedy.items()
     }
@@ -123,9 +154,7 @@ def _study(settings: Config, *, train_size: int, data: Node, score: str, paramet
         except InputError as error:
             raise InputError(f"measure.{name}.{error}") from error
     study: Study = build(settings.study, "study", kind=Study)
-    study.plan = Plan(
-        settings, train_size=train_size, remedies=remedies, measures=measures, data=data, score=score
-    )
+    study.plan = Plan(settings, remedies=remedies, measures=measures, **learnt)
     study.check()
     for name, (_, measure) in measures.items():
         allowed = "a measure of one model" if study.points == (1,) else "a measure of one or two models"

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lbdist.old_rows import OLD_COLUMNS, renewed
 from lbdist.storage import Damaged, Store, check_stamp, digest, read_json, stamp, write_json
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ SCHEMA = pa.schema(
         ("global_batch_size", pa.int64()),
         ("num_workers", pa.int64()),
         ("seed", pa.int64()),
-        ("stage", pa.string()),
+        ("role", pa.string()),
         ("epoch", pa.int64()),
         ("step", pa.int64()),
         ("metric", pa.string()),
@@ -73,6 +74,8 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("curvilinear", pa.bool_()),
         ("convention", pa.string()),
+        ("file", pa.string()),
+        ("rule", pa.string()),
         ("procedure", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
@@ -173,13 +176,15 @@ def _read(store: Store, name: str) -> pa.Table:
         table = pq.read_table(pa.BufferReader(content))
         mark = json.loads((table.schema.metadata or {}).get(b"lbdist", b"null"))
         table = table.replace_schema_metadata(None)
-        others = [field.name for field in table.schema if field not in SCHEMA]
+        others = [f.name for f in table.schema if f not in SCHEMA and f.name not in OLD_COLUMNS]
         content_digest = _digest(table)  # text may be garbled, in names and in values
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"{where} cannot be read as Parquet") from error
     if others:
         raise Damaged(f"{where} has other columns")
     check_stamp(mark, name, content_digest, where)
+    if "stage" in table.column_names:
+        table = pa.Table.from_pylist([renewed(row) for row in table.to_pylist()], schema=SCHEMA)
     missing = [field for field in SCHEMA if field.name not in table.column_names]
     for field in missing:  # which an earlier version did not write
         table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -271,16 +276,22 @@ def gather(
     for cell, columns in cells.items():
         for row in read(cell_file(cell)):
             ran[cell] = {name: row[name] for name in RAN}
-            rows.append({**row, **columns, "experiment": study})
+            rows.append(_whole(row, columns, study))
     for measurement, measure in measurements.items():
         for row in read(measurement_file(measurement)):
             columns = {**ran.get(row["cell"], {}), **cells.get(row["cell"], {})}
             columns["measure"] = measure or row["measure"]
-            rows.append({**row, **columns, "experiment": study})
+            rows.append(_whole(row, columns, study))
     table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
     if study is not None and rows:
         _write(store / study, "rows.parquet", table)
     return table.to_pandas()
+
+
+def _whole(row: Row, columns: Mapping[str, Any], study: str | None) -> Row:
+    """A row with the columns that say what its cell is, which an earlier version may have written."""
+    whole = {**row, **columns, "experiment": study}
+    return renewed(whole) if "stage" in whole else whole
 
 
 def append(place: Place, study: str, rows: Iterable[Row]) -> None:
@@ -298,7 +309,7 @@ def append(place: Place, study: str, rows: Iterable[Row]) -> None:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    order = ["experiment", "stage", "method", "remedy", "cell", "measurement", "epoch", "metric", "split"]
+    order = ["experiment", "role", "method", "remedy", "cell", "measurement", "epoch", "metric", "split"]
     frame = table.select(order).to_pandas().sort_values(order, kind="stable")
     return table.take(pa.array(frame.index))
 

@@ -19,7 +19,7 @@ from lbdist.capacity import Capacity
 from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource
 from lbdist.errors import require, warn
-from lbdist.plan import AUTO, Cell, Measurement, title
+from lbdist.plan import AUTO, Cell, Measurement, Role, title
 from lbdist.progress import Progress
 from lbdist.storage import Store
 from lbdist.studies.base import Done, Study, cells_of, whole
@@ -29,6 +29,14 @@ from lbdist.tuning.schedule import Schedule
 
 GROUP_WORK = {"CPU": 1e12, "GPU": 2e14}
 """Training FLOPs under which a worker group does not pay for its start: about 15 s of one such device."""
+
+WORKERS_KEYS: dict[Role, str] = {
+    "workers": "study.check_workers",
+    "timing": "study.workers",
+    "collectives": "study.workers",
+    "benchmark": "study.workers",
+}
+"""The key by which cells of a role have their number of workers, if that is not `num_workers`."""
 
 Failed = tuple[Cell, str]
 Lost = tuple[Measurement, str]
@@ -93,33 +101,19 @@ class Session(ABC):
             The exit status: 1 if anything failed.
         """
         here = self.devices()
-        remarks = self.within(here) if here else []
-        measurements = list(self.study.measurements(list(self.cells.values())))
-        network, data = title(self.config.network), title(self.config.data)
-        head = (
-            f"study {self.config.name}: {network} on {data}, {len(self.cells)} cells, "
-            f"{len(measurements)} measurements"
-        )
+        lines = self.within(here) if here else []
         self.store.check()
         if here:
             self.check_workers(here)
+        measurements = len(list(self.study.measurements(whole(self.study))))
+        network, data = title(self.config.network), title(self.config.data)
+        head = f"study {self.config.name}: {network} on {data}, {len(self.cells)} cells, {measurements} "
+        head += "measurements"
+        lines += self._remarks()
         if self.config.dry_run:
-            print(head)
-            book = Book(self.store)
-            done = sum(book(cell) is not None for cell in cells_of(self.study, book).values())
-            if not self.cells:
-                for model in self.study.models().values():
-                    print(f"  {model['method']}")
-                return 0
-            if done:
-                print(f"{done} of the cells are done, in {self.store}")
-            for line in (*remarks, *self._remarks()):
-                print(line)
-            dry_run.show(self.study, self.cells.values(), self.data)
+            dry_run.show(self.study, self.cells.values(), self.data, self.store, [head, *lines])
             return 0
-        print(f"{head}, in {self.folder}", flush=True)
-        for line in (*remarks, *self._remarks()):
-            print(line, flush=True)
+        print("\n".join([f"{head}, in {self.folder}", *lines]), flush=True)
         with self.folder.lock():
             book = Book(self.store, warn)
             failed = self._work(book, command) + self._diverged(book) + self.report(book, command)
@@ -128,17 +122,15 @@ class Session(ABC):
         return 1 if failed else 0
 
     def within(self, capacity: Capacity) -> list[str]:
-        """What is left out since there are too few devices, each of which has one worker of a group."""
-        lines = self.study.within(capacity.gpus or capacity.cpus)
-        if lines:
-            self.cells = cells_of(self.study, whole(self.study))
-        return lines
+        """Takes the study as it is on these devices; a line for what is left out since they are too few."""
+        self.study = self.study.within(capacity.gpus or capacity.cpus)
+        self.cells = cells_of(self.study, whole(self.study))
+        return self.study.left_out()
 
     def check_workers(self, capacity: Capacity) -> None:
         """Refuses a cell that needs more workers than fit at once: a cluster's size is known once joined."""
         for cell in self.cells.values():
-            key = "study.check_workers" if cell.stage == "check" else "num_workers"
-            key = "study.workers" if cell.procedure else key
+            key = WORKERS_KEYS.get(cell.role, "num_workers")
             most = f"at most {capacity.slots}, {self.limit(capacity)}"
             require(cell.asked_workers <= capacity.slots, key, cell.num_workers, most)
             possible = capacity.gpus > 0 or cell.precision != "tf32"
@@ -156,7 +148,7 @@ class Session(ABC):
         if rule != "none":
             listed = ", ".join(f"{rates[batch]:.4g} at batch {batch:,}" for batch in sorted(rates))
             lines.append(f"lr_rule={rule}: learning rate {listed}")
-        if share < 1 and any(cell.stage == "search" for cell in self.cells.values()):
+        if share < 1 and any(cell.role == "search" for cell in self.cells.values()):
             lines.append(
                 f"search.epochs={share}: search runs are shorter than confirmed ones, which favours weak "
                 "remedies"
@@ -178,16 +170,8 @@ class Session(ABC):
         """The measurements at finished cells that have no rows."""
         # listed first, since looking for each that is not there yet takes long in an object store
         there = {name.split("/")[1] for name in self.store.names(results.MEASUREMENTS)}
-        files = [(m, results.measurement_file(m.id)) for m in self.measurements(book)]
+        files = [(m, results.measurement_file(m.id)) for m in self.study.measurements(book)]
         return [m for m, file in files if file.split("/")[1] not in there or not book.rows(file)]
-
-    def measurements(self, book: Done) -> list[Measurement]:
-        """The measurements at the cells that are finished; a run that diverged has no minimiser."""
-        cells = cells_of(self.study, book).values()
-        finals = [(cell, book(cell)) for cell in cells]
-        return list(
-            self.study.measurements([c for c, final in finals if final and not final.get("diverged")])
-        )
 
     def _work(self, book: Book, command: str) -> list[str]:
         """Trains and measures what is not done; nothing is started where nothing is missing.
@@ -286,12 +270,12 @@ class Session(ABC):
         models = self.study.models()
         if not (finished or models):
             return ["no cell finished, so there is nothing to report"]
-        measurements = {m.id: title(m.measure) for m in self.measurements(book)}
+        measurements = {m.id: title(m.measure) for m in self.study.measurements(book)}
         columns = {key: cell.columns() for key, cell in finished.items()} | models
         rows = results.gather(self.store, columns, measurements, self.config.name, book.rows)
         runs = Runs(rows, self.score)
         results.append(self.store, self.config.name, self.study.derived(runs))
-        sections = self.study.sections(runs)
+        sections = self.study.sections(runs, book)
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
         for line in _by_kind(
             (cell, f"went on with {row['num_workers']} of its {cell.num_workers} workers, to the same end")
@@ -315,7 +299,7 @@ class Session(ABC):
         return [
             f"not measured: {line}"
             for line in _by_kind(
-                (cells.get(row.cell, row.method), f"{row.measure}: {row.error}") for row in wrong.itertuples()
+                (cells.get(row.cell, row.file), f"{row.measure}: {row.error}") for row in wrong.itertuples()
             )
         ]
 

@@ -30,7 +30,8 @@ CELL: dict[str, Any] = {
     "method": "LB",
     "remedy": "robust",
     "setting": "rho=0.5",
-    "stage": "confirm",
+    "role": "confirm",
+    "rule": "none",
     "keep": frozenset(),
 }
 
@@ -66,9 +67,9 @@ NAMES: list[dict[str, Any]] = [
     {"method": "SB"},
     {"remedy": "none"},
     {"setting": ""},
-    {"stage": "check"},
+    {"role": "branch"},
+    {"rule": "sqrt"},
     {"keep": frozenset({1, 2})},
-    {"alone": True},
     {"network": {**CELL["network"], "name": "mlp"}},
     {"remedies": ({**CELL["remedies"][0], "name": "robust"},)},
 ]

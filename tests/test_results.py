@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -17,8 +17,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lbdist import results
+from lbdist.analysis.runs import EQUAL_LOSS, Runs
+from lbdist.analysis.sections import landscape
+from lbdist.plan import Role
 
-CELLS = {name: {"cell": name, "method": "LB", "remedy": "none", "stage": "confirm", "seed": 1} for name in
+CELLS = {name: {"cell": name, "method": "LB", "remedy": "none", "role": "confirm", "seed": 1} for name in
          ("a1", "b2", "c3", "d4")}  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def test_schema_holds_the_agreed_columns_first() -> None:
     agreed += [
         "num_workers",
         "seed",
-        "stage",
+        "role",
         "epoch",
         "step",
         "metric",
@@ -180,7 +183,7 @@ def test_the_code_version_in_words() -> None:
 def test_a_repository_that_only_contains_the_environment_is_no_version(tmp_path: Path) -> None:
     package = tmp_path / "site-packages" / "lbdist"
     package.mkdir(parents=True)
-    for module in ("__init__", "results", "storage", "errors"):
+    for module in ("__init__", "results", "old_rows", "storage", "errors"):
         shutil.copy(Path(results.__file__).parent / f"{module}.py", package)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -214,3 +217,34 @@ print(sorted(name for name in ("torch", "ray", "torchvision") if name in sys.mod
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+EVIDENCE = sorted((Path(__file__).parents[1] / "experiments" / "evidence").glob("*/rows.parquet"))
+
+
+@pytest.mark.parametrize("file", EVIDENCE, ids=lambda file: file.parent.name)
+def test_rows_of_an_earlier_version_have_todays_columns(file: Path) -> None:
+    """Those that are shipped were written when a `stage` was all that a cell said of its part."""
+    assert "stage" in pq.read_schema(file).names
+    rows = results.load(file.parent)
+    assert list(rows.columns) == results.SCHEMA.names
+    cells = rows[rows["cell"].notna() & rows["method"].notna()]
+    assert set(cells["role"]) <= {*get_args(Role)} and cells["method"].str.fullmatch(r"SB|LB|batch \d+").all()
+    assert set(rows[rows["cell"].isna()]["role"]) <= {"model"}
+    assert rows.loc[rows["metric"] == "block_seconds", "block"].notna().all()
+    assert rows.loc[rows["metric"] == "collective_seconds", "bytes"].notna().all()
+    assert not set(rows["metric"].dropna()) & {"images_per_second", "train_loss", "test_accuracy"}
+    runs = Runs(rows)
+    assert {"SB", "LB"} <= set(runs.counted["label"])
+    if file.parent.name == "mnist1d":
+        assert EQUAL_LOSS in set(runs.counted["label"]) and not landscape.slices(runs).empty
+
+
+def test_a_cell_of_an_earlier_version_loads_with_its_role(tmp_path: Path) -> None:
+    """Its folder says what it is in the words of its time."""
+    rows = [{"cell": "a1", "metric": "loss", "value": 1.0, "split": "test", "num_workers": 2}]
+    results.write_rows(tmp_path, results.cell_file("a1"), rows)
+    columns = {"cell": "a1", "method": "LB, sqrt", "stage": "check", "remedy": "none", "origin_epoch": 3}
+    results.write_cell(tmp_path, "a1", {"cell": {}, "columns": columns, "provenance": {}})
+    (row,) = results.load(tmp_path).to_dict("records")
+    assert (row["method"], row["role"], row["rule"]) == ("LB", "branch", "sqrt")

@@ -14,13 +14,14 @@ import pandas as pd
 
 from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.statistics import Summary, Threshold, summarise, threshold
+from lbdist.plan import COUNTED, method_label
 from lbdist.results import final_name
 
 CHOICES = "choices"
 """The measure whose values stand in for no others."""
 
-EQUAL_LOSS = "LB to SB's loss"
-"""What LB is called that is trained until its training loss is SB's."""
+EQUAL_LOSS = method_label("LB", role="equal_loss")
+"""The label of LB that is trained until its training loss is SB's."""
 
 COSTS = ["steps", "gradient_evaluations", "seconds"]
 
@@ -57,9 +58,21 @@ class Score:
         return f"{value} {self.unit}".strip()
 
 
-def method_label(method: str, remedy: str) -> str:
-    """The name of a method in tables and figures: `SB`, `LB`, `LB + augmentation`."""
-    return method if remedy == "none" else f"{method} + {remedy}"
+def _labels(cells: pd.DataFrame) -> list[str]:
+    """What each cell is called in tables; where a method is confirmed in several settings, with its own."""
+    columns = (cells[name] for name in ("method", "remedy", "role", "origin_epoch"))
+    labels = pd.Series(
+        [
+            method_label(method, remedy, role, None if pd.isna(epoch) else epoch)
+            for method, remedy, role, epoch in zip(*columns, strict=True)
+        ],
+        index=cells.index,
+        dtype=object,
+    )
+    counted = cells["role"].isin(COUNTED)
+    settings = cells["setting"][counted].groupby(labels[counted]).nunique()
+    several = counted & labels.map(settings).gt(1)
+    return list(labels.where(~several, labels + " " + cells["setting"]))
 
 
 class Runs:
@@ -94,16 +107,12 @@ class Runs:
         `diverged`, where scores are NaN; `best`, the highest score of the test curve.
         """
         identity = ["cell", "method", "remedy", "setting", "global_batch_size", "num_workers", "seed"]
-        identity += ["stage", "origin_epoch", "precision", "memory_format"]
+        identity += ["role", "rule", "origin_epoch", "precision", "memory_format"]
         trained = self.rows[self.rows["measurement"].isna()]
         cells = trained[identity].drop_duplicates("cell").set_index("cell")
         cells["setting"] = cells["setting"].fillna("")
         cells = cells.astype({"global_batch_size": int, "num_workers": int, "seed": int})
-        named = zip(cells["method"], cells["remedy"], cells["origin_epoch"], strict=True)
-        cells["label"] = [
-            method_label(method, remedy) + ("" if pd.isna(epoch) else f" from epoch {epoch:g}")
-            for method, remedy, epoch in named
-        ]
+        cells["label"] = _labels(cells)
         final = trained[trained["epoch"].isna()]
         metrics: dict[str, pd.Series] = {}
         for name, metric in (("score", self.score.name), ("loss", "loss")):
@@ -151,7 +160,7 @@ class Runs:
     @functools.cached_property
     def counted(self) -> pd.DataFrame:
         """The confirmed cells, which means are over."""
-        return self.cells[self.cells["stage"] == "confirm"]
+        return self.cells[self.cells["role"].isin(COUNTED)]
 
     def at_ends(self, names: pd.Series | None = None) -> pd.DataFrame:
         """The rows of measurements at the ends of runs, with the `label` of each.

@@ -84,7 +84,7 @@ class BoxSharpness(Measure):
         if cell.remedies:
             spaces = spaces if self.remedy_spaces is None else self.remedy_spaces
             chosen = chosen if self.remedy_solvers is None else self.remedy_solvers
-        if cell.stage == "check":  # its headline is enough
+        if cell.role == "precision":  # its headline is enough
             spaces, chosen = [s for s in spaces if s == "full"], [s for s in chosen if s == "converged"]
         if not (chosen and self.epsilons):
             return []

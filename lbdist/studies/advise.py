@@ -13,13 +13,11 @@ from lbdist.analysis.section import Section
 from lbdist.analysis.sections import recommendation, throughput
 from lbdist.config.schema import one_of
 from lbdist.errors import require
-from lbdist.plan import Cell, Origin
+from lbdist.plan import Cell
 from lbdist.rules import RULES
-from lbdist.studies.base import SEARCH_SEED, Done, Final
+from lbdist.studies.base import Done, Final
 from lbdist.studies.scaling import Scaling
-
-METHOD = "advised"
-"""What the runs at the recommended batch are called."""
+from lbdist.studies.search import SEARCH_SEED
 
 
 @dataclass
@@ -64,7 +62,7 @@ class Advise(Scaling):
         return [self.plan.cell("SB", seed=seed, keep=keep) for seed in self.plan.seeds]
 
     def _steps(self) -> list[Cell]:
-        return [cell for cell in self._timed() if cell.remedy == "none"]
+        return list(self._timed({}))
 
     def _all_branches(self, done: Done) -> list[Cell]:
         """From the last model that SB keeps before its end, at each batch that fits by each rule."""
@@ -76,24 +74,13 @@ class Advise(Scaling):
             if final and not final.get("diverged"):
                 for size in sorted(set(self.sizes()) - large):
                     for rule in self.rules if size != self.plan.small_batch else self.rules[:1]:
-                        found.append(self._branch(cell, size, rule))
+                        found.append(self._branch(cell, max(cell.keep), size, rule))
         return found
-
-    def _branch(self, small: Cell, size: int, rule: str) -> Cell:
-        return self.plan.cell(
-            f"{self.plan.called(size)}, {rule}",
-            batch=size,
-            seed=small.seed,
-            stage="check",
-            origin=Origin(small.id, max(small.keep)),
-            longest=self.branch_length,
-            lr_rule=rule,
-        )
 
     def advice(self, done: Done) -> Advice:
         """What the finished cells say."""
         return advice.advise(
-            [self._timed_as(cell, done(cell)) for cell in self._steps() if _node(cell) == throughput.TIMING],
+            [self._timed_as(cell, done(cell)) for cell in self._steps() if cell.role == "timing"],
             [self._branch_as(cell, done(cell)) for cell in self._all_branches(done)],
             small=self.plan.small_batch,
             tolerance=self.tolerance,
@@ -107,7 +94,7 @@ class Advise(Scaling):
 
     def _branch_as(self, cell: Cell, final: Final | None) -> Branch:
         loss = None if not final or final.get("diverged") else final.get("train_loss")
-        return Branch(cell.global_batch_size, cell.method.rpartition(", ")[2], cell.seed, loss)
+        return Branch(cell.global_batch_size, cell.rule, cell.seed, loss)
 
     def _remedied(self, found: Advice) -> Iterator[Cell]:
         """On a validation split: SB, and at the recommended batch none and each remedy in each setting."""
@@ -115,23 +102,16 @@ class Advise(Scaling):
         for name, candidates in self.plan.remedies.items():
             kinds += [{name: setting} for setting in candidates.settings]
         for seed in (SEARCH_SEED + seed for seed in self.plan.seeds):
-            yield self.plan.cell("SB", seed=seed, stage="search")
+            yield self.plan.cell("SB", seed=seed, role="search")
             for remedies in kinds:
-                yield self.plan.cell(
-                    METHOD, remedies, batch=found.batch, seed=seed, stage="search", lr_rule=found.rule
-                )
+                yield self.plan.cell(found.batch, remedies, seed=seed, role="advised", rule=found.rule)
 
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """The recommendation and its evidence, then what was timed."""
-        finals = runs.finals
-        found = self.advice(lambda cell: finals.get(cell.id))
-        rates = {cell.method: cell.optimizer.get("lr") for cell in self._remedied(found)}
+        found = self.advice(done)
+        rate = self.plan.cell(found.batch, seed=0, role="advised", rule=found.rule).optimizer.get("lr")
         model = throughput.model(runs)
         return [
-            recommendation.section(runs, found, rates[METHOD], METHOD),
+            recommendation.section(runs, found, rate),
             *throughput.sections(runs, model, self.predicted, self.interconnects),
         ]
-
-
-def _node(cell: Cell) -> str:
-    return str((cell.procedure or {}).get("name"))

@@ -7,22 +7,21 @@ once yielded stays while more finish; only cells already yielded are asked about
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.config.schema import Config
 from lbdist.errors import require
-from lbdist.plan import Cell, Measurement, Node, Origin, Point, held_out, name_setting
+from lbdist.plan import COUNTED, Cell, Measurement, Node, Point, Role, held_out, name_setting
 from lbdist.results import final_name
 from lbdist.rules import scaled
-
-SEARCH_SEED = 10_000
-"""Search runs start from seeds of their own, so that confirmation is on fresh ones."""
 
 Final = Mapping[str, float]
 """Final metrics of a finished cell; empty for one that failed in this run."""
@@ -71,6 +70,7 @@ class Plan:
     Attributes:
         small_batch: SB's global batch, in samples.
         large_batch: LB's global batch, in samples.
+        devices: Data-parallel workers for which there is room; None where that is not known yet.
 
     Raises:
         InputError: A batch that is larger than the training set, or SB's than LB's.
@@ -88,17 +88,15 @@ class Plan:
     ) -> None:
         self.config, self.train_size, self.score = config, train_size, score
         self.remedies, self.measures = remedies, measures
-        schedule = config.schedule
-        self._schedule: dict[str, Any] | None = {"warmup": schedule.warmup, "decay": schedule.decay}
-        if schedule.decay == "step":
-            self._schedule |= {"milestones": schedule.milestones, "gamma": schedule.gamma}
-        if schedule.decay == "constant" and not schedule.warmup:
-            self._schedule = None
-        self._nodes = {
-            "network": config.network,
-            "data": data,
-            "loss": config.loss,
-        }
+        self.devices: int | None = None
+        schedule, rate = config.schedule, None
+        if schedule.decay != "constant" or schedule.warmup:
+            rate = {"warmup": schedule.warmup, "decay": schedule.decay}
+        if rate and schedule.decay == "step":
+            rate |= {"milestones": schedule.milestones, "gamma": schedule.gamma}
+        fields = ["network", "loss", "epochs", "num_workers", "ghost_batch_size", "micro_batch_size"]
+        fields += ["test_points", "precision", "patience"]
+        self._common = {**{name: getattr(config, name) for name in fields}, "data": data, "schedule": rate}
         self.large_batch = self.batch(config.large_batch)
         self.small_batch = self.batch(config.small_batch)
         held = held_out(train_size, config.search.validation_fraction) if self.searched else 0
@@ -130,44 +128,44 @@ class Plan:
         """Refuses a batch above a limit."""
         require(self.batch(given) <= limit, field, given, f"a batch of at most {limit}, {what}")
 
+    def within(self, devices: int) -> Plan:
+        """The plan on so many devices."""
+        found = copy.copy(self)
+        found.devices = devices
+        return found
+
+    def fits(self, workers: int) -> bool:
+        """Whether there are as many devices, as far as is known."""
+        return self.devices is None or workers <= self.devices
+
     def cell(
         self,
-        method: str,
+        method: str | int,
         remedies: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         seed: int,
-        stage: str = "confirm",
-        batch: int | None = None,
-        num_workers: int | None = None,
-        precision: str | None = None,
-        origin: Origin | None = None,
-        keep: frozenset[int] = frozenset(),
-        procedure: Node | None = None,
-        target_loss: float | None = None,
+        role: Role = "confirm",
+        rule: str | None = None,
         longest: float = 1.0,
-        lr_rule: str | None = None,
+        **changes: Any,
     ) -> Cell:
         """A cell.
 
         Args:
-            method: `SB` or `LB`, or what else a study calls it, with its `batch`.
+            method: `SB` or `LB`, or a global batch in samples.
             remedies: The setting of each remedy that takes part.
             seed: The run's seed.
-            stage: `search` holds out a validation split and takes `search.epochs` of the epochs.
-            batch: The global batch; None for that of SB or LB.
-            num_workers: Instead of the configuration's.
-            precision: Instead of the configuration's.
-            origin: Where it begins.
-            keep: Epochs whose model is kept.
-            procedure: What runs, alone, instead of training.
-            target_loss: Training loss at which it ends, instead of any patience.
+            role: What it is for; a search holds out a validation split and takes `search.epochs` of the
+                epochs.
+            rule: How the learning rate follows the batch; None for the configuration's `lr_rule`.
             longest: So many times the epochs are its cap.
-            lr_rule: Instead of the configuration's.
+            changes: Fields of the cell that are not as the configuration says: `num_workers`, `precision`,
+                `origin`, `keep`, `procedure`, `target_loss` (at which it ends, instead of any patience).
         """
-        config, searching, remedies = self.config, stage == "search", remedies or {}
+        config, searching, remedies = self.config, role in ("search", "advised"), remedies or {}
+        batch = {"SB": self.small_batch, "LB": self.large_batch}.get(str(method)) or int(method)
+        fields: dict[str, Any] = {**self._common, "global_batch_size": batch}
         nodes: list[Node] = []
-        fields: dict[str, Any] = dict(self._nodes)
-        fields["global_batch_size"] = batch or (self.small_batch if method == "SB" else self.large_batch)
         optimizer: dict[str, Any] = {}
         for name, setting in remedies.items():
             node = self.remedies[name].node
@@ -175,37 +173,23 @@ class Plan:
             own = dict(node.get("cell") or {})
             optimizer |= own.pop("optimizer", {})
             fields |= own
-        base = scaled(
-            config.optimizer, lr_rule or config.lr_rule, fields["global_batch_size"], self.small_batch
-        )
-        settings = [name_setting(setting) for setting in remedies.values() if setting]
-        epochs = fields.pop("epochs", config.epochs)
-        made = {
-            "ghost_batch_size": config.ghost_batch_size,
-            "micro_batch_size": config.micro_batch_size,
-            **fields,
-        }
+        rule = rule or config.lr_rule
+        rated = scaled(config.optimizer, rule, fields["global_batch_size"], self.small_batch)
+        fields["optimizer"] = {**rated, **optimizer}
+        fields["epochs"] = math.ceil(fields["epochs"] * (config.search.epochs if searching else longest))
+        if searching:
+            fields["validation_fraction"] = config.search.validation_fraction
+        if changes.get("target_loss") is not None:
+            fields["patience"] = None
         return Cell(
-            **made,
-            optimizer={**base, **optimizer},
+            **{**fields, **changes},
             remedies=tuple(nodes),
-            epochs=math.ceil(epochs * (config.search.epochs if searching else longest)),
             seed=seed,
-            num_workers=num_workers or config.num_workers,
-            test_points=config.test_points,
-            precision=precision or config.precision,
-            schedule=self._schedule,
-            patience=config.patience if target_loss is None else None,
-            target_loss=target_loss,
-            validation_fraction=config.search.validation_fraction if searching else None,
-            origin=origin,
-            method=method,
+            method=self.called(batch),
             remedy="+".join(remedies) or "none",
-            setting=", ".join(settings),
-            stage=stage,
-            keep=keep,
-            procedure=procedure,
-            alone=procedure is not None,
+            setting=", ".join(name_setting(setting) for setting in remedies.values() if setting),
+            role=role,
+            rule=rule,
         )
 
     def called(self, batch: int) -> str:
@@ -224,10 +208,12 @@ class Study(ABC):
     Attributes:
         points: How many models a measure of the study may take.
         plan: What the cells are made of, set before anything is asked.
+        studies: The studies that it consists of, by name, set likewise; most consist of none.
     """
 
     points: ClassVar[tuple[int, ...]] = (1,)
     plan: Plan
+    studies: Mapping[str, Study] = MappingProxyType({})
 
     def check(self) -> None:
         """Refuses settings that do not fit the plan.
@@ -240,15 +226,27 @@ class Study(ABC):
     def cells(self, done: Done) -> Iterator[Cell]:
         """The cells that are known, given what is done."""
 
-    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
-        """What is measured at finished cells: by default every measure at every confirmed end."""
-        for cell in cells:
-            if cell.stage == "confirm":
+    def measurements(self, done: Done) -> Iterator[Measurement]:
+        """What is measured, given what is done: by default every measure at every end that is counted."""
+        for cell in ended(self, done):
+            if cell.role in COUNTED:
                 yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
 
-    def within(self, devices: int) -> list[str]:
-        """Leaves out what needs more workers than there are devices; a line for each thing left out."""
-        return []
+    @property
+    def procedure_nodes(self) -> dict[str, Node]:
+        """The nodes of what its cells run instead of training, by their keys; by default none."""
+        return {}
+
+    def within(self, devices: int) -> Study:
+        """The study on so many devices, each of which takes one worker of a group."""
+        found = copy.copy(self)
+        found.plan = self.plan.within(devices)
+        found.studies = {name: study.within(devices) for name, study in self.studies.items()}
+        return found
+
+    def left_out(self) -> list[str]:
+        """A line for each thing that is left out, since it needs more devices than there are."""
+        return list(dict.fromkeys(line for study in self.studies.values() for line in study.left_out()))
 
     def models(self) -> dict[str, Mapping[str, Any]]:
         """The columns of models that are no cell's, by the id that their rows have; by default none."""
@@ -259,7 +257,7 @@ class Study(ABC):
         return []
 
     @abstractmethod
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """What is shown of the runs."""
 
 
@@ -324,6 +322,12 @@ class OverEpochs(Study):
 def whole(study: Study) -> Done:
     """A `done` by which all is over and nothing stands out: the study's cells are then all of them."""
     return lambda cell: {final_name(study.plan.score, "validation"): 0.0}
+
+
+def ended(study: Study, done: Done) -> list[Cell]:
+    """The cells that have a model at their end: finished, and not diverged."""
+    finals = ((cell, done(cell)) for cell in cells_of(study, done).values())
+    return [cell for cell, final in finals if final and not final.get("diverged")]
 
 
 def cells_of(study: Study, done: Done) -> dict[str, Cell]:

@@ -31,8 +31,8 @@ class BatchSize(Study):
         """Every batch over the seeds; SB's and LB's batches are the cells of other studies too."""
         plan = self.plan
         for size in chosen_batches(plan, self.batches):
-            yield from (plan.cell(plan.called(size), batch=size, seed=seed) for seed in plan.seeds)
+            yield from (plan.cell(size, seed=seed) for seed in plan.seeds)
 
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Accuracy and sharpness by batch."""
         return batch_size.sections(runs)

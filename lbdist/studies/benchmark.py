@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import benchmark
 from lbdist.errors import require
-from lbdist.plan import Cell, Measurement
+from lbdist.plan import Cell, Node
 from lbdist.studies.base import Done, Study
 
 
@@ -39,6 +39,11 @@ class Benchmark(Study):
         least = "at least 2, since the first epoch is the start"
         require(self.plan.config.epochs >= 2, "epochs", self.plan.config.epochs, least)
 
+    @property
+    def procedure_nodes(self) -> dict[str, Node]:
+        """All of them."""
+        return {f"study.procedures.{name}": node for name, node in self.procedures.items()}
+
     def cells(self, done: Done) -> Iterator[Cell]:
         """One process first, then groups."""
         for workers in self.workers:
@@ -50,15 +55,12 @@ class Benchmark(Study):
                         yield self.plan.cell(
                             method,
                             seed=seed,
+                            role="benchmark",
                             num_workers=1 if single else workers,
-                            precision=node.get("precision"),
+                            precision=node.get("precision") or self.plan.config.precision,
                             procedure=own,
                         )
 
-    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
-        """None: it is about time."""
-        return iter(())
-
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """One table and one figure."""
         return benchmark.sections(runs)

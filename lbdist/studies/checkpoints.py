@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,16 @@ class Checkpoints(Study):
         cell = self.plan.cell("LB", seed=0)
         return [Point(cell, file=str(file)) for file in self.files()]
 
-    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
+    def measurements(self, done: Done) -> Iterator[Measurement]:
         """Every measure at each file."""
         for point in self._points:
             yield from (Measurement(node, (point,)) for node in self.plan.measured(point.cell))
 
     def models(self) -> dict[str, Mapping[str, Any]]:
-        """What each file is, by the id that its rows have; its name is their `method`."""
-        return {point.id: {**point.cell.columns(), "cell": point.id, "method": Path(str(point.file)).name}
-                for point in self._points}  # fmt: skip
+        """What each file is, by the id that its rows have; its name is their `file`."""
+        common = {**self.plan.cell("LB", seed=0).columns(), "method": None, "role": None, "rule": None}
+        return {p.id: {**common, "cell": p.id, "file": Path(str(p.file)).name} for p in self._points}
 
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """The files, the flattest first."""
         return checkpoints.sections(runs)

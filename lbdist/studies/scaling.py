@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import break_even, critical_batch, throughput
 from lbdist.errors import require
-from lbdist.plan import Cell, Measurement, Node, Origin, Point
+from lbdist.plan import COUNTED, Cell, Measurement, Node, Origin, Point, Role
 from lbdist.rules import RULES
-from lbdist.studies.base import Done, chosen_batches, chosen_epochs
+from lbdist.studies.base import Done, chosen_batches, chosen_epochs, ended
 from lbdist.studies.comparison import Comparison
+from lbdist.studies.search import Chosen
 
 
 @dataclass
@@ -85,51 +86,48 @@ class Scaling(Comparison):
             found.append(2 * found[-1])
         return [*found, plan.large_batch]
 
-    def within(self, devices: int) -> list[str]:
-        """Leaves out the timing on more workers than there are devices."""
-        lines = super().within(devices)
-        more = [number for number in self.workers if number > devices]
-        if more:
-            self.workers = [number for number in self.workers if number <= devices]
-            listed = " and ".join(map(str, more))
-            lines.append(f"steps are not timed on {listed} workers, since there is room for {devices}")
-        return lines
+    @property
+    def procedure_nodes(self) -> dict[str, Node]:
+        """What times a step, and collective calls."""
+        return {"study.timing": self.timing, "study.collectives": self.collectives}
+
+    def left_out(self) -> list[str]:
+        """The timing on more workers than there are devices, too."""
+        more = " and ".join(str(workers) for workers in self.workers if not self.plan.fits(workers))
+        room = f"since there is room for {self.plan.devices}"
+        return super().left_out() + ([f"steps are not timed on {more} workers, {room}"] if more else [])
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """The comparison's, the batches between, what is timed, and once SB is there its branches."""
         plan, keep = self.plan, frozenset(self._after())
-        yield from super().cells(done)
+        chosen = yield from self._compared(done)
         for size in self.sizes():
             kept = keep if size == plan.small_batch else frozenset[int]()
-            yield from (plan.cell(plan.called(size), batch=size, seed=seed, keep=kept) for seed in plan.seeds)
-        yield from self._timed()
+            yield from (plan.cell(size, seed=seed, keep=kept) for seed in plan.seeds)
+        yield from self._timed(chosen)
         for seed in plan.seeds:
             small = plan.cell("SB", seed=seed, keep=keep)
             final = done(small)
             if final and not final.get("diverged"):
                 yield from self._branches(small)
 
-    def _timed(self) -> Iterator[Cell]:
-        plan = self.plan
-        kinds: list[tuple[str, int, dict[str, Any]]] = [(plan.called(b), b, {}) for b in self.sizes()]
-        for name, candidates in plan.remedies.items():  # of any setting: it is not what takes the time
-            kinds.append(("LB", plan.large_batch, {name: candidates.settings[0]}))
-        for workers in self.workers:
-            nodes = [(kind, {**self.timing, "name": throughput.TIMING}) for kind in kinds]
-            if workers > 1:
-                nodes.append(
-                    (("LB", plan.large_batch, {}), {**self.collectives, "name": throughput.COLLECTIVES})
-                )
-            for (method, batch, remedies), node in nodes:
+    def _timed(self, chosen: Chosen) -> Iterator[Cell]:
+        """Steps at each batch, and of LB with each remedy whose setting is chosen; collective calls."""
+        large = self.plan.large_batch
+        kinds: list[tuple[int, Chosen]] = [(size, {}) for size in self.sizes()]
+        kinds += [(large, {name: setting}) for name, setting in chosen.items()]
+        for workers in filter(self.plan.fits, self.workers):
+            for batch, remedies in kinds:
                 if batch >= workers:
-                    yield self._alone(method, batch, remedies, workers, node)
+                    yield self._alone("timing", batch, remedies, workers, self.timing)
+            if 1 < workers <= large:
+                yield self._alone("collectives", large, {}, workers, self.collectives)
 
-    def _alone(self, method: str, batch: int, remedies: Mapping[str, Any], workers: int, node: Node) -> Cell:
+    def _alone(self, role: Role, batch: int, remedies: Chosen, workers: int, node: Node) -> Cell:
         """A cell that is timed: what its time does not depend on is no part of it."""
         cell = self.plan.cell(
-            method, remedies, batch=None if remedies else batch, seed=0, stage="check", num_workers=workers,
-            procedure=node,
-        )  # fmt: skip
+            batch, remedies, seed=0, role=role, num_workers=workers, procedure={**node, "name": role}
+        )
         return replace(cell, epochs=1, test_points=1, patience=None, schedule=None)
 
     def _branches(self, small: Cell) -> Iterator[Cell]:
@@ -137,20 +135,23 @@ class Scaling(Comparison):
         more = {min(factor * self.plan.large_batch, self.plan.train_size) for factor in (2, 4)}
         for epoch in sorted(small.keep):
             for size in sorted({*self.sizes(), *more}):
-                yield self.plan.cell(
-                    self.plan.called(size),
-                    batch=size,
-                    seed=small.seed,
-                    stage="check",
-                    origin=Origin(small.id, epoch),
-                    longest=self.branch_length,
-                    lr_rule=self.branch_rule,
-                )
+                yield self._branch(small, epoch, size, self.branch_rule)
 
-    def measurements(self, cells: Sequence[Cell]) -> Iterator[Measurement]:
-        """Every measure at every confirmed end, and at the models that SB keeps."""
-        for cell in cells:
-            if cell.stage == "confirm":
+    def _branch(self, small: Cell, epoch: int, size: int, rule: str) -> Cell:
+        """A short run from a model that SB keeps."""
+        return self.plan.cell(
+            size,
+            seed=small.seed,
+            role="branch",
+            rule=rule,
+            origin=Origin(small.id, epoch),
+            longest=self.branch_length,
+        )
+
+    def measurements(self, done: Done) -> Iterator[Measurement]:
+        """Every measure at every end that is counted, and at the models that SB keeps."""
+        for cell in ended(self, done):
+            if cell.role in COUNTED:
                 for epoch in (*sorted(cell.keep), None):
                     yield from (Measurement(node, (Point(cell, epoch),)) for node in self.plan.measured(cell))
 
@@ -159,7 +160,7 @@ class Scaling(Comparison):
         fitted = throughput.model(runs)
         if fitted is None:
             return []
-        common = {"network": runs.network, "data": runs.data, "stage": "model", "measure": "step_time"}
+        common = {"network": runs.network, "data": runs.data, "role": "model", "measure": "step_time"}
         options = {"q": fitted.q, "algorithm": fitted.algorithm}
         rows = [
             {"metric": f"{name}{end}", "value": value}
@@ -169,7 +170,7 @@ class Scaling(Comparison):
         rows.append({"metric": "error", "value": fitted.error})
         return [{**common, "options": json.dumps(options), **row} for row in rows]
 
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Whether it pays, what was measured and modelled, the critical batch."""
         model = throughput.model(runs)
         return [

@@ -29,6 +29,6 @@ class WarmStart(OverEpochs):
                 for epoch in epochs:
                     yield plan.cell("LB", seed=seed, origin=Origin(small.id, epoch))
 
-    def sections(self, runs: Runs) -> list[Section]:
+    def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Accuracy and sharpness of the warm-started runs by the epoch that they begin at."""
         return warm_start.sections(runs)

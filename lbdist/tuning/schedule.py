@@ -46,7 +46,8 @@ class Job:
         return {
             "cell": self.id,
             "cells": " ".join(cell.id for cell in self.cells),
-            "stage": first.stage,
+            "role": first.role,
+            "rule": first.rule,
             "method": first.method,
             "remedy": first.remedy,
             "setting": first.setting,

@@ -81,10 +81,10 @@ def test_the_memory_limit_is_where_the_line_comes_to_nine_tenths() -> None:
 
 
 def run(remedy: str, setting: str, seed: int, score: float, batch: int = 128):
-    name, remedy = ("SB", "none") if remedy == "SB" else ("advised", remedy)
+    name, role, remedy = ("SB", "search", "none") if remedy == "SB" else ("LB", "advised", remedy)
     common = {"experiment": "advise", "network": "mlp", "data": "mnist1d", "method": name, "seed": seed,
               "cell": f"{name}{remedy}{setting}{seed}", "remedy": remedy, "setting": setting,
-              "stage": "search",
+              "role": role,
               "global_batch_size": batch, "num_workers": 1}  # fmt: skip
     values = {"steps": 10, "diverged": 0, "seconds": 1.0, "gradient_evaluations": 10}
     rows = [{"metric": "accuracy", "split": "validation", "value": score}]

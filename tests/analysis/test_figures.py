@@ -223,7 +223,7 @@ def samples_a_second() -> None:
     for procedure, rates in (("lbdist", (900.0, 1100.0)), ("DataLoader", (400.0, 600.0))):
         for seed, rate in enumerate(rates):
             cell = training("LB", seed, 60.0, workers=1)
-            common = {**cell[0], "procedure": procedure, "cell": f"{procedure}-{seed}", "stage": "check"}
+            common = {**cell[0], "procedure": procedure, "cell": f"{procedure}-{seed}", "role": "benchmark"}
             values = {"samples_per_second": rate, "startup_seconds": 1.0, "peak_memory": 1e6, "threads": 1}
             values |= {"share_of_limit": 0.5, "accuracy": 60.0}
             rows += [
@@ -274,7 +274,7 @@ def critical_batches() -> None:
         common = {**cell, "metric": "noise_scale", "measure": "noise_scale", "epoch": 5, "split": "train"}
         rows.append({**common, "measurement": f"noise-{seed}", "value": scale})
         for batch, loss in ((32, 0.5), (64, 0.5), (128, 0.505), (320, 0.9)):
-            own = {"cell": f"branch-{batch}-{seed}", "stage": "check", "origin_epoch": 5, "seed": seed}
+            own = {"cell": f"branch-{batch}-{seed}", "role": "branch", "origin_epoch": 5, "seed": seed}
             own |= {"origin_cell": cell["cell"], "global_batch_size": batch, "method": f"batch {batch}"}
             base = {**cell, **own, "epoch": None, "step": None, "split": None}
             ends = {"steps": 10, "seconds": 1.0, "diverged": 0, "gradient_evaluations": 10}

@@ -128,7 +128,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own_is_ranked(
     assert table[:2] == ["even.pt", "steep.safetensors"]
     assert "The flattest of 2 is even.pt: φ(1e-3) " in out
     rows = results.load(tmp_path / "results" / "checkpoints")
-    assert set(rows["method"]) == {"even.pt", "steep.safetensors"} and rows["value"].notna().all()
+    assert set(rows["file"]) == {"even.pt", "steep.safetensors"} and rows["value"].notna().all()
     losses = rows.query("metric == 'loss' and split == 'train'")["value"]
     assert losses.max() == pytest.approx(losses.min(), rel=1e-5)
     assert "steep.safetensors" in (tmp_path / "results" / "checkpoints" / "report.html").read_text()

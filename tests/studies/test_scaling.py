@@ -19,14 +19,15 @@ def test_scaling_times_each_batch_and_remedy_alone_on_all_workers() -> None:
         (workers, size) for workers in (1, 2, 64) for size in sizes if size >= workers
     }
     assert {c.num_workers for c in timed if c.remedy == "growth"} == {1, 2, 64}
-    assert all(c.alone and c.stage == "check" and c.seed == 0 for c in timed)
+    assert all(c.alone and c.role == "timing" and c.seed == 0 for c in timed)
     calls = [cell for cell in cells if cell.procedure and cell.procedure["name"] == "collectives"]
     assert [cell.num_workers for cell in calls] == [2, 64]
-    trained = {cell.global_batch_size for cell in cells if cell.stage == "confirm" and cell.remedy == "none"}
+    trained = {cell.global_batch_size for cell in cells if cell.role == "confirm" and cell.remedy == "none"}
     assert trained == set(sizes)
-    lines = study.within(2)
-    assert lines == ["steps are not timed on 64 workers, since there is room for 2"] and not study.within(2)
-    assert max(cell.asked_workers for cell in cells_of(study, whole(study)).values()) == 2
+    two = study.within(2)
+    assert two.left_out() == ["steps are not timed on 64 workers, since there is room for 2"]
+    assert max(cell.asked_workers for cell in cells_of(two, whole(two)).values()) == 2
+    assert not study.left_out()
 
 
 def test_what_a_step_takes_does_not_depend_on_how_long_is_trained() -> None:
@@ -43,14 +44,14 @@ def test_branches_begin_at_sbs_models_with_a_scaled_rate_and_see_as_many_samples
     assert not any(cell.origin for cell in cells_of(study, story).values())  # SB is not there yet
     finish(study, story, 0)
     cells = list(cells_of(study, story).values())
-    (small,) = [c for c in cells if c.method == "SB" and c.stage == "confirm"]
+    (small,) = [c for c in cells if c.method == "SB" and c.role == "confirm"]
     branches = [cell for cell in cells if cell.origin]
     assert small.keep == {2, 10}
     assert {(c.origin.cell, c.origin.epoch) for c in branches if c.origin} == {(small.id, 2), (small.id, 10)}
-    assert {c.epochs for c in branches} == {2} and {c.stage for c in branches} == {"check"}
+    assert {c.epochs for c in branches} == {2} and {c.role for c in branches} == {"branch"}
     rates = {c.global_batch_size: c.optimizer["lr"] for c in branches}
     assert rates == pytest.approx({b: 1e-3 * (b / 32) ** 0.5 for b in (32, 64, 128, 256, 400, 800, 1600)})
-    at = [(m.at[0].cell.method, m.at[0].epoch) for m in study.measurements(cells)]
+    at = [(m.at[0].cell.method, m.at[0].epoch) for m in study.measurements(story)]
     assert sorted(epoch for method, epoch in at if method == "SB" and epoch) == [2, 10]
     assert len(at) == 2 + 5  # the noise scale along SB, and at every end
 

@@ -8,9 +8,10 @@ import pytest
 
 from lbdist.errors import InputError
 from lbdist.plan import Cell, Origin
-from lbdist.studies.base import SEARCH_SEED, Study, cells_of, whole
-from lbdist.studies.comparison import Comparison, best
+from lbdist.studies.base import Study, cells_of, whole
+from lbdist.studies.comparison import Comparison
 from lbdist.studies.paper import Paper
+from lbdist.studies.search import SEARCH_SEED, best
 from tests.support.plans import SHIPPED, Story, finish, make_study, quality
 
 
@@ -23,10 +24,10 @@ def labels(cells: dict[str, Cell]) -> Counter[str]:
     """Cells by all that a dry run knows of them: not which setting the search will choose."""
     found = Counter[str]()
     for cell in cells.values():
-        setting = cell.setting if cell.stage == "search" else ""
+        setting = cell.setting if cell.role == "search" else ""
         begun = cell.origin.epoch if cell.origin else 0
         found[
-            f"{cell.stage} {cell.method} {cell.remedy} {setting} {cell.seed} {begun} {sorted(cell.keep)}"
+            f"{cell.role} {cell.method} {cell.remedy} {setting} {cell.seed} {begun} {sorted(cell.keep)}"
         ] += 1
     return found
 
@@ -40,7 +41,7 @@ def test_any_order_of_completion_gives_the_cells_of_the_dry_run(name: str, seed:
     cells = cells_of(study, story)
     assert set(ran) == set(cells)
     assert labels(cells) == labels(cells_of(study, whole(study)))
-    measurements = [m.id for m in study.measurements(list(cells.values()))]
+    measurements = [m.id for m in study.measurements(story)]
     assert (measurements or name == "benchmark") and len(set(measurements)) == len(measurements)
 
 
@@ -57,17 +58,41 @@ def test_killed_and_resumed_it_runs_the_same_cells_and_none_twice(name: str, see
     assert cells_of(study, story).keys() == cells_of(study, undisturbed).keys()
 
 
+def everything(study: Study) -> str:
+    """All that a study holds, its parts and their plans included."""
+    own = {key: value for key, value in vars(study).items() if key not in ("plan", "studies")}
+    parts = {name: everything(part) for name, part in study.studies.items()}
+    return repr((own, sorted(vars(study.plan).items()), parts))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_study_remembers_nothing(name: str) -> None:
+    """Asked for hypothetical cells, or those of fewer devices, it goes on to say what one unasked does."""
+    study, fresh, story = make_study(*asked(name)), make_study(*asked(name)), Story(quality)
+    before = everything(study)
+    few = study.within(1)
+    for each in (study, few, study):
+        cells_of(each, whole(each))
+        assert len([m.id for m in each.measurements(whole(each))]) >= 0
+    assert everything(study) == before
+    finish(study, story, seed=5)
+    assert everything(study) == before
+    assert cells_of(study, story) == cells_of(fresh, story)
+    assert [m.id for m in study.measurements(story)] == [m.id for m in fresh.measurements(story)]
+
+
 def test_gap_and_remedies_share_sb_and_lb() -> None:
     gap, remedies = make_study("experiment=gap"), make_study("experiment=remedies")
     shared = cells_of(gap, whole(gap)).keys() & cells_of(remedies, whole(remedies)).keys()
-    own = {cell.method for key, cell in cells_of(gap, whole(gap)).items() if key not in shared}
-    assert len(shared) == 6 and own == {"LB to SB's loss"}
-    cells = [cell for key, cell in cells_of(gap, whole(gap)).items() if key in shared]
-    measured = {m.id for m in gap.measurements(cells)}
-    again = {m.id for m in remedies.measurements(cells)}
-    assert again and again < measured  # of the subspaces, `remedies` measures one a model
-    more = make_study("experiment=remedies", "measure.sharpness.draws=5")
-    assert measured == {m.id for m in more.measurements(cells)}
+    own = {cell.role for key, cell in cells_of(gap, whole(gap)).items() if key not in shared}
+    assert len(shared) == 6 and own == {"equal_loss"}
+
+    def measured(study: Study) -> set[str]:
+        """What is measured once the shared cells are finished."""
+        return {m.id for m in study.measurements(lambda cell: {"a": 0.0} if cell.id in shared else None)}
+
+    assert measured(remedies) and measured(remedies) < measured(gap)  # of the subspaces one for each model
+    assert measured(gap) == measured(make_study("experiment=remedies", "measure.sharpness.draws=5"))
 
 
 def test_where_the_data_lie_is_no_part_of_a_cell() -> None:
@@ -82,16 +107,16 @@ def test_search_is_on_seeds_of_its_own_and_a_validation_split() -> None:
     study = make_study("search.seeds=2", "epochs=5", "search.epochs=0.5")
     cells = cells_of(study, whole(study)).values()
     for cell in cells:
-        searching = cell.stage == "search"
+        searching = cell.role == "search"
         assert (cell.seed >= SEARCH_SEED) == (cell.validation_fraction is not None) == searching
         assert cell.epochs == (3 if searching else 5)
-    assert sum(cell.stage == "search" for cell in cells) == 2 * 2 * 5
+    assert sum(cell.role == "search" for cell in cells) == 2 * 2 * 5
 
 
 def test_the_best_setting_is_confirmed_over_fresh_seeds() -> None:
     study, story = make_study("remedy=[none,growth,robust]"), Story(quality)
     finish(study, story, 0)
-    confirmed = {(c.remedy, c.setting) for c in cells_of(study, story).values() if c.stage == "confirm"}
+    confirmed = {(c.remedy, c.setting) for c in cells_of(study, story).values() if c.role == "confirm"}
     assert confirmed == {("none", ""), ("robust", "rho=0.2"), ("growth", "stages=6")}
 
 
@@ -99,11 +124,11 @@ def test_failed_and_diverged_search_runs_are_not_chosen() -> None:
     lost = {"rho=0.2": None, "stages=3": None, "stages=6": None, "proximal=0.001": float("nan")}
 
     def score(cell: Cell) -> float | None:
-        return lost[cell.setting] if cell.stage == "search" and cell.setting in lost else quality(cell)
+        return lost[cell.setting] if cell.role == "search" and cell.setting in lost else quality(cell)
 
     study, story = make_study("remedy=[none,growth,robust,conservative]"), Story(score)
     finish(study, story, 0)
-    confirmed = {c.remedy: c.setting for c in cells_of(study, story).values() if c.stage == "confirm"}
+    confirmed = {c.remedy: c.setting for c in cells_of(study, story).values() if c.role == "confirm"}
     # rho=0.2 would have been the best; growth has no run to choose from
     assert confirmed == {"none": "", "robust": "rho=0.5", "conservative": "proximal=0.1"}
 
@@ -127,18 +152,18 @@ def test_best() -> None:
 def test_the_check_of_workers_is_in_no_mean_and_may_be_a_cell_of_its_own() -> None:
     study = make_study("experiment=gap", "study.equal_loss=null", "study.check_workers=2", "seeds=2")
     cells = list(cells_of(study, whole(study)).values())
-    assert [(c.method, c.seed, c.stage, c.num_workers) for c in cells] == [
+    assert [(c.method, c.seed, c.role, c.num_workers) for c in cells] == [
         ("SB", 0, "confirm", "auto"),
         ("SB", 1, "confirm", "auto"),
         ("LB", 0, "confirm", "auto"),
         ("LB", 1, "confirm", "auto"),
-        ("LB", 0, "check", 2),
+        ("LB", 0, "workers", 2),
     ]
-    assert {m.at[0].cell.stage for m in study.measurements(cells)} == {"confirm"}
+    assert {m.at[0].cell.role for m in study.measurements(whole(study))} == {"confirm"}
     same = make_study(
         "experiment=gap", "study.equal_loss=null", "study.check_workers=2", "num_workers=2", "seeds=2"
     )
-    assert {c.stage for c in cells_of(same, whole(same)).values()} == {"confirm"}
+    assert {c.role for c in cells_of(same, whole(same)).values()} == {"confirm"}
 
 
 def test_a_combination_takes_the_setting_chosen_for_each_member_alone() -> None:
@@ -162,7 +187,7 @@ def test_a_remedy_may_set_fields_of_its_cells() -> None:
     study = make_study("remedy=[none,robust]", f"+remedy.robust.cell={fields}")
     cells = cells_of(study, whole(study)).values()
     found = {
-        (c.remedy, c.optimizer["lr"], c.epochs, c.ghost_batch_size) for c in cells if c.stage == "confirm"
+        (c.remedy, c.optimizer["lr"], c.epochs, c.ghost_batch_size) for c in cells if c.role == "confirm"
     }
     assert found == {("none", 1e-3, 20, None), ("robust", 0.02, 7, 8)}
     assert all("cell" not in node for cell in cells for node in cell.remedies)
@@ -239,15 +264,15 @@ def test_a_cell_that_is_yielded_twice_is_one_and_keeps_what_either_keeps() -> No
     class Twice(Study):
         def cells(self, done):  # type: ignore[no-untyped-def]
             yield self.plan.cell("SB", seed=0, keep=frozenset({1}))
-            yield self.plan.cell("SB", seed=0, keep=frozenset({2}), stage="check")
+            yield self.plan.cell("SB", seed=0, keep=frozenset({2}), role="branch")
 
-        def sections(self, runs):  # type: ignore[no-untyped-def]
+        def sections(self, runs, done):  # type: ignore[no-untyped-def]
             return []
 
     study = Twice()
     study.plan = make_study().plan
     (cell,) = cells_of(study, whole(study)).values()
-    assert cell.keep == {1, 2} and cell.stage == "confirm"
+    assert cell.keep == {1, 2} and cell.role == "confirm"
 
 
 # the paper
@@ -263,8 +288,8 @@ def test_the_parts_of_the_paper_are_the_studies_alone_and_share_their_cells() ->
         cells = cells_of(alone, whole(alone))
         counts += len(cells)
         assert cells.keys() <= together.keys()
-        ids = {m.id for m in alone.measurements(list(cells.values()))}
-        assert ids <= {m.id for m in paper.measurements(list(together.values()))}
+        ids = {m.id for m in alone.measurements(whole(alone))}
+        assert ids <= {m.id for m in paper.measurements(whole(paper))}
     assert len(together) < 0.7 * counts
 
 
@@ -286,7 +311,7 @@ def test_a_study_along_the_run_measures_at_each_epoch_that_it_keeps() -> None:
     study = make_study("experiment=sharpness_vs_loss", "study.epochs=[1,0.5]", "seeds=1", "epochs=8")
     cells = list(cells_of(study, whole(study)).values())
     assert {cell.method: sorted(cell.keep) for cell in cells} == {"SB": [1, 4], "LB": [1, 4]}
-    at = {(m.at[0].cell.method, m.at[0].epoch, m.measure["name"]) for m in study.measurements(cells)}
+    at = {(m.at[0].cell.method, m.at[0].epoch, m.measure["name"]) for m in study.measurements(whole(study))}
     assert len(at) == 2 * 3 * 2 and ("LB", None, "fit") in at
     with pytest.raises(InputError, match=r"study.epochs=\[9\]: must be all, or a list of epochs from 1 to 8"):
         make_study("experiment=sharpness_vs_loss", "study.epochs=[9]", "epochs=8")
@@ -303,15 +328,17 @@ def test_lb_is_trained_to_the_loss_of_its_seeds_sb() -> None:
         story.finals[cell.id] = cell.keep, {"test_accuracy": 1.0, "train_loss": losses[cell.seed]}
     longer = [cell for cell in cells_of(study, story).values() if cell.target_loss is not None]
     assert {cell.seed: cell.target_loss for cell in longer} == losses
-    assert {(cell.epochs, cell.global_batch_size, cell.method) for cell in longer} == {
-        (15, 400, "LB to SB's loss")
-    }
+    known = {(cell.epochs, cell.global_batch_size, cell.method, cell.role) for cell in longer}
+    assert known == {(15, 400, "LB", "equal_loss")}
+    assert longer[0].label_without_seed == "LB to SB's loss"
 
 
 def test_on_one_device_there_is_no_check_of_workers() -> None:
     paper = make_study("experiment=paper")
-    assert len(paper.within(1)) == 1 and not paper.within(1)
-    assert not any(cell.asked_workers > 1 for cell in cells_of(paper, whole(paper)).values())
+    alone = paper.within(1)
+    assert len(alone.left_out()) == 1 and not paper.left_out() and not paper.within(2).left_out()
+    assert not any(cell.asked_workers > 1 for cell in cells_of(alone, whole(alone)).values())
+    assert any(cell.asked_workers == 2 for cell in cells_of(paper, whole(paper)).values())
 
 
 def test_the_published_protocol() -> None:

@@ -30,7 +30,7 @@ SMALL = [*UNMEASURED, "measure.sharpness.draws=1", "measure.sharpness.subspace_d
 """The default study, shrunk."""
 
 
-KEY = ["method", "remedy", "seed", "num_workers", "stage", "setting", "metric", "split", "epoch", "step"]
+KEY = ["method", "remedy", "seed", "num_workers", "role", "setting", "metric", "split", "epoch", "step"]
 KEY += ["epsilon", "space", "solver", "draw"]
 
 STARTED: list[subprocess.Popen] = []

@@ -10,13 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lbdist.config.build import build
+from lbdist import prepare
 from lbdist.config.compose import compose_parts, config_root
-from lbdist.config.schema import Config, check
+from lbdist.config.schema import check
 from lbdist.plan import Cell
-from lbdist.studies.base import Candidates, Plan, Study, cells_of
-from lbdist.studies.paper import Paper
-from lbdist.tuning.search_space import settings
+from lbdist.studies.base import Study, cells_of
 
 # `checkpoints` trains nothing: see tests/studies/test_checkpoints.py
 SHIPPED = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"checkpoints"})
@@ -36,27 +34,10 @@ def composed_of(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, DictC
 def make_study(*overrides: str, train_size: int = 4000) -> Study:
     """The study of overrides of the default one."""
     composed, parts = composed_of(overrides)
-    study = _planned(composed, train_size)
-    if isinstance(study, Paper):
-        study.studies = {name: _planned(part, train_size) for name, part in parts.items()}
-    return study
-
-
-def _planned(composed: DictConfig, train_size: int) -> Study:
-    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-    samples = config.search.samples
-    remedies = {
-        name: Candidates({**node, "name": name}, settings(node.get("search"), samples, f"remedy.{name}"))
-        for name, node in config.remedy.items()
-        if name != "none"
-    }
-    measures = {name: (node, build(node, f"measure.{name}")) for name, node in config.measure.items()}
+    config, *others = (OmegaConf.to_object(each) for each in (composed, *parts.values()))
     data = {key: value for key, value in config.data.items() if key != "root"}
-    plan = Plan(config, train_size=train_size, remedies=remedies, measures=measures, data=data)
-    study: Study = build(config.study, "study", kind=Study)
-    study.plan = plan
-    study.check()
-    return study
+    own = dict(zip(parts, others, strict=True))
+    return prepare.make_study(config, own, parameters=10_000, train_size=train_size, data=data)
 
 
 class Story:

@@ -43,17 +43,17 @@ def spread(mean, std, n):
 
 
 def training(
-    name, seed, accuracy, *, workers=1, stage="confirm", setting=None, epochs=(), shift=0.0, diverged=0
+    name, seed, accuracy, *, workers=1, role="confirm", setting=None, epochs=(), shift=0.0, diverged=0
 ):
     """The rows of one trained cell; `name` is SB, LB or a remedy of LB."""
     story = STORY.get(name, STORY["LB"])
     method, remedy = (name, "none") if name in ("SB", "LB") else ("LB", name)
     setting = story[4] if setting is None else setting
-    cell = f"{stage}-{name}-{setting}-{workers}-{seed}"
-    split = "validation" if stage == "search" else "test"
+    cell = f"{role}-{name}-{setting}-{workers}-{seed}"
+    split = "validation" if role == "search" else "test"
     common = {
         "experiment": "remedies", "network": "mlp", "data": "mnist1d", "cell": cell,
-        "method": method, "remedy": remedy, "seed": seed, "stage": stage, "setting": setting,
+        "method": method, "remedy": remedy, "seed": seed, "role": role, "setting": setting,
         "global_batch_size": 32 if name == "SB" else 400, "num_workers": workers,
     }  # fmt: skip
     rows = [
@@ -109,15 +109,15 @@ def study(names=tuple(STORY), *, seeds=3, epochs=(), measure=True, search=False,
                     where = {"epsilon": epsilon, "space": space, "solver": solver}
                     rows.append(sharpness(cell, value, converged=solver == "converged", **where))
         if search and name in OTHER_SETTING:
-            rows += training(name, 10_000, mean - 2, stage="search", setting=setting)
-            rows += training(name, 10_000, mean - 3, stage="search", setting=OTHER_SETTING[name])
+            rows += training(name, 10_000, mean - 2, role="search", setting=setting)
+            rows += training(name, 10_000, mean - 3, role="search", setting=OTHER_SETTING[name])
     if check:
         rows += training(
             "LB",
             0,
             STORY["LB"][0] - STORY["LB"][1] + 0.05,
             workers=1,
-            stage="check",
+            role="workers",
             epochs=epochs,
             shift=1e-6,
         )
@@ -132,7 +132,7 @@ def ways(name, seed):
     """A line and a curve from SB to a model; at LB the loss rises four times as fast as at SB."""
     steep = 4.0 if name == "LB" else 2.0
     common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "measurement": f"way-{name}",
-              "cell": _cell("SB", seed), "other_cell": _cell(name, seed), "stage": "confirm"}  # fmt: skip
+              "cell": _cell("SB", seed), "other_cell": _cell(name, seed), "role": "confirm"}  # fmt: skip
     rows = []
     for measure, curved in (("slice", False), ("curve", True)):
         for alpha, split in product(np.linspace(-1, 2, 13), ("train", "test")):
@@ -148,7 +148,7 @@ def plane(name, seed):
     steps = np.linspace(-1, 1, 5)
     return [
         {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "measurement": f"plane-{name}",
-         "cell": _cell(name, seed), "stage": "confirm", "measure": "plane", "split": "train",
+         "cell": _cell(name, seed), "role": "confirm", "measure": "plane", "split": "train",
          "metric": "loss", "value": 0.1 + a**2 + b**2, "position": a, "position_2": b}
         for a, b in product(steps, steps)
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def plane(name, seed):
 def model(name, size):
     """What is measured at a file of somebody's own."""
     common = {"experiment": "sharpness", "network": "own", "data": "mnist1d", "cell": f"file-{name}",
-              "method": name, "remedy": "none", "seed": 0, "stage": "confirm"}  # fmt: skip
+              "file": name, "seed": 0}  # fmt: skip
     rows = [
         {
             **common,
@@ -184,7 +184,7 @@ def model(name, size):
 
 def spectrum(name, seed, width):
     """A triangle of eigenvalues up to a width, of which three are above 1, counted or (LB) estimated."""
-    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "stage": "confirm",
+    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "role": "confirm",
               "cell": _cell(name, seed), "measurement": "spectrum", "measure": "spectrum"}  # fmt: skip
     rows = [{**common, "metric": metric, "value": value * width}
             for metric, value in (("lambda_max", 1.0), ("trace", 5.0), ("trace_error", 0.1))]  # fmt: skip
@@ -198,7 +198,7 @@ def spectrum(name, seed, width):
 
 def rescaled(name, seed):
     """A sharpness that a factor of 4 makes twice as large (unsure of it), and one that stays."""
-    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "stage": "confirm",
+    common = {"experiment": "remedies", "network": "mlp", "data": "mnist1d", "role": "confirm",
               "cell": _cell(name, seed), "measurement": "rescaling", "measure": "rescaling"}  # fmt: skip
     rows = []
     for factor in (1.0, 4.0):
@@ -235,7 +235,7 @@ def steady(
     """A run that comes to 80 % in 60 (1 + 100 / batch) steps, along a line."""
     cell, steps = f"{label}-{remedy}-{seed}", math.ceil(SAMPLES / batch)
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
-              "cell": cell, "seed": seed, "stage": "confirm", "global_batch_size": batch, "num_workers": 1,
+              "cell": cell, "seed": seed, "role": "confirm", "global_batch_size": batch, "num_workers": 1,
               "setting": ""}  # fmt: skip
     needed = 60 * factor * (1 + CRITICAL / batch)
     rows = []
@@ -252,7 +252,7 @@ def steady(
 
 def timing(label: str, batch: int, workers: int, seconds: float, remedy: str = "none"):
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
-              "cell": f"timing-{label}-{remedy}-{workers}", "seed": 0, "stage": "check",
+              "cell": f"timing-{label}-{remedy}-{workers}", "seed": 0, "role": "timing",
               "procedure": "timing", "global_batch_size": batch, "num_workers": workers,
               "precision": "float32", "device": "a CPU"}  # fmt: skip
     waited = 0.002 if workers > 1 else 0.0
@@ -269,7 +269,7 @@ def timing(label: str, batch: int, workers: int, seconds: float, remedy: str = "
 
 def calls(workers: int):
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": "SB", "remedy": "none",
-              "cell": f"calls-{workers}", "seed": 0, "stage": "check", "procedure": "collectives",
+              "cell": f"calls-{workers}", "seed": 0, "role": "collectives", "procedure": "collectives",
               "global_batch_size": 32, "num_workers": workers, "metric": "collective_seconds"}  # fmt: skip
     sizes = [2**k for k in range(8, 24, 2)]
     return [{**common, "bytes": size, "block": 0, "value": 1e-4 + 1e-9 * size} for size in sizes]

@@ -95,7 +95,7 @@ def test_the_study_runs_each_procedure_alone_at_both_batches_and_all_workers() -
     study = make_study("experiment=benchmark", "study.workers=[1,2]")
     cells = list(cells_of(study, whole(study)).values())
     assert len(cells) == 2 * 2 * len(SHIPPED) and all(cell.alone for cell in cells)
-    assert not list(study.measurements(cells))
+    assert not list(study.measurements(whole(study)))
     for cell in cells:
         node = cell.procedure or {}
         assert cell.global_batch_size in (32, 400)
@@ -110,7 +110,7 @@ def test_the_study_runs_each_procedure_alone_at_both_batches_and_all_workers() -
 def rows_of(name: str, batch: int, workers: int, rate: float, threads: int = 1) -> list[dict[str, Any]]:
     common = {
         "experiment": "benchmark", "network": "mlp", "data": "mnist1d", "method": "SB", "remedy": "none",
-        "cell": f"{name}{batch}{workers}{threads}", "seed": 0, "stage": "confirm", "setting": "",
+        "cell": f"{name}{batch}{workers}{threads}", "seed": 0, "role": "benchmark", "setting": "",
         "global_batch_size": batch, "num_workers": workers, "precision": "float32", "procedure": name,
     }  # fmt: skip
     values = {"samples_per_second": rate, "startup_seconds": 0.1, "peak_memory": 1e9, "share_of_limit": 0.5,

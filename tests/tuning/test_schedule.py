@@ -29,8 +29,7 @@ def make_schedule(
 
 def write_cell_rows(folder: Path, cell: Cell, accuracy: float) -> None:
     """The files of a finished cell."""
-    split = "validation" if cell.stage == "search" else "test"
-    row = {"cell": cell.id, "num_workers": 1, "metric": "accuracy", "value": accuracy, "split": split}
+    row = {"cell": cell.id, "num_workers": 1, "metric": "accuracy", "value": accuracy, "split": cell.split}
     results.write_rows(folder, results.cell_file(cell.id), [row])
     write_cell(Store(folder), cell)
     for epoch in cell.keep:

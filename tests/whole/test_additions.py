@@ -94,10 +94,10 @@ class Doubling(Study):
     def cells(self, done):
         for power in range(self.doublings + 1):
             batch = self.plan.small_batch * 2**power
-            yield self.plan.cell(f"batch {batch}", batch=batch, seed=0)
+            yield self.plan.cell(batch, seed=0)
         yield self.plan.cell("LB", {"halved": {}}, seed=0)
 
-    def sections(self, runs):
+    def sections(self, runs, done):
         norms = runs.others["norm"]
         rows = [[Entry(label), of_number(norms[label].mean, 3)] for label in sorted(norms)]
         said = [f"The best closeness is {runs.counted.score.max():.2f}."]
@@ -180,7 +180,7 @@ def test_all_additions_together_run_to_a_report(
     arguments += ["measure=[norm]", "small_batch=25", "large_batch=100", "epochs=3"]
     out = serially(tmp_path / "out", *arguments, shrunk=[])
     assert "test closeness 0." in out and "The best closeness is 0." in out
-    assert re.search(r"batch 25 +\d", out) and re.search(r"LB \+ halved +\d", out)
+    assert re.search(r"batch 50 +\d", out) and re.search(r"LB \+ halved +\d", out)
     rows = results.load(tmp_path / "out" / "doubling")
     assert set(rows["metric"]) >= {"closeness", "loss", "norm"}
     assert rows.query("metric == 'norm'")["measure"].eq("norm").all()

@@ -32,8 +32,8 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     folder = storage / "remedies"
     rows = results.load(folder)
     assert list(rows.columns) == results.SCHEMA.names
-    confirmed = rows.query("stage == 'confirm'")
-    checked = rows.query("stage == 'check'")
+    confirmed = rows.query("role == 'confirm'")
+    checked = rows.query("role in ('workers', 'precision')")
     methods = {"none", "augmentation", "conservative", "adversarial", "robust", "growth"}
     assert set(confirmed["remedy"]) == methods and set(confirmed["method"]) == {"SB", "LB"}
     baseline = confirmed.query("method == 'LB' and remedy == 'none'")
@@ -42,7 +42,7 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
     assert set(checked["precision"]) == {"float32"} and checked.query("metric == 'sharpness'").shape[0] == 2
     phi = rows.query("metric == 'sharpness'")
     assert len(phi) == 2 * 8 + 5 * 2 + 2 and phi["error"].isna().all() and (phi["value"] >= 0).all()
-    assert set(rows.query("stage == 'search'")["split"].dropna()) == {"train", "validation"}
+    assert set(rows.query("role == 'search'")["split"].dropna()) == {"train", "validation"}
     for text in ("SB", "LB + robust", "on 1 and 2 workers", "num_workers=auto", "report:"):
         assert text in out
     drawn = {f.name for f in (folder / "figures").iterdir()}
@@ -73,7 +73,7 @@ def test_the_rows_are_those_of_the_study_without_ray(remedies, alone):
     found, through_ray = values(alone[0] / "remedies"), values(remedies[0] / "remedies")
     agree(found, through_ray, least=len(found))
     more = through_ray.drop(found.index).index.to_frame(index=False)
-    assert len(found) > 300 and set(more["num_workers"]) == {2} and set(more["stage"]) == {"check"}
+    assert len(found) > 300 and set(more["num_workers"]) == {2} and set(more["role"]) == {"workers"}
 
 
 def test_tunes_own_folder_stays_readable(remedies):
@@ -83,7 +83,7 @@ def test_tunes_own_folder_stays_readable(remedies):
     found = grid(storage / "remedies")
     frame = found.get_dataframe()
     assert len(found.errors) == 0
-    search = frame["config/stage"] == "search"
+    search = frame["config/role"] == "search"
     assert "accuracy" not in frame.columns
     assert frame["validation_accuracy"].notna().equals(search) and frame["test_accuracy"].notna().equals(
         ~search
@@ -91,17 +91,17 @@ def test_tunes_own_folder_stays_readable(remedies):
     assert set(frame[frame["config/remedy"] == "robust"]["config/rho"]) == {0.2, 0.5}
     assert frame["config/rho"].dtype == "float64"
     best = found.get_best_result("validation_accuracy", "max")
-    assert best.config["stage"] == "search"
+    assert best.config["role"] == "search"
     assert best.metrics["validation_accuracy"] == frame["validation_accuracy"].max()
     phi = results.load(storage / "remedies").query(
         "metric == 'sharpness' and epsilon == 1e-3 and space == 'full' and solver == 'converged'"
     )
-    confirmed = frame[frame["config/stage"] == "confirm"]
+    confirmed = frame[frame["config/role"] == "confirm"]
     joined = confirmed.merge(phi[["cell", "value"]], left_on="config/cell", right_on="cell")
     assert len(joined) == len(confirmed) == 7 and joined["value"].notna().all()
-    robust = frame[(frame["config/remedy"] == "robust") & (frame["config/stage"] == "confirm")]
+    robust = frame[(frame["config/remedy"] == "robust") & (frame["config/role"] == "confirm")]
     cells = results.load(storage / "remedies").query(
-        "remedy == 'robust' and stage == 'confirm' and metric == 'accuracy'"
+        "remedy == 'robust' and role == 'confirm' and metric == 'accuracy'"
     )
     final = cells[cells["epoch"].isna() & (cells["split"] == "test")]
     assert sorted(robust["test_accuracy"]) == sorted(final["value"])
@@ -125,7 +125,7 @@ def test_the_paper_runs_to_its_report(tmp_path, cache):
     tables = {path.name for path in (study / "tables").glob("*.csv")}
     assert {"claims.csv", "table2.csv", "table3.csv", "table4.csv", "sharpness-choices.csv"} <= tables
     rows = results.load(study)
-    assert rows["error"].isna().all() and "LB to SB's loss" in set(rows["method"])
+    assert rows["error"].isna().all() and "equal_loss" in set(rows["role"])
     again = here(tmp_path, "experiment=gap", *small[:1], cache)  # nothing of it is left to do
     assert "local Ray" not in again and not ray.is_initialized()
 
@@ -201,7 +201,7 @@ def test_interrupted_and_killed_a_study_ends_with_the_same_numbers(remedies, tmp
     out = finish(process)
     assert before >= 3 and "study gap" in out and len(grid(folder)) == 2
     undisturbed = values(remedies[0] / "remedies")
-    baseline = {level: undisturbed.index.get_level_values(level) for level in ("remedy", "stage")}
-    undisturbed = undisturbed[(baseline["remedy"] == "none") & (baseline["stage"] == "confirm")]
+    baseline = {level: undisturbed.index.get_level_values(level) for level in ("remedy", "role")}
+    undisturbed = undisturbed[(baseline["remedy"] == "none") & (baseline["role"] == "confirm")]
     pd.testing.assert_series_equal(values(folder), undisturbed)
     gone(members)

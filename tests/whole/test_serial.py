@@ -94,7 +94,7 @@ def test_studies_of_a_storage_folder_share_cells_and_measurements(copied, cache)
     out = serially(storage, *alike)
     assert "[1/" not in out and "LB" in out
     keys = ["method", "seed", "metric", "split", "epsilon", "space", "solver", "epoch"]
-    gap, whole = (results.load(storage / name).query("stage == 'confirm' and remedy == 'none'")
+    gap, whole = (results.load(storage / name).query("role == 'confirm' and remedy == 'none'")
                   for name in ("gap", "remedies"))  # fmt: skip
     pd.testing.assert_series_equal(*(rows.set_index(keys)["value"].sort_index() for rows in (gap, whole)))
     assert len(results.load(storage).query("method == 'SB' and metric == 'steps'")) == 1
@@ -158,7 +158,7 @@ def test_a_study_of_scaling_runs_to_its_report(tmp_path, cache):
     assert tables == {"break_even", "break_even_model", "steps", "remedy_steps", "step_model",
                       "steps_to_score", "critical_batch", "branches"}  # fmt: skip
     rows = results.load(study)
-    assert rows[rows["stage"] == "model"].set_index("metric")["value"]["t"] > 0
+    assert rows[rows["role"] == "model"].set_index("metric")["value"]["t"] > 0
     figures = {path.stem for path in (study / "figures").glob("*.png")}
     assert figures == {
         "time_to_score",
@@ -177,7 +177,7 @@ def test_the_advisor_runs_to_its_recommendation(tmp_path, cache):
     assert "The batches to choose from" in said and "Remedies at the recommended batch" in said
     assert "The gradient noise scale is " in said
     rows = results.load(tmp_path / "advise")
-    advised = rows[(rows["method"] == "advised") & (rows["metric"] == "accuracy")]
+    advised = rows[(rows["role"] == "advised") & (rows["metric"] == "accuracy")]
     assert set(advised["split"].dropna()) <= {"train", "validation"}  # nothing is chosen on the test set
     assert set(advised["remedy"]) == {"none", "augmentation"}
 
@@ -233,7 +233,7 @@ def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatc
     ]
     assert all(float(row.pop("seconds").replace(",", "")) >= 0 for row in table)
     assert "min of training on one" in out and "short of the published protocol" in out
-    shared = {"stage": "confirm", "seeds": "2", "epochs": "24", "workers": "2", "lr": "0.02"}
+    shared = {"role": "confirm", "seeds": "2", "epochs": "24", "workers": "2", "lr": "0.02"}
     assert table == [
         {**shared, "cell": "SB", "global batch": "32", "per worker": "16", "accumulation": "2"},
         {**shared, "cell": "LB", "global batch": "60", "per worker": "30", "accumulation": "4"},

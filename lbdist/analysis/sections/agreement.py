@@ -62,7 +62,8 @@ def agreement(runs: Runs) -> pd.DataFrame:
         and `last_epoch`, the relative difference of the running loss there.
     """
     rows, counted = runs.rows, runs.counted
-    cells = runs.cells[runs.cells["stage"] != "search"].fillna({"precision": ""})
+    alike = runs.cells["role"].isin(["confirm", "workers", "precision"])
+    cells = runs.cells[alike].fillna({"precision": ""})
     losses = rows[(rows["metric"] == "running_loss") & rows["epoch"].ge(1)].sort_values("step", kind="stable")
     phi = runs.sharpness_of(cells.index)
 
@@ -72,7 +73,7 @@ def agreement(runs: Runs) -> pd.DataFrame:
 
     table = []
     for (label, *_, seed), group in cells.groupby(["label", "setting", "global_batch_size", "seed"]):
-        group = group.sort_values(["stage", "num_workers"], ascending=[False, True])  # confirmed ones first
+        group = group.assign(checked=group["role"] != "confirm").sort_values(["checked", "num_workers"])
         group = group.drop_duplicates(["num_workers", "precision"])
         main, others = group.iloc[0], group.iloc[1:]
         for place, (_, other) in enumerate(others.iterrows(), 1):

@@ -18,10 +18,10 @@ _FIT = ("train_", "test_")
 def sections(runs: Runs) -> list[Section]:
     """One table: what fits, how sharp each model is by solver, space and box, and what else was measured."""
     rows, title = runs.measurements, "Models, the flattest first"
-    rows = rows[rows["position"].isna() & rows["method"].notna()]
+    rows = rows[rows["position"].isna() & rows["file"].notna()]
     if rows.empty:
         return [Section(title, ["No model is measured yet."], brief=True)]
-    names = rows.drop_duplicates("cell").set_index("cell")["method"]
+    names = rows.drop_duplicates("cell").set_index("cell")["file"]
     sharp = rows[rows["metric"] == "sharpness"]
     others = rows[rows["metric"] != "sharpness"].dropna(subset=["metric"])
     others = others.assign(metric=runs.names(others))

@@ -140,9 +140,9 @@ def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
         seeds), `batch`, and `most`, whether it is the largest that was tried.
     """
     cells = runs.cells
-    own = cells[cells["origin_epoch"].notna() & (cells["stage"] == "check") & ~cells["diverged"]]
-    own = own.dropna(subset=["train_loss"])
-    lost = cells[cells["origin_epoch"].notna() & (cells["stage"] == "check") & cells["diverged"]]
+    branched = cells[cells["role"] == "branch"]
+    own = branched[~branched["diverged"]].dropna(subset=["train_loss"])
+    lost = branched[branched["diverged"]]
     found = []
     for epoch, group in own.groupby("origin_epoch"):
         by_seed = group.pivot_table(index="seed", columns="global_batch_size", values="train_loss")

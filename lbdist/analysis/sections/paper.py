@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from lbdist.analysis.claims import Claim, claims
 from lbdist.analysis.runs import Runs
@@ -12,14 +11,7 @@ from lbdist.analysis.section import Section, Table
 from lbdist.analysis.sections import beside, reading
 
 
-class Shown(Protocol):
-    """What shows runs: a study."""
-
-    def sections(self, runs: Runs) -> list[Section]:
-        """Its sections."""
-
-
-def sections(parts: Mapping[str, tuple[Runs, Shown]]) -> list[Section]:
+def sections(parts: Mapping[str, tuple[Runs, Sequence[Section]]]) -> list[Section]:
     """All claims, each as the first part that has numbers for it says; then the parts' own sections."""
     known: dict[str, Claim] = {}
     for runs, _ in parts.values():
@@ -35,9 +27,9 @@ def sections(parts: Mapping[str, tuple[Runs, Shown]]) -> list[Section]:
     summary = Section(beside.TITLE, said, [*tables, *(ours[name] for name in sorted(ours))], brief=True)
     shown = [
         _named(name, part, place == 0)
-        for name, (runs, study) in parts.items()
+        for name, (runs, own) in parts.items()
         if len(runs.cells)
-        for place, part in enumerate(study.sections(runs))
+        for place, part in enumerate(own)
         if part.title not in (reading.section().title, beside.TITLE) and (part.tables or part.figures)
     ]
     return [summary, *shown, reading.section()]

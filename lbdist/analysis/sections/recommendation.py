@@ -17,35 +17,33 @@ from lbdist.analysis.statistics import difference, summarise
 TITLE = "What to take"
 
 
-def section(
-    runs: Runs, found: Advice | None = None, rate: float | None = None, method: str = "advised"
-) -> Section:
+def section(runs: Runs, found: Advice | None = None, rate: float | None = None) -> Section:
     """The recommendation in sentences, then the batches, the noise scale and the remedies behind it."""
     if found is None or not found.options or not any(option.rises for option in found.options):
         return Section(TITLE, ["Nothing is measured yet to recommend anything by."], brief=True)
-    remedies = compared(runs, method)
+    remedies = compared(runs)
     tables = [_batches(found)]
     if len(remedies):
         tables.append(_remedies(runs, remedies))
     return Section(TITLE, _sentences(runs, found, rate, remedies), tables, brief=True)
 
 
-def compared(runs: Runs, method: str) -> pd.DataFrame:
+def compared(runs: Runs) -> pd.DataFrame:
     """The runs at the recommended batch: one row a remedy and setting, `label, setting, scores, score, gain`.
 
     `score` is a Summary on the validation split, `gain` the Difference to none; the best remedy
     first, and none and SB where they stand among them.
     """
     cells = runs.cells
-    own = cells[cells["method"].isin([method, "SB"]) & (cells["stage"] == "search")]
+    own = cells[cells["role"].isin(["search", "advised"])]
     rows: list[dict[str, Any]] = [
         {
-            "label": name if name == "SB" else remedy,
+            "label": "SB" if role == "search" else remedy,
             "setting": setting,
             "scores": list(group["score"]),
             "score": summarise(group["score"]),
         }
-        for (name, remedy, setting), group in own.groupby(["method", "remedy", "setting"])
+        for (role, remedy, setting), group in own.groupby(["role", "remedy", "setting"])
     ]
     plain: list[float] = next((row["scores"] for row in rows if row["label"] == "none"), [])
     for row in rows:

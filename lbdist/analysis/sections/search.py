@@ -48,7 +48,7 @@ def search_table(runs: Runs) -> pd.DataFrame:
         whether the confirmed runs use this setting.
     """
     chosen = set(runs.counted[["label", "setting"]].itertuples(index=False, name=None))
-    searched = runs.cells[runs.cells["stage"] == "search"]
+    searched = runs.cells[runs.cells["role"] == "search"]
     table = [
         {
             "method": label,
@@ -65,7 +65,7 @@ def search_table(runs: Runs) -> pd.DataFrame:
 
 def _shortened(runs: Runs, table: pd.DataFrame) -> list[str]:
     """What a reader must know of search runs that are shorter than the confirmed ones."""
-    search = runs.cells[runs.cells["stage"] == "search"]
+    search = runs.cells[runs.cells["role"] == "search"]
     short, full = search["epochs"].max(), runs.counted["epochs"].max()
     if math.isnan(short) or math.isnan(full) or short >= full:
         return []

@@ -11,10 +11,11 @@ import pandas as pd
 
 from lbdist.analysis import drawing, step_time
 from lbdist.analysis.numbers import interval, number, three_digits
-from lbdist.analysis.runs import Runs, method_label
+from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, starts
 from lbdist.analysis.statistics import Difference, Summary, summarise
 from lbdist.analysis.step_time import PHASES, Call, Step, StepTime
+from lbdist.plan import method_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -99,7 +99,7 @@ def test_agreement(rows):
     assert "on 1 and 2 workers" in text and "1.0e-06" in text and "4.0e-05" in text and "φ" not in text
     lb = (rows["method"] == "LB") & (rows["remedy"] == "none") & (rows["seed"] == 0)
     phi = rows[lb & (rows["metric"] == "sharpness")].copy()  # as if it were measured on two workers as well
-    phi["cell"], phi["stage"] = rows.loc[rows["stage"] == "check", "cell"].iloc[0], "check"
+    phi["cell"], phi["role"] = rows.loc[rows["role"] == "workers", "cell"].iloc[0], "workers"
     phi["measurement"] += "-check"
     text = agreement.section(Runs(pd.concat([rows, phi], ignore_index=True))).sentences[0]
     assert "(std 85.0)" in text.partition("φ(1e-3)")[2]
@@ -161,7 +161,7 @@ def test_several_studies_are_refused(rows):
 
 
 def test_other_measures_are_columns_of_the_leaderboard(rows):
-    cells = rows.drop_duplicates("cell").query("stage == 'confirm'")
+    cells = rows.drop_duplicates("cell").query("role == 'confirm'")
     extra = cells.assign(metric="lambda_max", measure="lambda_max", value=7.0, epoch=None, epsilon=None)
     extra["measurement"] = "m-" + extra["cell"]
     together = pd.concat([rows, extra.astype(rows.dtypes.to_dict(), errors="ignore")], ignore_index=True)
@@ -182,7 +182,7 @@ def test_another_score(rows):
 
 def test_a_shortened_search_says_so_and_how_its_ranks_agree():
     rows = study(epochs=(1, 20, 40), search=True).to_dict("records")
-    short = [row for row in rows if row["stage"] == "search"]
+    short = [row for row in rows if row["role"] == "search"]
     for row in short[:]:
         if row["metric"] == "accuracy":
             rows.append({**row, "metric": "running_loss", "split": "train", "epoch": 16, "value": 1.0})
@@ -264,7 +264,7 @@ def test_no_rows():
     assert leaderboard.leaderboard(Runs(frame([]))).empty
     assert solvers.sharpness_table(Runs(frame([]))).empty
     assert printed(frame([])).strip() == "No run is confirmed yet."
-    assert "No run is confirmed yet." in printed(frame(training("robust", 1, 50.0, stage="search")))
+    assert "No run is confirmed yet." in printed(frame(training("robust", 1, 50.0, role="search")))
 
 
 # ---------------------------------------------------------------- text

@@ -48,20 +48,13 @@ CHOICES = [row for name in ("SB", "LB") for seed in (0, 1) for row in training(n
 CHOICES += [row for name in ("SB", "LB") for seed in (0, 1) for row in choices(name, seed)]
 
 
-class Part:
-    """A study of which the report of several consists."""
-
-    def sections(self, runs):
-        return comparison.sections(runs)
-
-
 ROWS = {
     "much": study(epochs=(1, 20, 40), search=True, check=True),
     "one seed": study(seeds=1, epochs=(5,)),
     "unmeasured": study(measure=False),
     "all diverged": frame(DIVERGED),
     "failed": frame(FAILED),
-    "searching": frame(training("robust", 10_000, 50.0, stage="search", setting="rho=1")),
+    "searching": frame(training("robust", 10_000, 50.0, role="search", setting="rho=1")),
     "landscape": frame(LANDSCAPE),
     "models": frame(MODELS),
     "curvature": frame(CURVATURE),
@@ -82,7 +75,7 @@ def test_a_section_is_written_whatever_there_is(name, rows, tmp_path):
     for score in (Score(), Score("r2", "")) if rows == "much" else (Score(),):
         runs, files = runs_of(rows, score), rows == "much" and score == Score()
         if name == "paper":
-            found = module.sections({"gap": (runs, Part()), "remedies": (runs, Part())})
+            found = module.sections({name: (runs, comparison.sections(runs)) for name in ("gap", "remedies")})
         elif hasattr(module, "sections"):
             found = module.sections(runs)
         else:

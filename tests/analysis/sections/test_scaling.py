@@ -53,7 +53,7 @@ def test_branches_keep_up_until_one_is_above_the_tolerance_or_diverges() -> None
 
     def branch(batch: int, seed: int, diverged: int = 0):
         common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": f"batch {batch}",
-                  "cell": f"branch-{batch}-{seed}", "remedy": "none", "seed": seed, "stage": "check",
+                  "cell": f"branch-{batch}-{seed}", "remedy": "none", "seed": seed, "role": "branch",
                   "origin_epoch": 5, "origin_cell": "sb", "global_batch_size": batch,
                   "num_workers": 1}  # fmt: skip
         values = {"steps": 10, "diverged": diverged, "seconds": 1.0, "gradient_evaluations": 10}
