@@ -108,7 +108,7 @@ def share(
     try:
         need, memory = ask(rehearsal.memory, list(alike.values()))
     except Unmeasured as error:  # where a cell does not fit, its own run will say so
-        say(f"one process a GPU: its memory could not be measured ({error})")
+        say(f"one process per GPU: its memory could not be measured ({error})")
         return capacity
     need *= max(map(at_once, alike.values()))
     found = sharing(need, memory, capacity.cpus / capacity.gpus)

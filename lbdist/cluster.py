@@ -167,7 +167,7 @@ def connect(
             logging_level=logging.CRITICAL,
             runtime_env=environment or None,
         )
-    except SystemExit:  # from the handler of SIGTERM that Ray sets meanwhile
+    except SystemExit:  # from the handler of SIGTERM that Ray sets
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)
         raise

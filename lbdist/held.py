@@ -30,7 +30,7 @@ def _set_flags(grad: bool, cudnn: bool, matmul: bool, convolution: bool, cuda: b
 class Held:
     """A module, while some work lasts: its parameters, buffers and modes are as before at the end.
 
-    TF32 and autocast are off meanwhile: their rounding is as large as the box of Metric 2.1. So is cuDNN if
+    TF32 and autocast are off during it: their rounding is as large as the box of Metric 2.1. So is cuDNN if
     there are recurrent layers of which it has no backward pass.
     """
 

@@ -291,7 +291,7 @@ class Given(Loss):
         return torch.full((1,), float("nan"), dtype=torch.float64, device=outputs.device)
 
     def check(self, data: Dataset) -> tuple[int, ...]:
-        """Anything goes."""
+        """Refuses nothing: what targets are is the function's own affair."""
         return (-1,)
 
 

@@ -159,7 +159,7 @@ def inspect(store: Store, joined: str) -> list[Kind]:
                 found[asked[task]] = ray.get(task)
             except ray.exceptions.RayTaskError as error:  # what is sent cannot be read there
                 found[asked[task]] = {"code": f"none, or of another version ({one_line(error.cause)[:80]})"}
-            except ray.exceptions.RayError:  # a node that died meanwhile
+            except ray.exceptions.RayError:  # a node that has just died
                 continue
     mine, where = code(), "a folder that every node sees, such as NFS, or a URI such as s3://bucket/folder"
     for name, said in found.items():

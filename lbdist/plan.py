@@ -146,7 +146,7 @@ class Cell:
 
     @property
     def alone(self) -> bool:
-        """Whether nothing else may run meanwhile, since it is timed."""
+        """Whether nothing else may run at the same time, since it is timed."""
         return self.procedure is not None
 
     @functools.cached_property

@@ -12,7 +12,7 @@ from torch import nn
 from lbdist import networks
 from lbdist.analysis.runs import Score
 from lbdist.config.build import build
-from lbdist.config.schema import Config
+from lbdist.config.schema import Config, check_micro_batch
 from lbdist.data.base import Dataset, DataSource, is_integer, on_device
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
@@ -39,7 +39,7 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     """
     source: DataSource = build(config.data, "data", kind=DataSource)
     loss: Loss = build(config.loss, "loss", kind=Loss)
-    data = source.load(config.scale.samples)
+    data = source.load(config.scale.get("samples"))
     outputs = loss.check(data)
     _fill_in([config, *(parts or {}).values()], data, outputs)
     settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
@@ -182,11 +182,7 @@ def _check_run(cell: Cell, train_size: int) -> None:
     limit = train_size - held_out(train_size, cell.validation_fraction)
     allowed = f"at most {limit}, the samples that are trained on"
     require(batch <= limit, f"{key}.global_batch_size", batch, allowed)
-    ghost, micro = cell.ghost_batch_size, cell.micro_batch_size
-    if ghost and micro:
-        require(
-            micro % ghost == 0, f"{key}.micro_batch_size", micro, f"a multiple of ghost_batch_size={ghost}"
-        )
+    check_micro_batch(f"{key}.micro_batch_size", cell.micro_batch_size, cell.ghost_batch_size)
 
 
 def _candidates(name: str, node: Mapping[str, object], samples: int) -> Candidates:

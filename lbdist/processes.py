@@ -90,7 +90,7 @@ def _got_through() -> None:
 
 @contextlib.contextmanager
 def closing(last: str) -> Iterator[None]:
-    """What an interrupt may not stop half-way: one that comes meanwhile ends everything at once.
+    """What an interrupt may not stop half-way: one that comes during it ends everything at once.
 
     One that led here is not sent again. Ray's core puts SIGTERM back to what the system does with it as it
     shuts down, behind Python's back; the handlers are set anew afterwards.

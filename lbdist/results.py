@@ -33,7 +33,7 @@ from lbdist.old_rows import OLD_COLUMNS, renewed
 from lbdist.storage import Damaged, Store, check_stamp, digest, read_json, stamp, write_json
 
 if TYPE_CHECKING:
-    import pandas as pd  # which writing needs not, and which takes its time
+    import pandas as pd  # slow to import, and writing does not need it
 
 SCHEMA = pa.schema(
     [
@@ -86,7 +86,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""One row a measured value; columns that do not apply are null."""
+"""One row per measured value; columns that do not apply are null."""
 
 RAN = ("num_workers", "precision", "memory_format", "seeds_at_once")
 """Columns that say how a cell was run, which its id may leave open."""

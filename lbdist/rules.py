@@ -31,7 +31,7 @@ def scaled(optimizer: Mapping[str, Any], rule: str, batch: int, base: int) -> di
         base: The global batch that the node is for.
 
     Raises:
-        InputError: The optimiser has not what the rule changes, or the ratio is too large for a beta.
+        InputError: The optimiser lacks a key that the rule scales, or the ratio is too large for a beta.
 
     Example:
         >>> adam = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}

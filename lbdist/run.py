@@ -134,7 +134,7 @@ def _main(arguments: list[str], command: str) -> int:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keeps the garbage collector from what is imported or made meanwhile, for a third of the start."""
+    """Keeps the garbage collector from what is imported or made in the context: a third of the start."""
     gc.disable()
     try:
         yield

@@ -139,7 +139,7 @@ class Session(ABC):
     def _remarks(self) -> list[str]:
         asked, share = self.config.num_workers, self.config.search.epochs
         auto = (
-            "one process a cell, and more only where processes would stand idle and its work pays for a group"
+            "one process per cell, and more only where processes would stand idle and its work pays for one"
         )
         lines = [f"num_workers={asked}" + (f": {auto}" if asked == AUTO else "")]
         rule, rates = self.config.lr_rule, {}
@@ -163,7 +163,7 @@ class Session(ABC):
         ]
         lines += self.source.notes
         if fewer:
-            lines.append(f"scale={self.config.scale.name}: {' and '.join(fewer)}")
+            lines.append(f"scale={self.config.scale['name']}: {' and '.join(fewer)}")
         return lines
 
     def missing(self, book: Book) -> list[Measurement]:
@@ -216,7 +216,7 @@ class Session(ABC):
         """
         failed: list[Failed] = []
         work = GROUP_WORK["GPU" if capacity.gpus else "CPU"]
-        for _ in range(3):  # again for cells of which a file turns out to be damaged meanwhile
+        for _ in range(3):  # again for cells of which a file turns out to be damaged by now
             if not self.unfinished(book):
                 break
             schedule = Schedule(

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process, Ray told to be quiet, small cells and data."""
+"""Shared by all tests: one thread per process, Ray told to be quiet, small cells and data."""
 
 import os
 import shutil

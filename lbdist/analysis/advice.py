@@ -145,7 +145,7 @@ def _rate(item: Timed) -> float:
 
 
 def fewest(timed: Sequence[Timed], slack: float) -> Timed | None:
-    """The first of steps whose rate is not below the highest by more than a share; None of none.
+    """The first step whose rate is not below the highest by more than a share; None without steps.
 
     Example:
         >>> fewest([Timed(32, 1, 0.02), Timed(32, 2, 0.012), Timed(32, 4, 0.011)], 0.1).workers

@@ -15,7 +15,7 @@ def paired(table: pd.DataFrame, column: str, one: str, other: str) -> pd.DataFra
     """A column of two methods by seed, where both have it.
 
     Args:
-        table: A row a run: `label`, `seed` and the column.
+        table: A row per run: `label`, `seed` and the column.
         column: Which.
         one: A method's label, and the first column of the result.
         other: Another's.
@@ -31,7 +31,7 @@ def ratio(table: pd.DataFrame, column: str, over: str, under: str) -> Summary:
 
 
 def points(runs: Runs) -> pd.DataFrame:
-    """One row a run and epoch: `label, cell, seed, epoch`, training `loss`, test `score`, `phi, epsilon`."""
+    """One row per run and epoch: `label, cell, seed, epoch`; training `loss`, test `score`, φ and its box."""
     rows, cells = runs.measurements, runs.counted
     rows = rows[rows["cell"].isin(cells.index[~cells["diverged"]])]
     phis = rows[(rows["metric"] == "sharpness") & (rows["space"] == "full") & (rows["solver"] == "converged")]
@@ -64,7 +64,7 @@ def changes(data: pd.DataFrame) -> dict[str, Summary]:
 
 
 def rises(runs: Runs) -> pd.DataFrame:
-    """One row a seed and method: how far the training loss rises on the line, at SB (`own`) and `there`."""
+    """One row per seed and method: how far the training loss rises on the line, at SB (`own`) and `there`."""
     rows = runs.measurements
     rows = rows[rows["position"].notna() & rows["value"].notna() & rows["position_2"].isna()]
     rows = rows[(rows["metric"] == "loss") & (rows["split"] == "train")]

@@ -100,7 +100,7 @@ class Runs:
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
-        """One row a trained cell, indexed by its id.
+        """One row per trained cell, indexed by its id.
 
         Columns: what the cell is, `label`, `epochs`, and the final `score` and `loss`, off the training set,
         `train_score`, `train_loss`, `distance` from the start, `steps`, `gradient_evaluations`, `seconds`,
@@ -175,7 +175,7 @@ class Runs:
 
     @functools.cached_property
     def curves(self) -> pd.DataFrame:
-        """Test score during training: columns `label, epoch, mean, std, n`, one row a method and epoch."""
+        """Test score during training: columns `label, epoch, mean, std, n`, one row per method and epoch."""
         return self.curves_on("test")
 
     def curves_on(self, split: str) -> pd.DataFrame:
@@ -198,7 +198,7 @@ class Runs:
 
     @functools.cached_property
     def sharpness(self) -> pd.DataFrame:
-        """One row a confirmed run, box, space and solver, of φ at the run's end.
+        """One row per confirmed run, box, space and solver, of φ at the run's end.
 
         Columns `label, cell, seed, epsilon, space, solver`; `phi`, the mean over the draws; `converged` and
         `failed` of the `measured` draws; `evaluations`, their mean. φ along a run, at an `epoch`, stays out.

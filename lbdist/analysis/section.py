@@ -24,7 +24,7 @@ class Entry:
     Attributes:
         text: As people read it.
         small: What stands under it where there is room.
-        values: The numbers behind it, by what they are (the first of them by nothing): columns of the CSV.
+        values: The numbers behind it, by what they are (the main one by the empty name): columns of the CSV.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Entry:
 
 
 def of_number(value: float, decimals: int = 0) -> Entry:
-    """A number."""
+    """An entry that shows a number."""
     return Entry(number(value, decimals), values={"": value})
 
 
@@ -104,7 +104,7 @@ class Table:
         return [" ".join(head.replace("-\n", "").split()) for head in self.heads]
 
     def records(self) -> list[dict[str, float | str]]:
-        """A mapping a row, from `head` and `head kind` to the numbers."""
+        """A mapping per row, from `head` and `head kind` to the numbers."""
         return [
             {
                 f"{head} {kind}".strip(): value
@@ -127,7 +127,7 @@ def starts(keys: Iterable[object]) -> frozenset[int]:
 
 
 def tables_of_others(others: Others, heads: Mapping[str, str]) -> list[Table]:
-    """A table of what was measured beside sharpness, a row a metric, where they are many.
+    """A table of what was measured beside sharpness, a row per metric, where they are many.
 
     Args:
         others: The metrics, each by label.

@@ -47,6 +47,9 @@ def volume(workers: int) -> float:
 PHASES = ("data", "forward", "backward", "all_reduce", "optimizer", "other")
 """What a step consists of, in the order of the loop; `all_reduce` is what the others wait for."""
 
+SHOWN = {"all_reduce": "all-reduce", "optimizer": "optimiser"}
+"""What phases are called in tables and figures, if not by their name."""
+
 
 @dataclass(frozen=True)
 class Step:

@@ -17,8 +17,8 @@ def points(runs: Runs) -> pd.DataFrame:
     """The test curves of the confirmed runs that did not diverge, and what each epoch of them consisted of.
 
     Returns:
-        One row a run and epoch: `cell, label, remedy, global_batch_size, seed, epoch, step, score` (NaN where
-        it was not evaluated), `steps` of the epoch, and the `batch` that they had.
+        One row per run and epoch: `cell, label, remedy, global_batch_size, seed, epoch, step, score` (NaN
+        where it was not evaluated), `steps` of the epoch, and the `batch` that they had.
     """
     cells = runs.counted[~runs.counted["diverged"]]
     rows = runs.rows[runs.rows["measurement"].isna() & runs.rows["cell"].isin(cells.index)]

@@ -24,11 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lbdist.config.build import allowed_type, plain
-from lbdist.config.schema import Config, Scale, Search
+from lbdist.config.schema import Config, Search
 from lbdist.errors import InputError, one_line, require
 
 SEVERAL = ("remedy", "measure")
 """Groups of which a study may choose several."""
+
+ALL = "all"
+"""The choice of every remedy that there is, by which a new one joins the studies that compare them."""
 
 
 def config_root() -> Path:
@@ -60,6 +63,8 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
     if own:  # its arguments are nobody else's, and none of them has to be there before
         overrides = [f"++{text.lstrip('+')}" if text.lstrip("+") in own else text for text in overrides]
     ConfigStore.instance().store(name="schema", node=Config)
+    every = ["none", *(name for name in options("remedy", folders) if name != "none")]
+    ConfigStore.instance().store(group="remedy", name=ALL, node={"defaults": every})
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="lbdist"):
@@ -172,7 +177,7 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
         raise InputError(f"{text}: must be KEY=VALUE, but there is no key")
     if not override.is_delete() and any((root / key).is_dir() for root in (config_root(), *folders)):
         chosen = value if isinstance(value, list) and key in SEVERAL else [value]
-        known = options(key, folders)
+        known = [*options(key, folders), *([ALL] if key == "remedy" else [])]
         nothing = [] if key == "measure" else [None]  # a study may measure nothing
         for name in chosen or nothing:
             if not isinstance(name, str) or name not in known:
@@ -180,7 +185,7 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
                 raise InputError(f"{text}: must be {number} of {', '.join(known)}")
 
 
-_SECTIONS = {"search": Search, "scale": Scale}
+_SECTIONS = {"search": Search}
 
 
 def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence[Path]) -> str:

@@ -40,25 +40,13 @@ class Search:
 
 
 @dataclass
-class Schedule:
+class LearningRate:
     """The learning rate during training (`lbdist.training.learning_rate.LearningRate`)."""
 
     warmup: float = MISSING
     decay: str = MISSING
     milestones: list[float] = MISSING
     gamma: float = MISSING
-
-
-@dataclass
-class Scale:
-    """How large a study is: `quick`, or `paper`, the published protocol."""
-
-    name: str = MISSING
-    samples: int | None = MISSING
-    fixed_epochs: int = MISSING
-    batches: list[Any] = MISSING
-    warm_starts: Any = MISSING
-    along: Any = MISSING
 
 
 @dataclass
@@ -97,8 +85,8 @@ class Config:
     precision: str = MISSING
     seeds_at_once: Any = MISSING
     lr_rule: str = MISSING
-    schedule: Schedule = field(default_factory=Schedule)
-    scale: Scale = field(default_factory=Scale)
+    schedule: LearningRate = field(default_factory=LearningRate)
+    scale: dict[str, Any] = MISSING  # free values that studies read, beside `name` and `samples`
     patience: int | None = MISSING
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
@@ -118,62 +106,16 @@ def check(config: DictConfig) -> None:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     require(not missing, next(iter(missing), ""), "???", "given")
-    require(
-        bool(re.fullmatch(r"\w[\w.-]{,99}", config.name)) and config.name not in RESERVED,
-        "name",
-        config.name,
-        "up to 100 letters, digits, '.', '_', '-', the first a letter or digit, and not "
-        + " or ".join(RESERVED),
-    )
-    require(
-        bool(config.storage.strip()) and "\0" not in config.storage,
-        "storage",
-        config.storage,
-        "a folder or URI",
-    )
+    allowed = "up to 100 letters, digits, '.', '_', '-', the first a letter or digit, and not "
+    good = bool(re.fullmatch(r"\w[\w.-]{,99}", config.name)) and config.name not in RESERVED
+    require(good, "name", config.name, allowed + " or ".join(RESERVED))
+    good = bool(config.storage.strip()) and "\0" not in config.storage
+    require(good, "storage", config.storage, "a folder or URI")
     _check_numbers("", OmegaConf.to_container(config))
-    require(config.small_batch >= 1, "small_batch", config.small_batch, "at least 1")
-    for key, most in (("epochs", 1_000_000), ("seeds", 10_000), ("test_points", 1_000_000)):
-        require(1 <= config[key] <= most, key, config[key], f"from 1 to {most:,}")
-    large = config.large_batch
-    require(
-        0 < large < 1 or (large >= 1 and float(large).is_integer()),
-        "large_batch",
-        large,
-        "a number of samples, or a share of the training set between 0 and 1",
-    )
-    workers = config.num_workers
-    require(
-        workers == "auto" or (isinstance(workers, int) and workers is not True and 1 <= workers <= 100_000),
-        "num_workers",
-        workers,
-        "auto or a whole number from 1 to 100,000",
-    )
-    seeds = config.seeds_at_once
-    number = isinstance(seeds, int) and seeds is not True and 1 <= seeds <= 1000
-    require(seeds == "auto" or number, "seeds_at_once", seeds, "auto or a whole number from 1 to 1,000")
-    for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
-        require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
-    samples = config.scale.samples
-    require(samples is None or samples >= 2, "scale.samples", samples, "null or at least 2")
-    if config.micro_batch_size and config.ghost_batch_size:
-        require(
-            config.micro_batch_size % config.ghost_batch_size == 0,
-            "micro_batch_size",
-            config.micro_batch_size,
-            f"a multiple of ghost_batch_size={config.ghost_batch_size}",
-        )
-    named = ("precision", ("auto", *PRECISIONS)), ("lr_rule", RULES), ("executor", EXECUTORS)
-    for field_name, words in named:
-        require(config[field_name] in words, field_name, config[field_name], one_of(words))
-    schedule = config.schedule
-    require(schedule.decay in DECAYS, "schedule.decay", schedule.decay, one_of(DECAYS))
-    allowed = f"from 0 to less than the {config.epochs} epochs"
-    require(0 <= schedule.warmup < config.epochs, "schedule.warmup", schedule.warmup, allowed)
-    parts = list(schedule.milestones)
-    good = bool(parts) and all(0 < part < 1 for part in parts)
-    require(good, "schedule.milestones", parts, "one or more parts of the run, between 0 and 1")
-    require(0 <= schedule.gamma <= 1, "schedule.gamma", schedule.gamma, "from 0 to 1")
+    _check_runs(config)
+    _check_learning_rate(config)
+    for key, words in (("precision", ("auto", *PRECISIONS)), ("executor", EXECUTORS)):
+        require(config[key] in words, key, config[key], one_of(words))
     require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")
     seconds = config.regroup_seconds
     require(0 < seconds <= 86_400, "regroup_seconds", seconds, "above 0, up to 86,400")
@@ -186,6 +128,50 @@ def check(config: DictConfig) -> None:
     fraction = search.validation_fraction
     require(0 < fraction < 1, "search.validation_fraction", fraction, "between 0 and 1")
     require(0 < search.epochs <= 1, "search.epochs", search.epochs, "a share in (0, 1]")
+
+
+def _check_runs(config: DictConfig) -> None:
+    """How large runs are, and what they run on."""
+    require(config.small_batch >= 1, "small_batch", config.small_batch, "at least 1")
+    for key, most in (("epochs", 1_000_000), ("seeds", 10_000), ("test_points", 1_000_000)):
+        require(1 <= config[key] <= most, key, config[key], f"from 1 to {most:,}")
+    large = config.large_batch
+    good = 0 < large < 1 or (large >= 1 and float(large).is_integer())
+    words = "a number of samples, or a share of the training set between 0 and 1"
+    require(good, "large_batch", large, words)
+    for key, most in (("num_workers", 100_000), ("seeds_at_once", 1000)):
+        given = config[key]
+        good = given == "auto" or (isinstance(given, int) and given is not True and 1 <= given <= most)
+        require(good, key, given, f"auto or a whole number from 1 to {most:,}")
+    for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
+        require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
+    check_micro_batch("micro_batch_size", config.micro_batch_size, config.ghost_batch_size)
+    samples = config.scale.get("samples")
+    good = samples is None or (isinstance(samples, int) and samples >= 2)
+    require(good, "scale.samples", samples, "null or at least 2")
+
+
+def check_micro_batch(key: str, micro: int | None, ghost: int | None) -> None:
+    """Refuses a micro-batch that would cut a ghost batch.
+
+    Raises:
+        InputError: With the key.
+    """
+    good = not (micro and ghost) or micro % ghost == 0
+    require(good, key, micro, f"a multiple of ghost_batch_size={ghost}")
+
+
+def _check_learning_rate(config: DictConfig) -> None:
+    """How the learning rate follows the batch, and how it changes during training."""
+    require(config.lr_rule in RULES, "lr_rule", config.lr_rule, one_of(RULES))
+    schedule = config.schedule
+    require(schedule.decay in DECAYS, "schedule.decay", schedule.decay, one_of(DECAYS))
+    allowed = f"from 0 to less than the {config.epochs} epochs"
+    require(0 <= schedule.warmup < config.epochs, "schedule.warmup", schedule.warmup, allowed)
+    parts = list(schedule.milestones)
+    good = bool(parts) and all(0 < part < 1 for part in parts)
+    require(good, "schedule.milestones", parts, "one or more parts of the run, between 0 and 1")
+    require(0 <= schedule.gamma <= 1, "schedule.gamma", schedule.gamma, "from 0 to 1")
 
 
 def _check_numbers(key: str, value: Any) -> None:

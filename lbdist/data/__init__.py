@@ -1,4 +1,4 @@
-"""Data sets: one file a source, each giving whole splits as NumPy arrays that fit on the device."""
+"""Data sets: one file per source, each giving whole splits as NumPy arrays that fit on the device."""
 
 from lbdist.data.base import Dataset, Split
 

@@ -1,6 +1,6 @@
 """Frames of speech with a class each, as `python -m lbdist.data.kaldi` takes them from a Kaldi experiment.
 
-A folder holds shards of Parquet with a row an utterance, and `manifest.json`, which says what is in them. A
+A folder holds shards of Parquet with a row per utterance, and `manifest.json`, which says what is in them. A
 frame goes between its neighbours as it is read, so that the folder is a ninth of what a network sees.
 """
 

@@ -1,4 +1,4 @@
-"""Networks, one file a family, and how they are started: Glorot uniform, the same x0 for SB and LB."""
+"""Networks, one file per family, and how they are started: Glorot uniform, the same x0 for SB and LB."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Remedies: ways to train with a large batch that keep the small batch's generalisation; one file each."""
+"""Remedies, one file each: training with a large batch that keeps the small batch's generalisation."""

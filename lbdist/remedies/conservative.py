@@ -34,5 +34,5 @@ class Conservative(Remedy):
             learner.update()
 
     def gradients_per_step(self) -> float:
-        """One gradient an iteration."""
+        """One gradient per iteration."""
         return float(self.iterations)

@@ -65,7 +65,7 @@ class AdaptiveSharpness(Measure):
         return Rise(found.fmax - found.f0, found.converged, found.evaluations)
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
-        """A row a norm."""
+        """A row per norm."""
         (minimiser,) = at
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.micro_batch_size)
         if self.normalise_logits:

@@ -121,7 +121,7 @@ class BallSharpness(Measure):
         check_objective(self.batch_norm, self.micro_batch_size)
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
-        """One row."""
+        """A single row: the largest rise in the ball."""
         (minimiser,) = at
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.micro_batch_size)
         x, steps, tolerance = minimiser.x, self.steps, self.tolerance

@@ -108,7 +108,7 @@ class BoxSharpness(Measure):
         return range(self.draws) if self.draw is None else [self.draw]
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
-        """A row a value, `metric` sharpness."""
+        """A row per value, `metric` sharpness."""
         (minimiser,) = at
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.micro_batch_size)
         x, rows, search = minimiser.x, [], self._search()

@@ -26,7 +26,7 @@ class FullSpace:
         self.dimension = n
 
     def times(self, y: Tensor) -> Tensor:
-        """A y."""
+        """A y, a vector of the full space, of y in the subspace."""
         return y
 
     def transpose(self, g: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Studies, one file a shape: which cells, which measurements, which sections."""
+"""Studies, one file per shape: which cells, which measurements, which sections."""

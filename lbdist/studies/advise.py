@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lbdist.analysis import advice
+from lbdist.analysis import advice, timings
 from lbdist.analysis.advice import Advice, Branch, Timed
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
@@ -110,7 +110,7 @@ class Advise(Scaling):
         """The recommendation and its evidence, then what was timed."""
         found = self.advice(done)
         rate = self.plan.cell(found.batch, seed=0, role="advised", rule=found.rule).optimizer.get("lr")
-        model = throughput.model(runs)
+        model = timings.model(runs)
         return [
             recommendation.section(runs, found, rate),
             *throughput.sections(runs, model, self.predicted, self.interconnects),

@@ -41,7 +41,7 @@ class Benchmark(Study):
 
     @property
     def procedure_nodes(self) -> dict[str, Node]:
-        """All of them."""
+        """The procedures, by their keys."""
         return {f"study.procedures.{name}": node for name, node in self.procedures.items()}
 
     def cells(self, done: Done) -> Iterator[Cell]:

@@ -42,7 +42,7 @@ class Checkpoints(Study):
         return sorted(file for file in path.iterdir() if file.is_file() and file.suffix in SUFFIXES)
 
     def cells(self, done: Done) -> Iterator[Cell]:
-        """None."""
+        """No cells: nothing is trained."""
         return iter(())
 
     @functools.cached_property

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lbdist.analysis import timings
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import break_even, critical_batch, throughput
@@ -157,7 +158,7 @@ class Scaling(Comparison):
 
     def derived(self, runs: Runs) -> list[dict[str, Any]]:
         """The fitted parameters of the model of a step, with the ends of their intervals."""
-        fitted = throughput.model(runs)
+        fitted = timings.model(runs)
         if fitted is None:
             return []
         common = {"network": runs.network, "data": runs.data, "role": "model", "measure": "step_time"}
@@ -172,7 +173,7 @@ class Scaling(Comparison):
 
     def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Whether it pays, what was measured and modelled, the critical batch."""
-        model = throughput.model(runs)
+        model = timings.model(runs)
         return [
             *break_even.sections(runs, model, self.predicted, self.interconnects),
             *throughput.sections(runs, model, self.predicted, self.interconnects),

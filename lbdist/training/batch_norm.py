@@ -131,7 +131,7 @@ class GroupedBatchNorm(_BatchNorm):
             if self.moves:
                 self._move(mean, variance * (total / (total - 1)), total > 0, total > 1)
             return out
-        if x.numel() == x.shape[1]:  # one value a channel: its mean is known, its variance is not
+        if x.numel() == x.shape[1]:  # one value per channel: its mean is known, its variance is not
             if self.moves:
                 one, mean = torch.ones((), device=x.device), x.detach().view(-1)
                 self._move(mean, mean, one > 0, one > 1)

@@ -140,7 +140,7 @@ class Bare(Procedure):
     threads: int = 1
 
     def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
-        """Its own."""
+        """The precision that it is given, whatever lbdist has chosen."""
         return Arithmetic(self.precision)
 
     def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:

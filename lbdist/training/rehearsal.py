@@ -225,7 +225,7 @@ def _seconds(
 ) -> dict[Arithmetic, float]:
     """The time of a gradient of `size` samples in each arithmetic that the network bears.
 
-    It is the least of several, taken in turn, since whatever else the machine does can only add to it.
+    The minimum of interleaved timings, since whatever else the machine does can only add to one.
     """
     some = on_device(data.train.first(size), device)
     (batch,) = batches(*some, global_batch_size=size, seed=0, epoch=0, workers=Workers())

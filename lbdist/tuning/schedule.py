@@ -45,13 +45,13 @@ class Job:
         first = self.cells[0]
         return {
             "cell": self.id,
-            "cells": " ".join(cell.id for cell in self.cells),
+            "cells": [cell.id for cell in self.cells],
             "role": first.role,
             "rule": first.rule,
             "method": first.method,
             "remedy": first.remedy,
             "setting": first.setting,
-            "seeds": " ".join(str(cell.seed) for cell in self.cells),
+            "seeds": [cell.seed for cell in self.cells],
             "global_batch_size": first.global_batch_size,
             "num_workers": self.workers,
             **first.hyperparameters(),

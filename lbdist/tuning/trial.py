@@ -89,8 +89,7 @@ def trial(
     A death of the process, or of the group's controller, is Tune's to retry, one in the group Ray Train's. An
     exception would come again: it is reported as the trial's `error`.
     """
-    use_gpu = capacity.gpus > 0
-    latest = time.monotonic()
+    device, latest = "cuda" if capacity.gpus > 0 else "cpu", time.monotonic()
 
     def report(metrics: dict[str, float]) -> None:
         # a report costs the driver time: the points of the test curve do, and one every few seconds
@@ -102,7 +101,7 @@ def trial(
 
     try:
         check_code(driver)
-        cells = [read_cell(store, name) for name in config["cells"].split()]
+        cells = [read_cell(store, name) for name in config["cells"]]
         if config["num_workers"] > 1:
             if not all(finished_rows(store, cell) for cell in cells):
                 from lbdist.training import ray_train  # slow to import, and few studies need it here
@@ -122,10 +121,9 @@ def trial(
                 )
             final = mean_metrics(store, cells)
         else:
-            if not use_gpu:
+            if device == "cpu":
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
-            device = "cuda" if use_gpu else "cpu"
             how = in_which(arithmetic, cells[0])
             final = run_cells(cells, dataset, store, device, report, how, config["handed_out"])
     except ray.exceptions.RayActorError:

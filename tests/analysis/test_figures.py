@@ -15,7 +15,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbdist.analysis import drawing
+from lbdist.analysis import drawing, timings
 from lbdist.analysis import sections as package
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
@@ -290,7 +290,7 @@ def critical_batches() -> None:
 @shows("throughput")
 def rates() -> None:
     runs = scaled()
-    (axes,) = drawn(throughput.sections(runs, throughput.model(runs)), "throughput").axes
+    (axes,) = drawn(throughput.sections(runs, timings.model(runs)), "throughput").axes
     known = [(b, b / (0.002 + 1e-5 * b)) for b in (32, 64, 128, 320)]
     known += [(b, b / (0.005 + 5e-6 * b)) for b in (32, 64, 128, 320)]
     close([bar[:2] for bar in bars(axes)], known)
@@ -317,7 +317,7 @@ def phases() -> None:
 @shows("efficiency")
 def efficiency() -> None:
     runs = scaled()
-    figure = drawn(throughput.sections(runs, throughput.model(runs), [8]), "efficiency")
+    figure = drawn(throughput.sections(runs, timings.model(runs), [8]), "efficiency")
     for axes, batch in zip(figure.axes, (32, 320), strict=True):
         workers, found = lines(axes)["measured"]
         alone, two = 0.002 + 1e-5 * batch, 0.005 + 5e-6 * batch

@@ -16,7 +16,7 @@ from lbdist import results
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
 from lbdist.config.compose import SEVERAL, compose, config_root, options
-from lbdist.config.schema import RESERVED, Config, Scale, Schedule, Search, check
+from lbdist.config.schema import RESERVED, Config, LearningRate, Search, check
 from lbdist.errors import InputError
 from lbdist.networks import make, sample_flops
 from lbdist.remedies.base import Remedy
@@ -100,7 +100,7 @@ BAD = [
     ("+data.samples=3", "data.samples=3: no such key; allowed: root, seed, test_samples, train_samples"),
     ("~seeds", "seeds: must be given"),
     ("~nothing", "~nothing: "),
-    ("~remedy", "~remedy: "),
+    ("~remedy", "remedy=???: must be given"),
     # types
     ("seeds=abc", "seeds=abc: must be a whole number"),
     ("seeds=", "seeds=: must be a whole number"),
@@ -532,11 +532,11 @@ def test_every_key_has_its_default_and_its_word() -> None:
     missing = {f.name for f in dataclasses.fields(Config)} - set(given)
     chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy"}
     assert missing == {*chosen, "derived"}
-    for group, schema in (("search", Search), ("schedule", Schedule), ("scale", Scale)):
+    for group, schema in (("search", Search), ("schedule", LearningRate)):
         assert set(given[group]) == {f.name for f in dataclasses.fields(schema)}
     # each default is stated once
-    groups = ("derived", "search", "schedule", "scale")
-    for schema in (Config, Search, Schedule, Scale):
+    groups = ("derived", "search", "schedule")
+    for schema in (Config, Search, LearningRate):
         assert {f.default for f in dataclasses.fields(schema) if f.name not in groups} == {MISSING}
     assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS}
 
@@ -545,7 +545,7 @@ def test_every_key_has_its_default_and_its_word() -> None:
     "key",
     [
         f"{prefix}{f.name}"
-        for prefix, schema in (("", Config), ("search.", Search), ("schedule.", Schedule))
+        for prefix, schema in (("", Config), ("search.", Search), ("schedule.", LearningRate))
         for f in dataclasses.fields(schema)
         if f.name
         not in ("name", "storage", "study", "network", "data", "loss", "optimizer", "remedy", "measure")

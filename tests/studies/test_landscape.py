@@ -55,7 +55,7 @@ def test_the_study_ends_in_its_figures(copied: Path, cache: str) -> None:
     small = ["measure.slice.count=7", "measure.curve.count=7", "measure.plane.count=4"]
     out = serially(storage, "experiment=landscape", *small, cache, shrunk=UNMEASURED)
     assert "epoch" not in out
-    assert "Loss along the ways from SB to the others" in out and "LB " in out
+    assert "Loss along paths from SB to the others" in out and "LB " in out
     rows = results.load(storage / "landscape")
     slices = rows[rows["measure"] == "slice"]
     assert len(slices) == 7 * 2 * 2 and slices["other_cell"].notna().all()

@@ -1,5 +1,6 @@
 """The code itself: style, types, the direction of imports, and what lies where."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -49,6 +50,23 @@ def test_types() -> None:
 
 def test_imports_run_one_way() -> None:
     run("lint-imports")
+
+
+FILE_LINES, FUNCTION_LINES = 420, 60
+
+
+def test_no_file_is_several_rooms_and_no_function_several_steps() -> None:
+    long = []
+    for path in sorted((REPOSITORY / "lbdist").rglob("*.py")):
+        text, name = path.read_text(), path.relative_to(REPOSITORY)
+        if (lines := len(text.splitlines())) > FILE_LINES:
+            long.append(f"{name}: {lines} lines, of {FILE_LINES} at most")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES:
+                    long.append(f"{name}: {node.name}: {lines} lines, of {FUNCTION_LINES} at most")
+    assert not long
 
 
 def test_sharpness_alone_needs_no_hydra() -> None:

@@ -13,11 +13,11 @@ import torch
 import torchvision
 
 import lbdist.results
-from lbdist.analysis import to_score
+from lbdist.analysis import critical, timings, to_score
 from lbdist.analysis.claims import claims
 from lbdist.analysis.numbers import interval, number, percent
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.sections import break_even, critical_batch, throughput
+from lbdist.analysis.sections import break_even
 from lbdist.analysis.statistics import Difference, difference, summarise
 from lbdist.data import kaldi
 from lbdist.networks.convolutional import Shallow
@@ -154,7 +154,7 @@ def test_what_is_said_of_figure_6_is_the_evidence() -> None:
 )
 def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None:
     runs = Runs(lbdist.results.load(EVIDENCE / folder))
-    data, timed = to_score.points(runs), throughput.timed(runs)
+    data, timed = to_score.points(runs), timings.timed(runs)
     goal = break_even.targets(data)["SB and LB"]
     for clock in break_even.measured_clocks(timed):
         (found,) = (v for v in break_even.verdicts(data, clock, goal) if v.label == "LB")
@@ -168,12 +168,12 @@ def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None
         assert f"| {' | '.join(row)} |" in README
     if folder == "mnist1d-scaling":
         plain = data[data["remedy"] == "none"]
-        top = critical_batch.chosen(plain)[-1]
-        fit = critical_batch.critical(critical_batch.curves(data, [top]), top)
+        top = critical.targets(plain)[-1]
+        fit = critical.by_steps(critical.curves(data, [top]), top)
         assert fit is not None
         ends = f"{number(fit.critical)} ({number(fit.low)} to {number(fit.high)})"
-        noise = critical_batch.noise(runs).set_index("epoch")["noise"][5]
-        branched = critical_batch.branches(runs, 0.01).set_index("epoch")["batch"][5]
+        noise = critical.noise(runs).set_index("epoch")["noise"][5]
+        branched = critical.branches(runs, 0.01).set_index("epoch")["batch"][5]
         said = " ".join(README.split())
         assert f"is {ends} by the steps to {number(top, 1)} %, {branched} by branching from epoch 5" in said
         assert f"and {number(noise.mean)} ({number(noise.low)} to {number(noise.high)}) by the noise" in said

@@ -1,1 +1,1 @@
-"""What studies show, one file a section, or a study's own selection of them."""
+"""What studies show, one file per section, or a study's own selection of them."""

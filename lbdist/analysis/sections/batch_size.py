@@ -69,7 +69,7 @@ def section(runs: Runs) -> Section:
 
 
 def sweep(runs: Runs) -> pd.DataFrame:
-    """One row a global batch.
+    """One row per global batch.
 
     Returns:
         `batch`, `label`; `score`, `train` (on the training set) and `phi`, Summaries; `steps`; the runs'

@@ -59,7 +59,7 @@ def sections(runs: Runs) -> list[Section]:
 
 
 def speeds(runs: Runs) -> pd.DataFrame:
-    """One row a procedure, batch and number of workers, in the order of the study.
+    """One row per procedure, batch and number of workers, in the order of the study.
 
     Columns: `procedure, batch, workers, precision`; `rate`, `start`, `memory` (MB), `share` and `score`
     (Summaries); `mean`, of the rate; `others`, whether it is not lbdist; `best`, lbdist's rate at the same

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lbdist.analysis import drawing, to_score
+from lbdist.analysis import drawing, timings, to_score
 from lbdist.analysis.numbers import interval, number, seconds
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, starts
-from lbdist.analysis.sections import throughput
 from lbdist.analysis.statistics import Difference, Summary, difference, geometric
 from lbdist.analysis.step_time import StepTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-MEASURED = throughput.TREE
-"""The link of the model's panel and sentences (see `throughput.links_of`)."""
+MEASURED = timings.TREE
+"""The link of the model's panel and sentences (see `timings.links_of`)."""
 
 DRAWN = 64
 """Workers of the panel that is drawn by the model."""
@@ -87,14 +86,14 @@ def sections(
     interconnects: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Section]:
     """The verdict: its sentences, the table by workers, the figure."""
-    data, timed, title = to_score.points(runs), throughput.timed(runs), "Does a large batch pay?"
+    data, timed, title = to_score.points(runs), timings.timed(runs), "Does a large batch pay?"
     if data.empty or timed.empty or not {"SB", "LB"} <= set(data["label"]):
         return [Section(title, ["SB, LB and their steps are needed, and are not there yet."], brief=True)]
     clocks = list(measured_clocks(timed))
     goals = targets(data)
     found = [v for goal in goals.values() for clock in clocks for v in verdicts(data, clock, goal)]
     more = [workers for workers in predicted if workers > max(clock.workers for clock in clocks)]
-    links = throughput.links_of(fitted, interconnects or {}) if fitted is not None else {}
+    links = timings.links_of(fitted, interconnects or {}) if fitted is not None else {}
     further = [model_clock(timed, link, workers, name) for name, link in links.items() for workers in more]
     few = _without_between(data)
     modelled = [v for goal in goals.values() for clock in further for v in verdicts(few, clock, goal)]
@@ -201,7 +200,7 @@ def _ratio(a: pd.Series, b: pd.Series) -> Summary:
 
 
 def _by_model(runs: Runs, found: Sequence[Verdict]) -> Table:
-    """How many times as fast as SB each method is by the model, a column a number of workers."""
+    """How many times as fast as SB each method is by the model, a column per number of workers."""
     sizes = sorted({v.clock.workers for v in found})
     known = {(v.clock.link, v.target, v.label, v.clock.workers): v for v in found}
     kinds = dict.fromkeys((v.clock.link, v.target, v.label) for v in found if v.runs[0])
@@ -287,7 +286,7 @@ def _sentences(
                 f"against {seconds(last.small)}."
             )
             sentences.append(_where(large))
-            for link in dict.fromkeys(v.clock.link for v in modelled if v.clock.link != throughput.RING):
+            for link in dict.fromkeys(v.clock.link for v in modelled if v.clock.link != timings.RING):
                 further = [v for v in modelled if (v.label, v.target, v.clock.link) == ("LB", goal, link)]
                 sentences.append(_from(further, link))
         others = [v for v in own if v.label != "LB" and v.clock.workers == most and v.runs[0] == v.runs[1]]

@@ -53,7 +53,7 @@ def sections(runs: Runs) -> list[Section]:
 
 
 def variants(runs: Runs) -> pd.DataFrame:
-    """One row a choice: `choice, taken`, `phi` and `score` by method (Summaries), `ratio`, LB over SB."""
+    """One row per choice: `choice, taken`, `phi` and `score` by method (Summaries), `ratio`, LB over SB."""
     rows = runs.choices
     if rows.empty:
         return pd.DataFrame()

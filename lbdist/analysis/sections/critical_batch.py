@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lbdist.analysis import drawing, to_score
+from lbdist.analysis import critical, drawing, to_score
 from lbdist.analysis.numbers import number
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary, starts
-from lbdist.analysis.statistics import Summary, geometric, rank_correlation, summarise
+from lbdist.analysis.statistics import Summary, geometric, rank_correlation
 from lbdist.analysis.to_score import CriticalBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
-
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""The targets that are chosen: of the way from where plain runs are first evaluated to what all reach."""
 
 
 def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: float = 0.01) -> list[Section]:
@@ -29,45 +26,10 @@ def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: floa
     plain = data[data["remedy"] == "none"]
     if plain["global_batch_size"].nunique() < 2:
         return [Section(title, ["Fewer than two batches have a finished run."], brief=True)]
-    goals = list(targets) if targets else chosen(plain)
-    found = curves(data, goals)
-    fits = {goal: critical(found, goal) for goal in goals}
+    goals = list(targets) if targets else critical.targets(plain)
+    found = critical.curves(data, goals)
+    fits = {goal: critical.by_steps(found, goal) for goal in goals}
     return [_steps(runs, found, goals, fits), _critical(runs, plain, fits, tolerance)]
-
-
-def chosen(plain: pd.DataFrame) -> list[float]:
-    """Scores that every plain run reaches, and none where it is first evaluated, if there are such."""
-    top, low = to_score.level(plain, plain["label"].unique()), float(to_score.first(plain).max())
-    return [low + share * (top - low) for share in SHARES] if low < top else [top]
-
-
-def curves(data: pd.DataFrame, goals: Sequence[float]) -> pd.DataFrame:
-    """One row a method and goal.
-
-    Returns:
-        `label, remedy, batch, goal`; `steps` of each run (NaN: not reached); `early`, whether a run is there
-        where it is first evaluated, so that its steps are an upper bound.
-    """
-    rows, first = [], to_score.first(data)
-    for goal in goals:
-        steps = to_score.reached(data, goal)
-        for label in to_score.methods(data):
-            group = data[data["label"] == label].drop_duplicates("cell")
-            batch, remedy = int(group["global_batch_size"].iloc[0]), group["remedy"].iloc[0]
-            own = [float(steps[cell]) for cell in group["cell"]]
-            early = bool((first.reindex(group["cell"]) >= goal).any())
-            known = {"label": label, "remedy": remedy, "goal": goal, "batch": batch}
-            rows.append({**known, "steps": own, "early": early})
-    return pd.DataFrame(rows)
-
-
-def critical(found: pd.DataFrame, goal: float) -> CriticalBatch | None:
-    """The critical batch by the steps of plain runs to one score; None if some are but bounds."""
-    own = found[(found["goal"] == goal) & (found["remedy"] == "none")]
-    if own["early"].any():
-        return None
-    pairs = [(row["batch"], steps) for _, row in own.iterrows() for steps in row["steps"]]
-    return to_score.critical_batch(*zip(*pairs, strict=True)) if pairs else None
 
 
 def _reached(steps: Sequence[float], early: bool, factor: float = 1.0) -> Entry:
@@ -117,71 +79,21 @@ def _steps(
     return Section("Steps to a score", sentences, [table], [figure], brief=True)
 
 
-def noise(runs: Runs) -> pd.DataFrame:
-    """The noise scale along SB: one row an epoch, `epoch` (its last for the end) and `noise`, a Summary."""
-    cells = runs.counted[runs.counted["label"] == "SB"]
-    rows = runs.measurements
-    rows = rows[(rows["metric"] == "noise_scale") & rows["cell"].isin(cells.index) & rows["value"].notna()]
-    epochs = rows["epoch"].fillna(rows["cell"].map(cells["epochs"]))
-    found = [
-        {"epoch": int(epoch), "noise": geometric(group)} for epoch, group in rows["value"].groupby(epochs)
-    ]
-    return pd.DataFrame(found, columns=["epoch", "noise"])
-
-
-def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
-    """The critical batch by branching (Merrill et al., arXiv:2505.23971, section 3).
-
-    From a model of SB, runs of as many samples go on at each batch; the critical batch is the largest one up
-    to which no branch's training loss is above that at SB's batch by more than the tolerance.
-
-    Returns:
-        One row an epoch: `epoch`, `rises` over the branch at the smallest batch by batch (Summaries over the
-        seeds), `batch`, and `most`, whether it is the largest that was tried.
-    """
-    cells = runs.cells
-    branched = cells[cells["role"] == "branch"]
-    own = branched[~branched["diverged"]].dropna(subset=["train_loss"])
-    lost = branched[branched["diverged"]]
-    found = []
-    for epoch, group in own.groupby("origin_epoch"):
-        by_seed = group.pivot_table(index="seed", columns="global_batch_size", values="train_loss")
-        rises = {int(b): summarise(by_seed[b] - by_seed[by_seed.columns[0]]) for b in by_seed.columns}
-        failed = set(lost[lost["origin_epoch"] == epoch]["global_batch_size"])
-        kept = int(by_seed.columns[0])
-        for batch, rise in rises.items():
-            if batch in failed or not rise.mean <= tolerance:
-                break
-            kept = batch
-        found.append({"epoch": int(epoch), "rises": rises, "batch": kept, "most": kept == max(rises)})
-    return pd.DataFrame(found, columns=["epoch", "rises", "batch", "most"])
-
-
-def along(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None]) -> pd.DataFrame:
-    """The critical batch by the steps to each score, at the epoch at which SB comes to the score."""
-    small = plain[plain["label"] == "SB"]
-    rows = []
-    for goal, item in fits.items():
-        epoch = to_score.reached(small, goal, "epoch").mean()
-        if item is not None and not math.isnan(epoch):
-            rows.append({"epoch": float(epoch), "goal": goal, "fit": item})
-    return pd.DataFrame(rows, columns=["epoch", "goal", "fit"])
-
-
 def _critical(
     runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None], tolerance: float
 ) -> Section:
-    dear, cheap, branched = along(runs, plain, fits), noise(runs), branches(runs, tolerance)
+    by_steps, by_noise = critical.along(runs, plain, fits), critical.noise(runs)
+    branched = critical.branches(runs, tolerance)
     title = "The critical batch"
     rows = []
-    for _, row in dear.iterrows():
+    for _, row in by_steps.iterrows():
         fit: CriticalBatch = row["fit"]
         text, beyond = _told(fit)
         ends = f"{number(fit.low)} to {number(fit.high)}" if fit.inside else ""
         rows.append([Entry(f"steps to {number(row['goal'], 1)}"), of_number(row["epoch"], 1),
                      Entry(text, values={"": fit.critical, "low": fit.low, "high": fit.high}),
                      Entry(ends), Entry(beyond)])  # fmt: skip
-    for _, row in cheap.iterrows():
+    for _, row in by_noise.iterrows():
         item = row["noise"]
         ends = "" if math.isnan(item.low) else f"{number(item.low)} to {number(item.high)}"
         rows.append([Entry("gradient noise scale"), of_number(row["epoch"], 1), of_summary(item, "phi"),
@@ -206,14 +118,14 @@ def _critical(
     if len(branched):
         tables.append(_branches(branched))
     figures = []
-    if len(dear) or len(cheap):
+    if len(by_steps) or len(by_noise):
         caption = (
             "The critical batch along SB: by the steps to a score (bars: 95 % interval of the fit, "
             "where it is among the batches that were run), by the noise scale (bars: 95 % interval over the "
             "seeds), and by branching; an arrow up where the largest batch that was tried still keeps up."
         )
-        figures.append(Figure("critical_batch", title, caption, lambda: _draw(dear, cheap, branched)))
-    return Section(title, _sentences(dear, cheap, branched), tables, figures, brief=True)
+        figures.append(Figure("critical_batch", title, caption, lambda: _draw(by_steps, by_noise, branched)))
+    return Section(title, _sentences(by_steps, by_noise, branched), tables, figures, brief=True)
 
 
 def _told(fit: CriticalBatch) -> tuple[str, str]:
@@ -243,17 +155,17 @@ def loss(item: Summary | None) -> Entry:
     return Entry(number(item.mean, 4) + spread, values={"": item.mean, "std": item.std, "n": item.n})
 
 
-def _sentences(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> list[str]:
+def _sentences(by_steps: pd.DataFrame, by_noise: pd.DataFrame, branched: pd.DataFrame) -> list[str]:
     sentences = []
-    if len(dear):
-        last: CriticalBatch = dear.iloc[-1]["fit"]
+    if len(by_steps):
+        last: CriticalBatch = by_steps.iloc[-1]["fit"]
         ends = f" ({number(last.low)} to {number(last.high)})" if last.inside else ""
         sentences.append(
-            f"By the steps to {number(dear.iloc[-1]['goal'], 1)} the critical batch is "
+            f"By the steps to {number(by_steps.iloc[-1]['goal'], 1)} the critical batch is "
             f"{_told(last)[0]}{ends}."
         )
-    inside = dear[[fit.inside for fit in dear["fit"]]] if len(dear) else dear
-    for name, data in (("gradient noise scale", cheap), ("batch by branching", branched)):
+    inside = by_steps[[fit.inside for fit in by_steps["fit"]]] if len(by_steps) else by_steps
+    for name, data in (("gradient noise scale", by_noise), ("batch by branching", branched)):
         if len(data) < 2:
             continue
         values = [row["noise"].mean if "noise" in data else float(row["batch"]) for _, row in data.iterrows()]
@@ -297,7 +209,7 @@ def _draw_steps(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch
     return figure
 
 
-def _draw(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> Drawing:
+def _draw(by_steps: pd.DataFrame, by_noise: pd.DataFrame, branched: pd.DataFrame) -> Drawing:
     from matplotlib.figure import Figure as Drawn
 
     figure = Drawn(figsize=(7.2, 3.8), layout="constrained")
@@ -309,13 +221,13 @@ def _draw(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> Dr
         return np.array([below, above])
 
     common: dict[str, Any] = {"capsize": 3, "markersize": 6, "linewidth": 1.4}
-    dear = dear[[fit.inside for fit in dear["fit"]]] if len(dear) else dear
-    if len(dear):
-        fits = list(dear["fit"])
+    by_steps = by_steps[[fit.inside for fit in by_steps["fit"]]] if len(by_steps) else by_steps
+    if len(by_steps):
+        fits = list(by_steps["fit"])
         middle = [fit.critical for fit in fits]
         ends = bars(middle, [fit.low for fit in fits], [fit.high for fit in fits])
         axes.errorbar(
-            dear["epoch"],
+            by_steps["epoch"],
             middle,
             yerr=ends,
             marker="o",
@@ -323,12 +235,12 @@ def _draw(dear: pd.DataFrame, cheap: pd.DataFrame, branched: pd.DataFrame) -> Dr
             label="steps to a score",
             **common,
         )
-    if len(cheap):
-        items = list(cheap["noise"])
+    if len(by_noise):
+        items = list(by_noise["noise"])
         middle = [item.mean for item in items]
         ends = bars(middle, [item.low for item in items], [item.high for item in items])
         axes.errorbar(
-            cheap["epoch"],
+            by_noise["epoch"],
             middle,
             yerr=ends,
             marker="D",

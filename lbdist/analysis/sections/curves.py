@@ -39,13 +39,13 @@ def section(runs: Runs) -> Section:
 
 
 def scatter_data(runs: Runs) -> pd.DataFrame:
-    """One row a run that has both: columns `label, seed, score, phi`, φ in the headline's box."""
+    """One row per run that has both: columns `label, seed, score, phi`, φ in the headline's box."""
     cells = runs.with_headline
     return cells.dropna(subset=["score", "phi"])[["label", "seed", "score", "phi"]].reset_index(drop=True)
 
 
 def draw_curves(data: pd.DataFrame, axis: str = "test accuracy (%)") -> Drawing:
-    """Test score against epoch, a line a method, named at its right end."""
+    """Test score against epoch, a line per method, named at its right end."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -67,7 +67,7 @@ def draw_curves(data: pd.DataFrame, axis: str = "test accuracy (%)") -> Drawing:
 
 
 def draw_scatter(data: pd.DataFrame, epsilon: float, axis: str = "test accuracy (%)") -> Drawing:
-    """Test score against sharpness, a point a run; runs whose φ is 0 have no place on a log axis."""
+    """Test score against sharpness, a point per run; runs whose φ is 0 have no place on a log axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")

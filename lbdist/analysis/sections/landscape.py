@@ -18,7 +18,7 @@ from lbdist.analysis.sections import beside, reading
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-_WAYS = {False: "α x + (1 − α) x(SB)", True: "sin(απ/2) x + cos(απ/2) x(SB)"}
+_PATHS = {False: "α x + (1 − α) x(SB)", True: "sin(απ/2) x + cos(απ/2) x(SB)"}
 _LOSS, _SCORE = "#0072B2", "#D55E00"
 
 
@@ -28,7 +28,7 @@ def sections(runs: Runs) -> list[Section]:
 
 
 def slices(runs: Runs) -> pd.DataFrame:
-    """One row a point: `label` (of the other model), `curved, split, metric, alpha, mean, std, n`."""
+    """One row per point: `label` (of the other model), `curved, split, metric, alpha, mean, std, n`."""
     rows = runs.measurements
     rows = rows[
         rows["position"].notna() & rows["value"].notna() & rows["other_cell"].isin(runs.counted.index)
@@ -43,7 +43,7 @@ def slices(runs: Runs) -> pd.DataFrame:
 
 
 def planes(runs: Runs) -> pd.DataFrame:
-    """One row a point: `label`, `seed`, `a`, `b` and the training `loss`."""
+    """One row per point: `label`, `seed`, `a`, `b` and the training `loss`."""
     rows = runs.rows[runs.rows["position_2"].notna() & (runs.rows["metric"] == "loss")]
     rows = rows[(rows["split"] == "train") & rows["cell"].isin(runs.counted.index) & rows["value"].notna()]
     return pd.DataFrame(
@@ -63,8 +63,8 @@ def _slices(runs: Runs) -> Section:
         return Section(title, ["No slice is measured yet."], brief=True)
     rows, figures = [], []
     for label, group in data.groupby("label"):
-        for curved, way in group.groupby("curved"):
-            losses = way[(way["metric"] == "loss") & (way["split"] == "train")].set_index("alpha")["mean"]
+        for curved, path in group.groupby("curved"):
+            losses = path[(path["metric"] == "loss") & (path["split"] == "train")].set_index("alpha")["mean"]
             if losses.empty:
                 continue
             ends = [float(losses.iloc[np.abs(losses.index - at).argmin()]) for at in (0, 1)]
@@ -86,12 +86,12 @@ def _slices(runs: Runs) -> Section:
         )
         draw = lambda group=group, label=label: _draw_slices(group, str(label), runs)  # noqa: E731
         figures.append(Figure(name, f"From SB to {label}", caption, draw))
-    heads = ["to", "way", "loss\nat SB", "loss there", "barrier\nbetween", "rise at SB", "rise there"]
+    heads = ["to", "path", "loss\nat SB", "loss there", "barrier\nbetween", "rise at SB", "rise there"]
     note = (
         "Training loss, mean over seeds. Barrier: the highest loss between the two models over the higher of "
         "theirs. Rise: the mean of the loss at α ± 0.25 over that at the model; a sharper model rises more."
     )
-    table = Table("slices", "Loss along the ways from SB to the others", heads, rows, note, left=2)
+    table = Table("slices", "Loss along paths from SB to the others", heads, rows, note, left=2)
     return Section(title, _sentences(rows), [table], figures, brief=True)
 
 
@@ -127,18 +127,18 @@ def _draw_slices(data: pd.DataFrame, label: str, runs: Runs) -> Drawing:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    ways = sorted(data["curved"].unique())
-    figure = Canvas(figsize=(7.2, 0.4 + 2.9 * len(ways)), layout="constrained")
-    panels = figure.subplots(len(ways), 1, squeeze=False)[:, 0]
-    for axis, curved in zip(panels, ways, strict=True):
+    paths = sorted(data["curved"].unique())
+    figure = Canvas(figsize=(7.2, 0.4 + 2.9 * len(paths)), layout="constrained")
+    panels = figure.subplots(len(paths), 1, squeeze=False)[:, 0]
+    for axis, curved in zip(panels, paths, strict=True):
         other = axis.twinx()
-        way = data[data["curved"] == curved]
+        path = data[data["curved"] == curved]
         for split, dashes in (("train", "-"), ("test", (0, (4, 1.6)))):
             for metric, panel, color, marker in (
                 ("loss", axis, _LOSS, "o"),
                 (runs.score.name, other, _SCORE, "s"),
             ):
-                line = way[(way["split"] == split) & (way["metric"] == metric)].sort_values("alpha")
+                line = path[(path["split"] == split) & (path["metric"] == metric)].sort_values("alpha")
                 if metric == "loss":
                     line = line[line["mean"] > 0]
                 panel.plot(line["alpha"], line["mean"], color=color, linestyle=dashes, marker=marker,
@@ -153,7 +153,7 @@ def _draw_slices(data: pd.DataFrame, label: str, runs: Runs) -> Drawing:
         for at, name in ((0, "SB"), (1, label)):
             axis.axvline(at, color=drawing.MUTED, linewidth=0.9)
             axis.text(at, 1.01, name, transform=axis.get_xaxis_transform(), ha="center", fontweight="bold")
-        axis.set_xlabel(f"α of {_WAYS[bool(curved)].replace(' x ', f' x({label}) ')}")
+        axis.set_xlabel(f"α of {_PATHS[bool(curved)].replace(' x ', f' x({label}) ')}")
         lines = [*axis.get_lines()[:2], *other.get_lines()[:2]]
     figure.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="outside upper center",
                   ncols=4, fontsize=8)  # fmt: skip

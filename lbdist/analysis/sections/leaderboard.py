@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lbdist.analysis import drawing
-from lbdist.analysis.numbers import epsilon_text, interval, number, percent, seconds, three_digits
+from lbdist.analysis.conclusion import conclusion
+from lbdist.analysis.numbers import epsilon_text, seconds
 from lbdist.analysis.runs import COSTS, Runs
 from lbdist.analysis.section import (
     Entry,
@@ -52,7 +53,7 @@ def section(runs: Runs) -> Section:
 
 
 def leaderboard(runs: Runs) -> pd.DataFrame:
-    """One row a method: SB, LB, then the remedies by test score.
+    """One row per method: SB, LB, then the remedies by test score.
 
     Returns:
         Columns `method`; `setting`, the hyperparameters that were chosen; `score`, a Summary; `gap`, the
@@ -148,113 +149,6 @@ def leaderboard_data(runs: Runs, board: pd.DataFrame) -> pd.DataFrame:
         phi = {"phi": sharp.mean if sharp else math.nan, "phi_std": sharp.std if sharp else math.nan}
         data.append({"label": row["method"], "mean": score.mean, "std": score.std, "n": score.n, **phi})
     return pd.DataFrame(data, columns=["label", "mean", "std", "n", "phi", "phi_std"])
-
-
-def _points(item: Difference) -> str:
-    return number(abs(item.mean), 1 if abs(item.mean) >= 1 else 2)
-
-
-def _within(item: Difference) -> str:
-    """The interval of a difference in brackets, or why there is none."""
-    if item.sign is None:
-        return "(single runs: no interval)"
-    return f"(95 % interval {interval(item, 1 if abs(item.mean) >= 1 else 2)})"
-
-
-def conclusion(runs: Runs, table: pd.DataFrame) -> list[str]:
-    """What the numbers support, in sentences: the gap, what it costs in flatness, what buys it back."""
-    cells, score = runs.counted, runs.score
-    accuracy = {label: group["score"].dropna() for label, group in cells.groupby("label")}
-    what, points = f"test {score.name}", f"{score.points} of ".lstrip()
-    units = score.points
-    more, most = ("more accurate", "most accurate") if score.name == "accuracy" else ("better", "best")
-    if table.empty:
-        return ["No run is confirmed yet."]
-    missing = [label for label in ("SB", "LB") if label not in accuracy or accuracy[label].empty]
-    if missing:
-        measured = [
-            f"{row['method']} {score.of(percent(row['score']))} (n = {row['n']})"
-            for _, row in table.iterrows()
-            if row["n"]
-        ]
-        return [
-            f"There is no finished run of {' and '.join(missing)}, so there is no gap to measure.",
-            *([f"Test {score.name}: " + ", ".join(measured) + "."] if measured else []),
-        ]
-
-    labels = cells["label"].reindex(runs.headline.index)
-    sharpness = {label: group.dropna() for label, group in runs.headline.groupby(labels)}
-
-    def flatness(label: str, other: str) -> str:
-        """How a method's φ compares with another's, on a log scale; empty where either is missing."""
-        a, b = (sharpness.get(name, pd.Series(dtype=float)) for name in (label, other))
-        a, b = a[a > 0], b[b > 0]
-        if a.empty or b.empty:
-            return ""
-        against = f"{other} ({runs.box} {three_digits(a.mean())} against {three_digits(b.mean())})"
-        apart = difference(np.log(a), np.log(b))
-        if apart.sign == 0:
-            return f"not clearly sharper or flatter than {against}"
-        ratio, word = max(a.mean() / b.mean(), b.mean() / a.mean()), "sharp" if apart.mean > 0 else "flat"
-        return f"{number(ratio, 0 if ratio >= 10 else 1)} times as {word} as {against}"
-
-    gap = difference(accuracy["SB"], accuracy["LB"])
-    exists = gap.mean > 0 and gap.sign != 0
-    if gap.sign is None:
-        where = "below" if gap.mean > 0 else "above"
-        first = (
-            f"LB's {what} is {_points(gap)}{units} {where} SB's in single runs, "
-            "which cannot be told from chance: more seeds are needed"
-        )
-    elif gap.sign == 0:
-        first = (
-            f"No clear gap: SB minus LB is {number(gap.mean, 2)} {points}{what}, "
-            f"95 % interval {interval(gap)}, which includes zero"
-        )
-    elif exists:
-        first = f"LB loses {_points(gap)} {points}{what} to SB {_within(gap)}"
-    else:
-        first = f"No gap to close: LB is {_points(gap)}{units} {more} than SB {_within(gap)}"
-    cost = flatness("LB", "SB")
-    sentences = [first + "."] + ([f"LB is {cost}."] if cost else [])
-
-    plain = set(cells.loc[cells["remedy"] == "none", "label"])
-    remedies = [label for label in table["method"] if label not in plain and len(accuracy[label])]
-    if not remedies:
-        return [*sentences, "No remedy was measured."]
-    best = remedies[0]
-    gain = difference(accuracy[best], accuracy["LB"])
-    if gain.mean <= 0 or gain.sign == 0:
-        amount = ("+" if gain.mean > 0 else "") + number(gain.mean, 2)
-        text = f"No remedy clearly gains on LB: the best, {best}, differs by {amount}{units} {_within(gain)}"
-    elif not exists:
-        text = f"{best} is the {most} remedy, {_points(gain)}{units} above LB {_within(gain)}"
-    else:
-        over = difference(accuracy[best], accuracy["SB"])
-        if over.mean >= 0:
-            text = f"{best} buys back the whole gap"
-            text += f" and ends {_points(over)}{units} above SB {_within(over)}" if over.sign != 0 else ""
-        else:
-            share = number(100 * gain.mean / gap.mean)
-            text = f"{best} buys back {share} % of the gap, {_points(gain)}{units} {_within(gain)}"
-    flat = flatness(best, "LB")
-    sentences.append(text + (f"; it is {flat}" if flat else "") + ".")
-
-    measured = [label for label in remedies if label in sharpness and len(sharpness[label])]
-    flattest = min(measured, key=lambda label: sharpness[label].mean(), default=best)
-    if flattest != best:
-        compared = flatness(flattest, "LB")
-        sentences.append(
-            f"The flattest remedy is {flattest}"
-            + (f", {compared}" if compared else "")
-            + f", at {score.of(number(accuracy[flattest].mean(), 2))} {what}."
-        )
-    lost = int(table["diverged"].sum())
-    if lost:
-        sentences.append(
-            f"{lost} run{'s' * (lost > 1)} diverged and {'are' if lost > 1 else 'is'} in no mean."
-        )
-    return sentences
 
 
 def draw_leaderboard(data: pd.DataFrame, epsilon: float | None, axis: str = "test accuracy (%)") -> Drawing:

@@ -17,7 +17,7 @@ SENTENCES = (
     "been picked. Its interval does not correct for that.",
     "An interval that includes zero means that these runs do not settle the question; one seed settles "
     "nothing.",
-    "A run that diverged is in no mean; its count stands beside n.",
+    "A run that diverged is left out of means; its count stands beside n.",
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lbdist.analysis import critical
 from lbdist.analysis.advice import Advice
 from lbdist.analysis.numbers import interval, number
 from lbdist.analysis.runs import Runs
@@ -29,7 +30,7 @@ def section(runs: Runs, found: Advice | None = None, rate: float | None = None) 
 
 
 def compared(runs: Runs) -> pd.DataFrame:
-    """The runs at the recommended batch: one row a remedy and setting, `label, setting, scores, score, gain`.
+    """At the recommended batch, one row per remedy and setting: `label, setting, scores, score, gain`.
 
     `score` is a Summary on the validation split, `gain` the Difference to none; the best remedy
     first, and none and SB where they stand among them.
@@ -137,12 +138,12 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     if len(scores) == 2:
         none, small = (runs.score.of(number(scores[name].mean, 2)) for name in ("none", "SB"))
         sentences.append(f"Without a remedy it comes to {none} on the validation split, SB to {small}.")
-    noise = critical_batch.noise(runs)
+    noise = critical.noise(runs)
     if len(noise):
         last = noise.iloc[-1]
         sentences.append(
             f"The gradient noise scale is {number(last['noise'].mean)} after epoch {last['epoch']}, the "
-            "cheap estimate of where more samples stop helping."
+            "quick estimate of where more samples stop helping."
         )
     if not math.isnan(found.most_share):
         sentences.append(f"Memory holds about {number(found.most_share)} samples a worker.")

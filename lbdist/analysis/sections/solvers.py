@@ -23,7 +23,7 @@ def section(runs: Runs) -> Section:
 
 
 def sharpness_table(runs: Runs) -> pd.DataFrame:
-    """One row a method, box and space: `paper` and `converged`, each a Summary of φ over runs.
+    """One row per method, box and space: `paper` and `converged`, each a Summary of φ over runs.
 
     Beside each solver: how many values were measured, converged and failed, and its mean evaluations, as
     columns `paper_measured`, `paper_converged`, `paper_failed`, `paper_evaluations` and so on.

@@ -9,22 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lbdist.analysis import drawing, step_time
+from lbdist.analysis import drawing, step_time, timings
 from lbdist.analysis.numbers import interval, number, three_digits
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, starts
 from lbdist.analysis.statistics import Difference, Summary, summarise
-from lbdist.analysis.step_time import PHASES, Call, Step, StepTime
-from lbdist.plan import method_label
+from lbdist.analysis.step_time import PHASES, SHOWN, Call, Step, StepTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-TIMING, COLLECTIVES = "timing", "collectives"
-"""What a study calls the procedures."""
-
-TREE, RING = "measured, tree", "measured, ring"
-"""The measured link by each algorithm."""
 
 GOOD = 0.15
 """By which share a prediction may be off to be called one."""
@@ -40,61 +34,6 @@ UNITS = {
 }
 
 
-def timed(runs: Runs) -> pd.DataFrame:
-    """One row a timed step.
-
-    Returns:
-        `label, plain` (without a remedy), `batch, workers, precision`, every metric of the timing (see
-        `lbdist.training.timing.Timing`), and `spread`, the standard deviation over its blocks.
-    """
-    rows = runs.rows[(runs.rows["procedure"] == TIMING) & runs.rows["measurement"].isna()]
-    final = rows[rows["block"].isna()]
-    found = final.pivot_table(index="cell", columns="metric", values="value", aggfunc="last")
-    if "step_seconds" not in found:  # nothing was timed, or did not fit
-        return pd.DataFrame()
-    found = found[found["step_seconds"].notna()]
-    identity = rows.drop_duplicates("cell").set_index("cell")
-    named = zip(identity["method"], identity["remedy"], strict=True)
-    found["label"] = pd.Series([method_label(*pair) for pair in named], index=identity.index)
-    found["plain"] = identity["remedy"] == "none"
-    found["batch"], found["workers"] = identity["global_batch_size"], identity["num_workers"]
-    found["precision"] = identity["precision"]
-    found["device"] = identity["device"].fillna("")
-    blocks = rows[rows["metric"] == "block_seconds"].groupby("cell")["value"]
-    found["spread"] = blocks.std().reindex(found.index)
-    for name in ("joules", "utilisation"):  # where NVML tells
-        found[name] = found.get(name, math.nan)
-    order = ["plain", "workers", "batch", "label"]
-    found = found.sort_values(order, ascending=[False, True, True, True]).reset_index(drop=True)
-    return found.astype({"batch": int, "workers": int})
-
-
-def collective_calls(runs: Runs) -> list[Call]:
-    """The collective calls by themselves, the median of the blocks of each size and group."""
-    rows = runs.rows[(runs.rows["metric"] == "collective_seconds") & runs.rows["bytes"].notna()]
-    keys = ["num_workers", "bytes"]
-    found = rows.groupby(keys)["value"].median()
-    return [Call(int(workers), float(size), float(taken)) for (workers, size), taken in found.items()]
-
-
-def steps_of(data: pd.DataFrame) -> list[Step]:
-    """The timed steps without a remedy, as the model takes them."""
-    plain = data[data["plain"]] if len(data) else data
-    return [
-        Step(row["batch"], row["workers"], row["step_seconds"], row["collective_calls"],
-             row["collective_bytes"], max(row["all_reduce_seconds"], 1e-9))
-        for _, row in plain.iterrows()
-    ]  # fmt: skip
-
-
-def model(runs: Runs) -> StepTime | None:
-    """The model of a step, fitted to all that was timed; None where that is too little."""
-    try:
-        return step_time.fit(steps_of(timed(runs)), collective_calls(runs))
-    except ValueError:
-        return None
-
-
 def sections(
     runs: Runs,
     fitted: StepTime | None = None,
@@ -102,39 +41,18 @@ def sections(
     interconnects: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Section]:
     """What was measured, then what is modelled."""
-    data = timed(runs)
+    data = timings.timed(runs)
     if data.empty:
         return [Section("Throughput", ["No step was timed yet."], brief=True)]
     found = [_measured(data, fitted)]
     if fitted is not None:
-        found.append(_modelled(data, collective_calls(runs), fitted, predicted, interconnects or {}))
+        found.append(_modelled(data, timings.collective_calls(runs), fitted, predicted, interconnects or {}))
     return found
-
-
-def efficiency(data: pd.DataFrame) -> pd.DataFrame:
-    """Strong and weak scaling of the timed steps without a remedy.
-
-    Returns:
-        `strong`: the time of one worker over P times that of P, at the same global batch; `weak`: the time of
-        one worker over that of P, at the same share of each; NaN where one of the two was not timed. By the
-        index of the data.
-    """
-    plain = data[data["plain"]]
-    known = {(row["batch"], row["workers"]): row["step_seconds"] for _, row in plain.iterrows()}
-
-    def both(row: pd.Series) -> tuple[float, float]:
-        batch, workers, taken = row["batch"], row["workers"], row["step_seconds"]
-        share = batch // workers if batch % workers == 0 else -1
-        alone = known.get((batch, 1), math.nan)
-        return alone / (workers * taken), known.get((share, 1), math.nan) / taken
-
-    found = [both(row) for _, row in plain.iterrows()]
-    return pd.DataFrame(found, index=plain.index, columns=["strong", "weak"])
 
 
 def _measured(data: pd.DataFrame, fitted: StepTime | None) -> Section:
     plain, several = data[data["plain"]], data["workers"].max() > 1
-    tables = [_steps(plain, efficiency(data))]
+    tables = [_steps(plain, timings.efficiency(data))]
     if not data["plain"].all():
         tables.append(_remedies(data))
     sentences = _gains(data)
@@ -144,7 +62,9 @@ def _measured(data: pd.DataFrame, fitted: StepTime | None) -> Section:
         f"The stopwatch changes a step by {number(100 * ratio.mean, 1)} % (mean over {ratio.n} "
         f"configurations, each in blocks with and without it in turn{within})."
     )
-    caption = "Samples a second against the global batch, a line a number of workers; bars are ± one standard"
+    caption = (
+        "Samples a second against the global batch, a line per number of workers; bars are ± one standard"
+    )
     caption += " deviation over the blocks." + ("" if fitted is None else " Thin lines: the model.")
     figures = [Figure("throughput", "Throughput", caption, lambda: _draw_rates(data, fitted))]
     if several:
@@ -218,7 +138,7 @@ def _remedies(data: pd.DataFrame) -> Table:
         "workers",
         "step ms",
         "of a plain\nstep",
-        *[phase.replace("_", "-") for phase in PHASES],
+        *[SHOWN.get(phase, phase) for phase in PHASES],
     ]
     groups = starts(data[~data["plain"]]["workers"])
     return Table("remedy_steps", "A step with a remedy, timed", heads, rows, groups=groups)
@@ -247,7 +167,7 @@ def _gains(data: pd.DataFrame) -> list[str]:
             f"samples a second of batch {number(small['batch'])}."
         )
         if workers > 1:
-            gains = efficiency(plain)["strong"]
+            gains = timings.efficiency(plain)["strong"]
             first, last = gains.get(small.name, math.nan), gains.get(large.name, math.nan)
             sentences.append(
                 f"Parallel efficiency there is {number(first, 2)} at batch {number(small['batch'])} and "
@@ -263,7 +183,7 @@ def _modelled(
     predicted: Sequence[int],
     interconnects: Mapping[str, Mapping[str, float]],
 ) -> Section:
-    steps = steps_of(data)
+    steps = timings.steps_of(data)
     tables = [_parameters(fitted)]
     sentences = [
         f"The model of a step is off by {number(100 * fitted.error, 1)} % (root mean square over "
@@ -278,7 +198,7 @@ def _modelled(
     errors = [guess / step.seconds - 1 for guess, step in zip(guesses, steps, strict=True)]
     known = [(abs(e), s) for e, s in zip(errors, steps, strict=True) if not math.isnan(e)]
     if known:
-        chosen = middle(steps)
+        chosen = timings.middle(steps)
         error = dict(zip(((s.batch, s.workers) for s in steps), errors, strict=True))[
             chosen.batch, chosen.workers
         ]
@@ -296,7 +216,7 @@ def _modelled(
     if predicted and groups:
         batches = sorted({step.batch for step in steps})
         ends = [batches[0], batches[-1]]
-        links = links_of(fitted, interconnects)
+        links = timings.links_of(fitted, interconnects)
         tables.append(_predictions(ends, links, predicted))
         caption = (
             f"Parallel efficiency of a step at batch {number(ends[0])} and {number(ends[1])}, by the model: "
@@ -308,13 +228,6 @@ def _modelled(
     elif predicted:
         sentences.append("No group was timed, so nothing is said of more workers.")
     return Section("A step, modelled", sentences, tables, figures, brief=True)
-
-
-def middle(steps: Sequence[Step]) -> Step:
-    """The step that is held out for the headline: the middle batch on the most workers."""
-    most = max(step.workers for step in steps)
-    own = sorted((step for step in steps if step.workers == most), key=lambda step: step.batch)
-    return own[len(own) // 2]
 
 
 def _parameters(fitted: StepTime) -> Table:
@@ -343,15 +256,6 @@ def _left_out(steps: Sequence[Step], guesses: Sequence[float], errors: Sequence[
     ]  # fmt: skip
     heads = ["batch", "workers", "measured ms", "predicted ms", "off by %"]
     return Table("held_out", "Each step, by a model that has not seen it", heads, rows, left=0, brief=False)
-
-
-def links_of(fitted: StepTime, interconnects: Mapping[str, Mapping[str, float]]) -> dict[str, StepTime]:
-    """The model over each interconnect: the measured one by a tree and by a ring, the others by a tree."""
-    measured = {TREE: fitted.through("tree"), RING: fitted.through("ring")}
-    found = measured if fitted.value("alpha") else {}
-    for name, link in interconnects.items():
-        found[name] = fitted.over(float(link["seconds"]), 1 / float(link["bytes_per_second"]))
-    return found
 
 
 def _predictions(ends: Sequence[int], links: Mapping[str, StepTime], predicted: Sequence[int]) -> Table:
@@ -394,7 +298,7 @@ def _draw_rates(data: pd.DataFrame, fitted: StepTime | None) -> Drawing:
 
 
 def _draw_phases(data: pd.DataFrame) -> Drawing:
-    """A bar a configuration, of which each phase is a part."""
+    """A bar per configuration, of which each phase is a part."""
     from matplotlib.figure import Figure as Drawn
 
     plain = data[data["plain"]].iloc[::-1]
@@ -409,7 +313,7 @@ def _draw_phases(data: pd.DataFrame) -> Drawing:
             100 * plain[f"{phase}_seconds"] / sum(plain[f"{name}_seconds"] for name in PHASES)
         ).to_numpy()
         axes.barh(names, share, left=left, color=color, edgecolor=drawing.PAPER, linewidth=0.5,
-                  label=phase.replace("_", "-"))  # fmt: skip
+                  label=SHOWN.get(phase, phase))  # fmt: skip
         left += share
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 100)
@@ -425,7 +329,7 @@ def _draw_efficiency(
 
     figure = Drawn(figsize=(7.2, 3.6), layout="constrained")
     panels = figure.subplots(1, len(ends), sharey=True, squeeze=False)[0]
-    measured = data.assign(strong=efficiency(data)["strong"])
+    measured = data.assign(strong=timings.efficiency(data)["strong"])
     colors = ["#D55E00", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00"]
     workers = sorted({1, 2, 4, *predicted})
     for axes, batch in zip(panels, ends, strict=True):

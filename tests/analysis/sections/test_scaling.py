@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from lbdist.analysis import to_score
+from lbdist.analysis import critical, timings, to_score
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.sections import break_even, critical_batch, throughput
 from lbdist.analysis.sections.break_even import Clock
@@ -26,7 +26,7 @@ def test_steps_to_a_score_are_read_off_the_curve() -> None:
 
 def test_the_critical_batch_is_found_again() -> None:
     data = to_score.points(Runs(frame(scaled())))
-    fit = critical_batch.critical(critical_batch.curves(data, [80.0]), 80.0)
+    fit = critical.by_steps(critical.curves(data, [80.0]), 80.0)
     assert fit is not None and fit.critical == pytest.approx(CRITICAL, rel=1e-6) and fit.inside
     assert fit.least == pytest.approx(60, rel=1e-6) and fit.low <= fit.critical <= fit.high
     # all batches are far above the critical one
@@ -39,10 +39,10 @@ def test_a_score_that_is_there_at_the_first_look_gives_a_bound_and_no_critical_b
     """SB is at 3.2 % after its first epoch, and LB at 1 %."""
     runs = Runs(frame(scaled()))
     data = to_score.points(runs)
-    found = critical_batch.curves(data, [3.0, 80.0])
+    found = critical.curves(data, [3.0, 80.0])
     early = {(row["label"], row["goal"]) for _, row in found.iterrows() if row["early"]}
-    assert early == {("SB", 3.0)} and critical_batch.critical(found, 3.0) is None
-    goals = critical_batch.chosen(data)
+    assert early == {("SB", 3.0)} and critical.by_steps(found, 3.0) is None
+    goals = critical.targets(data)
     assert min(goals) > float(to_score.first(data).max()) and max(goals) == to_score.level(data, SIZES)
     steps, _ = critical_batch.sections(runs, [3.0, 80.0])
     assert steps.tables[0].rows[0][2].text == "≤ 10" and steps.tables[0].rows[0][3].text == "248"
@@ -64,7 +64,7 @@ def test_branches_keep_up_until_one_is_above_the_tolerance_or_diverges() -> None
     def batch_of(tolerance: float, failed: int | None = None) -> tuple[int, bool]:
         lost = (failed, 1)
         rows = [r for b in losses for s in (0, 1) for r in branch(b, s, int((b, s) == lost))]
-        found = critical_batch.branches(Runs(frame(rows)), tolerance)
+        found = critical.branches(Runs(frame(rows)), tolerance)
         assert list(found["epoch"]) == [5]
         return int(found["batch"][0]), bool(found["most"][0])
 
@@ -101,7 +101,7 @@ def test_the_verdict_is_appendix_cs_inequality() -> None:
 
 def test_the_sections_say_what_was_measured_and_what_is_the_models() -> None:
     runs = Runs(frame(scaled()))
-    model = throughput.model(runs)
+    model = timings.model(runs)
     assert model is not None
     verdict, times = break_even.sections(runs, model, [64])
     text = " ".join(verdict.sentences)
@@ -134,4 +134,4 @@ def test_a_score_that_lb_does_not_come_to_has_no_time() -> None:
     text = " ".join(verdict.sentences)
     assert "To 60.00 %, which every run of SB and LB reaches, LB takes" in text
     assert "To 90.00 %, which every run of SB reaches, 0 of 3 runs of LB come" in text
-    assert throughput.model(runs) is not None  # two batches on one worker
+    assert timings.model(runs) is not None  # two batches on one worker
