@@ -34,7 +34,7 @@ _KEYS = {
     "large_batch": "LB's global batch: samples, or a share of the training set",
     "epochs": "passes over the training set",
     "seeds": "confirmed runs a method, each from its own starting point",
-    "remedy": "the remedies of the study: remedy=[none,robust,growth]",
+    "remedy": "the remedies of the study: remedy=[none,robust,growth], or all",
     "num_workers": "data-parallel workers a run: a number, or auto",
     "network.init": "where weights begin: glorot, or keep (as the constructor makes or loads them)",
     "ghost_batch_size": "batch-norm group in samples; null is the whole global batch",

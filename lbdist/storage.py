@@ -1,7 +1,21 @@
 """Where results lie: a folder of files, local or in an object store, written whole or not at all.
 
-Names are relative, with `/` between folders. A local folder is written aside and renamed; an object store
-shows an object once its upload is complete; any other file system is written aside and moved.
+Names are relative, with `/` between folders. What holds of a store, on which everything else is built:
+
+- **A write is whole or does not happen.** Who reads a name gets all that one write gave, or
+  `FileNotFoundError`; a second write replaces the first. A local folder is written aside and renamed; an
+  object store shows an object once its upload is complete; any other file system is written aside and
+  moved, which is as good as its move. `durable` writes wait for a local disk.
+- **Anyone may read at any time**, without a lock, and sees what is written from then on; `names` lists
+  whole files alone. A study's folder is written by the holder of its lock. `cells/` and `measurements/` are
+  written by any study, as two that write one name write the same rows: the worst is work done twice.
+- **A crash leaves** what was written whole, and at most: a file that was being written aside (`.NAME.HEX`),
+  which nothing reads; the resume file of a cell, from which it goes on; empty folders. A local lock goes
+  with its process, a lease ends `LEASE_SECONDS` after its holder. Nothing has to be repaired before the
+  next run.
+- **Damage is noticed.** Files carry a stamp: which file it is, its format, its digest. One that differs is
+  `Damaged` and counts as missing; who finds it sets it aside under another name, and what it held is
+  computed again.
 """
 
 from __future__ import annotations

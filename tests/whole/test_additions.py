@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from lbdist import results
+from lbdist.config import schema
+from lbdist.config.compose import compose, config_root
+from lbdist.errors import InputError
 from lbdist.run import main
 from tests.support.commands import serially
 
@@ -113,7 +116,8 @@ YAMLS = {
     "remedy/halved": "# half of every gradient\nhalved:\n  _target_: own_parts.Halved\n  share: 0.5\n",
     "measure/norm": "# a norm of the parameters\nnorm:\n  _target_: own_parts.Norm\n  power: 2.0\n",
     "experiment/doubling": "# @package _global_\n# batches that double\nname: doubling\n"
-    "study:\n  _target_: own_parts.Doubling\n  doublings: 2\n",
+    "scale:\n  doublings: {quick: 2, paper: 5}\n"
+    "study:\n  _target_: own_parts.Doubling\n  doublings: ${scale.doublings.${scale.name}}\n",
 }
 TASK = ["data=planes", "network=wide", "loss=absolute"]
 
@@ -170,6 +174,21 @@ def test_each_kind_of_addition(
     assert main(["--config-dir", str(own), "--help"]) == 0
     listed = capsys.readouterr().out
     assert all(name.rpartition("/")[2] in listed for name in YAMLS)
+
+
+def test_a_study_brings_its_values_by_scale_and_a_remedy_joins_the_studies_of_all(own: Path) -> None:
+    """Neither the scales, nor the schema, nor the studies have to know of them."""
+    for scale, doublings in (("quick", 2), ("paper", 5)):
+        config = compose(["experiment=doubling", f"scale={scale}"], [own])
+        schema.check(config)
+        assert config.study.doublings == doublings
+    shipped = {path.stem for path in (config_root() / "remedy").glob("*.yaml")}
+    for study in ("remedies", "scaling", "advise"):
+        assert set(compose([f"experiment={study}"]).remedy) == shipped
+        assert set(compose([f"experiment={study}"], [own]).remedy) == shipped | {"halved"}
+    assert set(compose(["experiment=gap", "remedy=all"]).remedy) == shipped
+    with pytest.raises(InputError, match=r"^remedy=every: must be one or more of .*, all$"):
+        compose(["remedy=every"])
 
 
 def test_all_additions_together_run_to_a_report(
