@@ -85,7 +85,7 @@ def _within(targets: Tensor, classes: int) -> None:
     """
     wrong = targets[(targets < 0) | (targets >= classes)]
     if len(wrong):
-        raise InputError(f"network: gives {classes} outputs a sample, but there is a label {int(wrong[0])}")
+        raise InputError(f"network: gives {classes} outputs per sample, but there is a label {int(wrong[0])}")
 
 
 def _unlike(outputs: Tensor, targets: Tensor) -> InputError:
@@ -245,7 +245,7 @@ class MeanSquaredError(Loss):
 
 @dataclass
 class BinaryCrossEntropy(Loss):
-    """Several yes-or-no labels a sample: outputs and labels (N, K).
+    """Several yes-or-no labels per sample: outputs and labels (N, K).
 
     A sample's loss is the mean over its labels. The score is the share of right labels.
     """
@@ -324,9 +324,9 @@ class NormalisedLogits(Loss):
         return self.loss.scored(outputs, targets)
 
     def fits(self, outputs: Tensor, targets: Tensor) -> None:
-        """As the other loss does."""
+        """Refuses what the other loss refuses."""
         self.loss.fits(outputs, targets)
 
     def check(self, data: Dataset) -> tuple[int, ...]:
-        """As the other loss does."""
+        """What the other loss says of the data."""
         return self.loss.check(data)

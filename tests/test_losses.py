@@ -238,7 +238,7 @@ def test_a_cell_learns_by_every_loss_that_is_shipped(name: str) -> None:
 
 @pytest.mark.parametrize("label", [-1, 4, 5])
 def test_a_label_beyond_the_outputs_is_refused(label: int) -> None:
-    with pytest.raises(InputError, match=f"gives 4 outputs a sample, but there is a label {label}"):
+    with pytest.raises(InputError, match=f"gives 4 outputs per sample, but there is a label {label}"):
         CrossEntropy().fits(torch.zeros(3, 4), torch.tensor([0, 3, label]))
     CrossEntropy().fits(torch.zeros(2, 4), torch.tensor([0, 3]))
 

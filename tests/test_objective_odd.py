@@ -260,7 +260,7 @@ REFUSED = {
     "own precision": (Half, "lbdist measures in torch.float32"),
     "dict": (lambda: Named(INPUTS, CLASSES), "gives a dict in evaluation mode"),
     "shape": (lambda: nn.Linear(INPUTS - 1, CLASSES), "RuntimeError in evaluation mode"),
-    "too few classes": (lambda: nn.Linear(INPUTS, 2), "gives 2 outputs a sample, but there is a label 2"),
+    "too few classes": (lambda: nn.Linear(INPUTS, 2), "gives 2 outputs per sample, but there is a label 2"),
     "tokens": (
         lambda: nn.Sequential(nn.Linear(INPUTS, 12), nn.Unflatten(1, (3, 4))),
         "Tokens takes sequences",

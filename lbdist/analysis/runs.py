@@ -188,7 +188,7 @@ class Runs:
         return data.astype({"epoch": int})
 
     def _curve(self, split: str) -> pd.DataFrame:
-        """The rows of the score during training on a split, one an epoch and cell."""
+        """The rows of the score during training on a split, one per epoch and cell."""
         rows = self.rows
         found = rows[
             (rows["metric"] == self.score.name) & (rows["split"] == split) & rows["measurement"].isna()

@@ -33,7 +33,7 @@ def points(runs: Runs) -> pd.DataFrame:
     scores = scores.drop_duplicates(["cell", "epoch"], keep="last").set_index(["cell", "epoch"])["value"]
     found["score"] = scores.reindex(pd.MultiIndex.from_frame(found[["cell", "epoch"]])).to_numpy()
     found["steps"] = found["step"] - found.groupby("cell")["step"].shift(fill_value=0)
-    # a run whose batch grows has more steps an epoch than one that has its last batch from the start
+    # a run whose batch grows has more steps per epoch than one that has its last batch from the start
     least = found.groupby("global_batch_size")["steps"].transform("min")
     found["batch"] = found["global_batch_size"] * least / found["steps"]
     return found.reset_index(drop=True)

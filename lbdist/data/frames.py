@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
     [
         ("utterance", pa.string()),
         ("features", pa.list_(pa.float32())),  # frame after frame, `dimension` numbers each
-        ("labels", pa.list_(pa.int32())),  # one a frame
+        ("labels", pa.list_(pa.int32())),  # one per frame
     ]
 )
 MANIFEST = "manifest.json"
@@ -143,11 +143,11 @@ class _Spliced(Recipe):
         return found.hexdigest()
 
     def shape(self) -> tuple[int, ...]:
-        """(N, (2 context + 1) d)."""
+        """The samples' shape, (N, (2 context + 1) d)."""
         return len(self.kept), (2 * self.source.context + 1) * self.dimension
 
     def dtype(self) -> np.dtype:
-        """float32."""
+        """The samples' type."""
         return np.dtype(np.float32)
 
     def fill(self, array: np.ndarray) -> None:

@@ -78,10 +78,10 @@ class _Utterances:
         of_frames = f"{self.features.key}: {self.features.file}: {name}"
         of_labels = f"{self.labels.key}: {self.labels.file}: {name}"
         if frames.ndim != 2 or frames.shape[1] != self.dimension:
-            shape = f"{frames.shape[1]} numbers a frame" if frames.ndim == 2 else f"shape {frames.shape}"
+            shape = f"{frames.shape[1]} numbers per frame" if frames.ndim == 2 else f"shape {frames.shape}"
             raise InputError(f"{of_frames} has {shape}; must have {self.dimension} (dimension=)")
         if labels.ndim != 1 or labels.dtype.kind != "i":
-            raise InputError(f"{of_labels} must be whole numbers, one a frame, as ali-to-pdf writes them")
+            raise InputError(f"{of_labels} must be whole numbers, one per frame, as ali-to-pdf writes them")
         if len(frames) != len(labels) or not len(frames):
             raise InputError(f"{of_labels} has {len(labels)} labels for {len(frames)} frames")
         highest = self.classes or np.inf

@@ -62,7 +62,7 @@ class Rows(Recipe):
         return str(self.of)
 
     def name(self) -> str:
-        """That of the file, and which."""
+        """A digest of the file's name and of which samples are taken."""
         found = hashlib.sha256(self.of.name().encode())
         found.update(np.ascontiguousarray(self.indices).data)
         return found.hexdigest()
@@ -72,7 +72,7 @@ class Rows(Recipe):
         return len(self.indices), *self.of.shape()[1:]
 
     def dtype(self) -> np.dtype:
-        """That of the file."""
+        """The type of the file's array."""
         return self.of.dtype()
 
     def fill(self, array: np.ndarray) -> None:

@@ -278,7 +278,9 @@ class Parquet(DataSource):
         if image.mode.startswith("I;16"):  # the high byte, as Pillow takes of colours of 16 bits
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
-            raise InputError(f"has mode {image.mode}, numbers of 32 bits; must be of 8 or 16 bits a channel")
+            raise InputError(
+                f"has mode {image.mode}, numbers of 32 bits; must be of 8 or 16 bits per channel"
+            )
         if image.has_transparency_data:
             if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise InputError("is transparent in places, which has no colour; must be opaque")

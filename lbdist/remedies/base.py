@@ -117,7 +117,7 @@ class Remedy:
         return batch
 
     def gradient(self, learner: Learner, batch: Batch) -> None:
-        """Sets g, at x."""
+        """Sets g to what the step is to go along, at x."""
         learner.gradient(batch)
 
     def step(self, learner: Learner, batch: Batch, gradient: Callable[[], None]) -> None:
@@ -179,11 +179,11 @@ class Combined(Remedy):
         self._owner["gradient"].gradient(learner, batch)
 
     def step(self, learner: Learner, batch: Batch, gradient: Callable[[], None]) -> None:
-        """That of the member that has its own."""
+        """The step of the member that has one of its own."""
         self._owner["step"].step(learner, batch, gradient)
 
     def after_epoch(self, learner: Learner, batch: Batch) -> None:
-        """Every member's."""
+        """Calls `after_epoch` of every member."""
         for member in self.members.values():
             member.after_epoch(learner, batch)
 
@@ -192,11 +192,11 @@ class Combined(Remedy):
         return float(math.prod(member.gradients_per_step() for member in self.members.values()))
 
     def state(self) -> dict[str, Any]:
-        """Every member's."""
+        """The states of the members, by name."""
         return {name: member.state() for name, member in self.members.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes every member's back."""
+        """Gives every member its state again."""
         for name, member in self.members.items():
             member.restore(state[name])
 

@@ -74,5 +74,5 @@ class Growth(Remedy):
         return {"current": self._current}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes the batch back."""
+        """Sets the batch to the one in the state."""
         self._current = state["current"]

@@ -47,7 +47,7 @@ class Choices(Measure):
         BoxSharpness(spaces=spaces, subspace_dimension=self.subspace_dimension).check(parameters)
 
     def parts(self, node: Node, cell: Cell) -> list[Node]:
-        """The measurements of other measures, one a choice."""
+        """The measurements of other measures, one per choice."""
         return [] if cell.remedies else self._parts()
 
     def _parts(self) -> list[Node]:

@@ -24,7 +24,7 @@ that is less, starts towards classes are put in order (on 200, 2 of 42 searches 
 _LABELS = 100
 """Labels that a start is made towards, the most frequent ones, at the most: what that costs is bounded."""
 _RANKING = 6
-"""Evaluations that it may cost, of three a label on those samples."""
+"""Evaluations that it may cost, of three per label on those samples."""
 _FOLLOWED = 3
 """How many of these starts are followed."""
 

@@ -16,7 +16,7 @@ _SALT = 1 << 62
 
 
 class SampleDropout(nn.Dropout):
-    """Takes over an `nn.Dropout`; `keys`, one a sample, are set before each forward pass.
+    """Takes over an `nn.Dropout`; `keys`, one per sample, are set before each forward pass.
 
     Each call takes the next number of torch's generator, which `Dropouts.drawing` starts anew for every
     pass: so two calls give two masks, the same on every worker, and activation checkpointing, which puts the

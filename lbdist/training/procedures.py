@@ -159,7 +159,7 @@ class Bare(Procedure):
             return _plain(task, network, batches, lambda: parts, self.arithmetic(task.arithmetic), epoch)
 
     def limit(self, task: Task) -> float:
-        """On as many threads."""
+        """The limit of as many threads."""
         with using(self.threads):
             return super().limit(task)
 
@@ -176,7 +176,7 @@ class Loader(Procedure):
     processes: int = 2
 
     def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
-        """float32."""
+        """Always float32."""
         return EXACT
 
     def train(self, task: Task, epoch: Epoch) -> tuple[float, float]:

@@ -142,12 +142,12 @@ class WatchedLearner(Learner):
             self.buckets.finish = finished  # type: ignore[method-assign]
 
     def backward(self, batch: Batch, weight: float, statistics: bool) -> None:
-        """What is not the forward pass within it is the backward pass."""
+        """The phase `backward`, of which the forward pass within it is no part."""
         with self.workers.watch.phase("backward"):
             super().backward(batch, weight, statistics)
 
     def input_gradient(self, batch: Batch) -> Tensor:
-        """A backward pass too."""
+        """The phase `backward`, likewise."""
         with self.workers.watch.phase("backward"):
             return super().input_gradient(batch)
 

@@ -209,7 +209,7 @@ class Collectives:
 
     Attributes:
         sizes: Bytes of the tensors.
-        repeats: Blocks of calls a size.
+        repeats: Blocks of calls for each size.
         seconds: What a block is to take, at least one call.
     """
 

@@ -43,7 +43,7 @@ class Trials(Searcher):
         schedule.again = [cell for cell in schedule.cells().values() if schedule.book(cell) is not None]
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        """The space is the study's own."""
+        """Accepts what Tune says of the search space: the study has its own."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
@@ -55,7 +55,7 @@ class Trials(Searcher):
         return {**job.describe(), "handed_out": time.time()}
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
-        """Tells who watches."""
+        """Tells the watch what a trial reported."""
         job, watch = self.schedule.running.get(trial_id), self.schedule.watch
         if job is not None and watch is not None:
             watch.ran(job, result)

@@ -146,5 +146,5 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
             "quick estimate of where more samples stop helping."
         )
     if not math.isnan(found.most_share):
-        sentences.append(f"Memory holds about {number(found.most_share)} samples a worker.")
+        sentences.append(f"Memory holds about {number(found.most_share)} samples per worker.")
     return sentences
