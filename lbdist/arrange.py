@@ -87,7 +87,7 @@ def seeds_at_once(
     most = dict.fromkeys(several, asked if isinstance(asked, int) else 1)
     if asked == AUTO and gpu and several and arithmetic:
         try:
-            gains = ask(rehearsal.seeds_at_once, list(several.values()), "cuda", dict(arithmetic))
+            gains = ask(rehearsal.gain_at_once, list(several.values()), "cuda", dict(arithmetic))
         except Unmeasured as error:
             say(f"seeds_at_once=auto: could not be measured ({error})")
             gains = [0.0] * len(several)

@@ -56,9 +56,9 @@ class RaySession(Session):
 
             cells = self.cells.values()
             arithmetic = arrange.arithmetic(cells, book, gpu, ask, say)
-            seeds_at_once = arrange.seeds_at_once(cells, config.seeds_at_once, gpu, arithmetic, ask, say)
+            most_at_once = arrange.seeds_at_once(cells, config.seeds_at_once, gpu, arithmetic, ask, say)
             if gpu and len(self.unfinished(book)) + len(self.missing(book)) > capacity.gpus:
-                capacity = arrange.share(cells, capacity, seeds_at_once, ask, say)
+                capacity = arrange.share(cells, capacity, most_at_once, ask, say)
             for line in self.within(capacity):
                 say(line)
             self.check_workers(capacity)
@@ -73,7 +73,7 @@ class RaySession(Session):
                     arithmetic=arithmetic,
                 )
 
-            failed = self.train(book, capacity, seeds_at_once, progress, run)
+            failed = self.train(book, capacity, most_at_once, progress, run)
             missing = self.missing(book)
             slots = min(capacity.slots, config.max_concurrent or capacity.slots)
             progress.begin_measurements(len(missing))

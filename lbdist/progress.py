@@ -93,7 +93,7 @@ class Progress:
         if job.id not in self._running or "epoch" not in metrics:
             return
         before = self._running[job.id][1].get("epoch", 0)
-        if metrics["epoch"] < before and self._place[job.id] < len(job.cells) - 1 and not job.seeds_at_once:
+        if metrics["epoch"] < before and self._place[job.id] < len(job.cells) - 1 and not job.at_once:
             self._place[job.id] += 1  # the next cell of a group
         self._running[job.id] = job, metrics
         self._pace(job)
@@ -146,7 +146,7 @@ class Progress:
         return job.cells[self._place[job.id]]
 
     def _label(self, job: Job) -> str:
-        return job.label if job.seeds_at_once else self._cell(job).label
+        return job.label if job.at_once else self._cell(job).label
 
     def _pace(self, job: Job) -> None:
         """Takes the time from here where jobs of another number of workers begin to report."""
@@ -158,7 +158,7 @@ class Progress:
         ran = 0.0
         for job, metrics in self._running.values():
             ran += sum(map(self.weight, job.cells[: self._place[job.id]]))
-            now = job.cells if job.seeds_at_once else [self._cell(job)]
+            now = job.cells if job.at_once else [self._cell(job)]
             ran += sum(map(self.weight, now)) * min(1.0, metrics.get("epoch", 0) / now[0].epochs)
         return self._left - ran
 

@@ -44,7 +44,7 @@ class SerialSession(Session):
         with using(torch.get_num_threads() if gpu else 1):  # a process of Ray's has one, and so the same bits
             cells, say = self.cells.values(), progress.note
             arithmetic = arrange.arithmetic(cells, book, gpu, ask, say)
-            seeds_at_once = arrange.seeds_at_once(cells, self.config.seeds_at_once, gpu, arithmetic, ask, say)
+            most_at_once = arrange.seeds_at_once(cells, self.config.seeds_at_once, gpu, arithmetic, ask, say)
 
             def run(schedule: Schedule) -> None:
                 while (job := schedule.next("this process")) is not None:
@@ -57,7 +57,7 @@ class SerialSession(Session):
                         final = {"error": f"{type(error).__name__}: {one_line(error)}"}
                     schedule.complete("this process", final)
 
-            failed = self.train(book, capacity, seeds_at_once, progress, run)
+            failed = self.train(book, capacity, most_at_once, progress, run)
             missing, lost = self.missing(book), []
             progress.begin_measurements(len(missing))
             evaluator = Evaluator(self.data, self.store, device)

@@ -198,7 +198,7 @@ class Session(ABC):
         self,
         book: Book,
         capacity: Capacity,
-        seeds_at_once: Callable[[Cell], int],
+        most_at_once: Callable[[Cell], int],
         watch: Progress,
         run: Callable[[Schedule], None],
     ) -> list[Failed]:
@@ -207,7 +207,7 @@ class Session(ABC):
         Args:
             book: What is done.
             capacity: What there is to run on.
-            seeds_at_once: The most cells of its kind that a process trains at once.
+            most_at_once: The most cells of its kind that a process trains at once.
             watch: Who is told.
             run: Runs what a schedule hands out, to its end.
 
@@ -226,7 +226,7 @@ class Session(ABC):
                 max_concurrent=self.config.max_concurrent,
                 cost=self.weight,
                 worthwhile=lambda cell: self._gradients(cell)[1] * self.flops / work,
-                seeds_at_once=seeds_at_once,
+                most_at_once=most_at_once,
                 watch=watch,
             )
             run(schedule)

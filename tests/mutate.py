@@ -27,7 +27,10 @@ ROOMS = {
     "lbdist/rules.py": ["tests/test_rules.py"],
     "lbdist/storage.py": ["tests/test_storage.py", "tests/test_results.py"],
     "lbdist/results.py": ["tests/test_results.py"],
-    "lbdist/objective.py": ["tests/test_objective.py", "tests/test_objective_odd.py"],
+    **{
+        f"lbdist/{name}.py": ["tests/test_objective.py", "tests/test_objective_odd.py"]
+        for name in ("objective", "held", "proof", "recalibration")
+    },
     "lbdist/losses.py": ["tests/test_losses.py"],
     "lbdist/remedies": ["tests/remedies", "tests/config/test_defaults.py"],
     "lbdist/sharpness/evaluator.py": ["tests/whole/test_serial.py"],

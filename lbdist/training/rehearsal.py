@@ -168,7 +168,7 @@ def estimate(cells: Sequence[Cell], data: Dataset, device: str) -> dict[str, flo
     return found
 
 
-def seeds_at_once(
+def gain_at_once(
     kinds: Sequence[tuple[Cell, int]], data: Dataset, device: str, arithmetic: Mapping[str, Arithmetic]
 ) -> list[float]:
     """How much faster several cells of a kind are trained at once than one after the other.

@@ -23,7 +23,7 @@ class Job:
     workers: int = 1
 
     @property
-    def seeds_at_once(self) -> bool:
+    def at_once(self) -> bool:
         """Whether its cells are trained at once."""
         return self.workers == 1 and len(self.cells) > 1
 
@@ -85,7 +85,7 @@ class Schedule:
         max_concurrent: Most trials at once; None for as many as fit.
         cost: How long a cell takes, in any unit; the longest go first.
         worthwhile: The most workers that a cell's work pays for.
-        seeds_at_once: The most cells of its kind that a process trains at once.
+        most_at_once: The most cells of its kind that a process trains at once.
         watch: Who is told.
 
     Attributes:
@@ -103,12 +103,12 @@ class Schedule:
         max_concurrent: int | None = None,
         cost: Callable[[Cell], float] = lambda cell: 1.0,
         worthwhile: Callable[[Cell], float] = lambda cell: 1.0,
-        seeds_at_once: Callable[[Cell], int] = lambda cell: 1,
+        most_at_once: Callable[[Cell], int] = lambda cell: 1,
         watch: Watch | None = None,
     ) -> None:
         self.study, self.book, self.capacity, self.watch = study, book, capacity, watch
         self.max_concurrent = max_concurrent or capacity.slots
-        self.cost, self.worthwhile, self.seeds_at_once = cost, worthwhile, seeds_at_once
+        self.cost, self.worthwhile, self.most_at_once = cost, worthwhile, most_at_once
         self.running: dict[str, Job] = {}
         self.failed: list[tuple[Cell, str]] = []
         self._waiting: list[Cell] | None = None
@@ -158,7 +158,7 @@ class Schedule:
         return job
 
     def _job(self, waiting: Sequence[Cell], free: int) -> Job:
-        """The first cell, with its seeds_at_once; what asks for a group of one size shares as few as fit."""
+        """The first cell and seeds of its kind; what asks for a group of one size shares as few as fit."""
         first = waiting[0]
         kin = self._kin(first, waiting) if first.asked_workers == 1 else []
         if len(kin) > 1:
@@ -175,7 +175,7 @@ class Schedule:
 
     def _kin(self, first: Cell, waiting: Sequence[Cell]) -> list[Cell]:
         """A cell and those that are trained at once with it: spread over all slots, in as few rounds."""
-        most, slots = self.seeds_at_once(first), min(self.capacity.slots, self.max_concurrent)
+        most, slots = self.most_at_once(first), min(self.capacity.slots, self.max_concurrent)
         if most == 1:
             return [first]
         kin = [cell for cell in waiting if cell.kind == first.kind]
@@ -207,4 +207,4 @@ class Schedule:
         return late or str(metrics.get("error", "its process ended before it did"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None, "seeds_at_once": None}
+        return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None, "most_at_once": None}

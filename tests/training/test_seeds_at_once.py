@@ -177,6 +177,6 @@ def test_bfloat16_too() -> None:
 
 def test_what_pays_is_measured() -> None:
     cell, other = make_cell(), make_cell(ghost_batch_size=8)
-    gain, none = rehearsal.seeds_at_once([(cell, 3), (other, 3)], signals(), "cpu", {})
+    gain, none = rehearsal.gain_at_once([(cell, 3), (other, 3)], signals(), "cpu", {})
     assert 0.2 < gain < 5 and none == 0.0
     assert cell.kind == dataclasses.replace(cell, seed=5).kind != other.kind

@@ -160,13 +160,13 @@ def test_seeds_of_a_kind_share_a_process(slots: int, most: int, sizes: list[int]
         "study.equal_loss=null",
         "seeds=5",
         slots=slots,
-        seeds_at_once=lambda cell: most,
+        most_at_once=lambda cell: most,
     )
     order = drive(schedule, tmp_path, quality)
     assert [len(job.cells) for _, job in order] == sizes
     assert all(len({cell.kind for cell in job.cells}) == 1 and job.workers == 1 for _, job in order)
     assert sorted(cell.id for _, job in order for cell in job.cells) == sorted(schedule.cells())
-    assert {job.seeds_at_once for _, job in order if len(job.cells) > 1} <= {True}
+    assert {job.at_once for _, job in order if len(job.cells) > 1} <= {True}
     assert schedule.failed == []
 
 
