@@ -27,8 +27,8 @@ def show(study: Study, cells: Collection[Cell], data: Dataset, store: Store, rem
         store: The storage folder, in which nothing is written.
         remarks: What is said first.
     """
-    known = cells_of(study, Book(store))
-    done = sum(Book(store)(cell) is not None for cell in known.values())
+    book = Book(store)
+    done = sum(book(cell) is not None for cell in cells_of(study, book).values())
     print(remarks[0])
     if not cells:
         for model in study.models().values():

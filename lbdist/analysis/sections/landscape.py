@@ -125,7 +125,6 @@ def _planes(runs: Runs) -> Section:
 
 def _draw_slices(data: pd.DataFrame, label: str, runs: Runs) -> Drawing:
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     paths = sorted(data["curved"].unique())
     figure = Canvas(figsize=(7.2, 0.4 + 2.9 * len(paths)), layout="constrained")
@@ -144,8 +143,7 @@ def _draw_slices(data: pd.DataFrame, label: str, runs: Runs) -> Drawing:
                 panel.plot(line["alpha"], line["mean"], color=color, linestyle=dashes, marker=marker,
                            markersize=3, linewidth=1.4, label=f"{metric}, {split}")  # fmt: skip
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        drawing.plain_ticks(axis.yaxis)
         axis.set_ylabel("loss", color=_LOSS)
         other.set_ylabel(runs.score.head, color=_SCORE)
         other.spines["right"].set_visible(True)
