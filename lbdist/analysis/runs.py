@@ -15,7 +15,6 @@ import pandas as pd
 from lbdist.analysis.numbers import epsilon_text
 from lbdist.analysis.statistics import Summary, Threshold, summarise, threshold
 from lbdist.plan import COUNTED, method_label
-from lbdist.results import final_name
 
 CHOICES = "choices"
 """The measure whose values stand in for no others."""
@@ -129,16 +128,6 @@ class Runs:
         epochs = trained[trained["metric"] == "running_loss"].groupby("cell")["epoch"].max()
         cells["epochs"] = epochs.reindex(cells.index).astype(float)
         return cells
-
-    @functools.cached_property
-    def finals(self) -> dict[str, dict[str, float]]:
-        """The final values of each cell, by their `final_name`."""
-        rows = self.rows[self.rows["measurement"].isna() & self.rows["epoch"].isna()]
-        found: dict[str, dict[str, float]] = {}
-        for row in rows.itertuples():
-            split = row.split if isinstance(row.split, str) else None
-            found.setdefault(row.cell, {})[final_name(row.metric, split)] = float(row.value)
-        return found
 
     @functools.cached_property
     def measurements(self) -> pd.DataFrame:

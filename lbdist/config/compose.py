@@ -30,6 +30,9 @@ from lbdist.errors import InputError, one_line, require
 SEVERAL = ("remedy", "measure")
 """Groups of which a study may choose several."""
 
+RENAMED = {"evaluations": "test_points", "replicas": "seeds_at_once"}
+"""Keys of earlier versions, and what they are called now."""
+
 ALL = "all"
 """The choice of every remedy that there is, by which a new one joins the studies that compare them."""
 
@@ -212,7 +215,7 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
         group, _, rest = key.partition(".")
         names = _fields(_SECTIONS[group]) if group in _SECTIONS else []
         known = [f"{group}.{name}" for name in names] or [*_fields(Config), "experiment"]
-        near = difflib.get_close_matches(key, known, n=1)
+        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near and (names or not rest) else ""
         member, _, last = rest.partition(".")
         if group in SEVERAL and f"Key '{member}'" in line and member in options(group, folders):
@@ -226,7 +229,8 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
         allowed = allowed_type(line)
         line = line.split(f"Error merging override {merging}: ", 1)[1]
         return f"{merging}: must be {allowed}" if allowed else f"{merging}: {line}"
-    about = (o for o in overrides if "${" in o or f"'{o.lstrip('+~').split('=')[0]}'" in line)
+    keys = ((o, o.lstrip("+~").split("=")[0]) for o in overrides)
+    about = (o for o, key in keys if "${" in o or f"'{key}'" in line or f"${{{key}}}" in line)
     given = next(about, getattr(error, "full_key", None))
     return line if not given or given in line else f"{given}: {line}"
 

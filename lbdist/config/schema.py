@@ -146,7 +146,8 @@ def _check_runs(config: DictConfig) -> None:
     for key in ("ghost_batch_size", "micro_batch_size", "max_concurrent", "patience"):
         require(config[key] is None or config[key] >= 1, key, config[key], "null or at least 1")
     check_micro_batch("micro_batch_size", config.micro_batch_size, config.ghost_batch_size)
-    samples = config.scale.get("samples")
+    name, samples = (config.scale.get(key) for key in ("name", "samples"))
+    require(isinstance(name, str), "scale.name", name, "a name")
     good = samples is None or (isinstance(samples, int) and samples >= 2)
     require(good, "scale.samples", samples, "null or at least 2")
 

@@ -101,6 +101,13 @@ BAD = [
     ("~seeds", "seeds: must be given"),
     ("~nothing", "~nothing: "),
     ("~remedy", "remedy=???: must be given"),
+    ("evaluations=3", "evaluations=3: there is no key evaluations; did you mean test_points?"),
+    ("replicas=2", "replicas=2: there is no key replicas; did you mean seeds_at_once?"),
+    ("scale.sampels=3", "scale.sampels=3: there is no key scale.sampels"),
+    ("scale.samples=few", "scale.samples=few: must be null or at least 2"),
+    ("scale.name=[1]", "scale.name=[1]: must be a name"),
+    ("experiment=batch_size scale.fixed_epochs=abc", "scale.fixed_epochs=abc: "),
+    ("~scale.name", "scale.name=None: must be a name"),
     # types
     ("seeds=abc", "seeds=abc: must be a whole number"),
     ("seeds=", "seeds=: must be a whole number"),
