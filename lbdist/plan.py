@@ -99,18 +99,18 @@ class Cell:
         global_batch_size: Samples a step, over all workers.
         epochs: Passes over the training set.
         seed: Of the starting point, the order of the samples, augmentation and dropout.
-        num_workers: Data-parallel workers, or `auto`; a number is part of the id, what `auto` comes to not.
+        num_workers: Data-parallel workers, or `auto`; what `auto` resolves to is not part of the id.
         ghost_batch_size: Batch-norm group in samples; None for the whole global batch.
         micro_batch_size: Samples a worker takes through the network at once; None for all of its share.
         test_points: Points of the test curve.
         validation_fraction: Part of the training set that is held out, and tested on instead of the test set.
-        precision: Of its products, or `auto`; what `auto` comes to is no part of the id.
+        precision: Of its products, or `auto`; what `auto` resolves to is not part of the id.
         schedule: Of the learning rate; None for a constant one.
         patience: Epochs after which it ends if its loss does not improve; None runs all epochs.
         target_loss: Training loss, as evaluated, at which it ends; None runs all epochs.
         procedure: Node of what runs instead of training; None for training.
         origin: Where the run begins; None for the seed's x0.
-        method: `SB`, `LB`, or another batch, `batch 64`. This and what follows is no part of the id.
+        method: `SB`, `LB`, or another batch, `batch 64`. From here on, nothing is part of the id.
         remedy: What people call the remedies: `none`, `robust`, `augmentation+robust`.
         setting: What people call the remedies' hyperparameters: `rho=0.5`.
         role: What the cell is for.
@@ -151,7 +151,7 @@ class Cell:
 
     @functools.cached_property
     def id(self) -> str:
-        """The cell's content address. A field that is None is no part of it, so new fields leave it alone."""
+        """The cell's content address. Fields that are None are left out, so new fields leave it alone."""
         defining: dict[str, Any] = {
             **{key: _defining(getattr(self, key)) for key in ("network", "data", "loss", "optimizer")},
             "remedies": [_defining(node) for node in self.remedies],

@@ -84,7 +84,7 @@ class Session(ABC):
 
         Args:
             book: What is done.
-            progress: Who is told.
+            progress: Shows what happens.
             command: As the user gave it, to go on with after an interrupt.
 
         Returns:
@@ -208,7 +208,7 @@ class Session(ABC):
             book: What is done.
             capacity: What there is to run on.
             most_at_once: The most cells of its kind that a process trains at once.
-            watch: Who is told.
+            watch: Shows what happens.
             run: Runs what a schedule hands out, to its end.
 
         Returns:

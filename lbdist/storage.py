@@ -161,7 +161,7 @@ class Store:
             )
         place = next(path for path in (self.local, *self.local.parents) if path.exists())
         good = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-        require(good, "storage", self, f"a folder to write in ({place} is none)")
+        require(good, "storage", self, f"a folder to write in ({place} is not)")
 
     def read(self, name: str) -> bytes:
         """A file's content.

@@ -176,7 +176,7 @@ def _check_learning_rate(config: DictConfig) -> None:
 
 
 def _check_numbers(key: str, value: Any) -> None:
-    """Refuses numbers that are none, or that no machine word holds, wherever they stand."""
+    """Refuses NaN, infinity and integers beyond 64 bits, wherever they stand."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_numbers(f"{key}.{name}".lstrip("."), inner)

@@ -294,7 +294,7 @@ def _write(folder: Store, name: str, table: pa.Table, mark: str) -> str:
 
 
 def _values(arguments: Sequence[str]) -> dict[str, Any]:
-    """What the command line says of each key, as YAML reads it: `null` is none."""
+    """What the command line says of each key, as YAML reads it: `null` is nothing."""
     values: dict[str, Any] = {}
     for text in arguments:
         key, mark, value = text.partition("=")

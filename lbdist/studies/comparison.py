@@ -24,11 +24,11 @@ class Comparison(Study):
 
     Attributes:
         check_workers: LB's first seed runs once more on this many workers, to show that their number does not
-            move the numbers; None does without.
+            move the numbers; None leaves it out.
         check_precision: LB's first seed runs, and is measured, once more in this precision, to show the same
-            of that; the check of workers is then in this precision too. None does without.
-        equal_loss: LB runs once more a seed until its training loss is that of the seed's SB, for at most so
-            many times the epochs, to show whether it was only trained too little; None does without.
+            of that; the check of workers is then in this precision too. None leaves it out.
+        equal_loss: LB runs once more for each seed until its training loss is that of the seed's SB, for at
+            most so many times the epochs, to show whether it was only trained too little; None leaves it out.
     """
 
     check_workers: int | None = None

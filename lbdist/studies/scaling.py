@@ -125,7 +125,7 @@ class Scaling(Comparison):
                 yield self._alone("collectives", large, {}, workers, self.collectives)
 
     def _alone(self, role: Role, batch: int, remedies: Chosen, workers: int, node: Node) -> Cell:
-        """A cell that is timed: what its time does not depend on is no part of it."""
+        """A cell that is timed, without the settings that its time does not depend on."""
         cell = self.plan.cell(
             batch, remedies, seed=0, role=role, num_workers=workers, procedure={**node, "name": role}
         )

@@ -59,7 +59,7 @@ class Job:
 
 
 class Watch(Protocol):
-    """Who is told what the trials do."""
+    """An observer of the jobs."""
 
     def began(self, job: Job) -> None:
         """A job was handed out."""
@@ -86,7 +86,7 @@ class Schedule:
         cost: How long a cell takes, in any unit; the longest go first.
         worthwhile: The most workers that a cell's work pays for.
         most_at_once: The most cells of its kind that a process trains at once.
-        watch: Who is told.
+        watch: An observer, or None.
 
     Attributes:
         running: The jobs that are handed out, by the name under which they were.

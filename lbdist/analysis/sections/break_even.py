@@ -155,7 +155,7 @@ def model_clock(timed: pd.DataFrame, fitted: StepTime, workers: int, link: str) 
 
 
 def verdicts(data: pd.DataFrame, clock: Clock, target: float) -> Iterator[Verdict]:
-    """Each method against SB; a run that does not come to the score counts in no mean."""
+    """Each method against SB; a run that does not reach the score is left out of means."""
     steps, small = to_score.reached(data, target), _seconds(data, clock, "SB", target)
     labels = data.drop_duplicates("cell").set_index("cell")["label"]
     batches = data.groupby("label")["global_batch_size"].first()
