@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "lbdist/rules.py": ["tests/test_rules.py"],
     "lbdist/storage.py": ["tests/test_storage.py", "tests/test_results.py"],
-    "lbdist/results.py": ["tests/test_results.py"],
+    **{f"lbdist/{name}.py": ["tests/test_results.py"] for name in ("results", "old_rows")},
+    "lbdist/plan.py": ["tests/test_plan.py"],
+    "lbdist/studies": ["tests/studies", "tests/training/test_procedures.py"],
     **{
         f"lbdist/{name}.py": ["tests/test_objective.py", "tests/test_objective_odd.py"]
         for name in ("objective", "held", "proof", "recalibration")

@@ -111,6 +111,24 @@ def test_labels() -> None:
     plain = dataclasses.replace(cell, remedy="none", setting="", origin=Origin("a" * 12, 5))
     assert plain.label == "LB from epoch 5 seed 0"
     assert (plain.columns()["origin_cell"], plain.columns()["origin_epoch"]) == ("a" * 12, 5)
+    checks = {"workers": 2, "precision": 1}
+    names = [
+        dataclasses.replace(cell, role=role, num_workers=count, precision="float32").label_without_seed
+        for role, count in checks.items()
+    ]
+    assert names == [
+        "LB + robust rho=0.5 on 2 workers in float32",
+        "LB + robust rho=0.5 on 1 worker in float32",
+    ]
+    branch = dataclasses.replace(plain, role="branch", method="batch 64", rule="sqrt")
+    assert branch.label_without_seed == "batch 64 from epoch 5 rule sqrt"
+    assert dataclasses.replace(plain, role="equal_loss", origin=None).label == "LB to SB's loss seed 0"
+    timing = {"_target_": "T", "name": "timing"}
+    assert dataclasses.replace(cell, role="timing", procedure=timing).label_without_seed == (
+        "timing, batch 400, robust on 2 workers"
+    )
+    both = dataclasses.replace(cell, remedies=({"_target_": "A", "name": "a", "rho": 1.0}, *cell.remedies))
+    assert list(both.hyperparameters()) == ["a.rho", "lbdist.remedies.robust.Robust.rho"]
     assert name_setting({"rho": 0.123456, "norm": "inf"}) == "rho=0.1235 norm=inf"
 
 

@@ -238,6 +238,8 @@ def test_rows_of_an_earlier_version_have_todays_columns(file: Path) -> None:
     assert {"SB", "LB"} <= set(runs.counted["label"])
     if file.parent.name == "mnist1d":
         assert EQUAL_LOSS in set(runs.counted["label"]) and not landscape.slices(runs).empty
+        workers = cells.groupby("role")["num_workers"].unique()
+        assert set(workers["workers"]) == {2} and set(workers["precision"]) == {1}
 
 
 def test_a_cell_of_an_earlier_version_loads_with_its_role(tmp_path: Path) -> None:

@@ -166,6 +166,15 @@ def test_the_check_of_workers_is_in_no_mean_and_may_be_a_cell_of_its_own() -> No
     assert {c.role for c in cells_of(same, whole(same)).values()} == {"confirm"}
 
 
+def test_of_the_run_in_another_precision_the_sharpness_is_measured_and_no_more() -> None:
+    study = make_study("experiment=gap", "study.equal_loss=null", "study.check_precision=float32", "seeds=1",
+                       "measure=[sharpness,distance]")  # fmt: skip
+    found: dict[str, list[str]] = {}
+    for measurement in study.measurements(whole(study)):
+        found.setdefault(measurement.at[0].cell.role, []).append(measurement.measure["name"])
+    assert set(found["confirm"]) == {"sharpness", "distance"} and found["precision"] == ["sharpness"]
+
+
 def test_a_combination_takes_the_setting_chosen_for_each_member_alone() -> None:
     study = make_study("remedy=[none,growth,robust]", "combinations=[[growth,robust]]")
     story = Story(quality)
@@ -338,7 +347,8 @@ def test_on_one_device_there_is_no_check_of_workers() -> None:
     alone = paper.within(1)
     assert len(alone.left_out()) == 1 and not paper.left_out() and not paper.within(2).left_out()
     assert not any(cell.asked_workers > 1 for cell in cells_of(alone, whole(alone)).values())
-    assert any(cell.asked_workers == 2 for cell in cells_of(paper, whole(paper)).values())
+    for each in (paper, paper.within(2)):
+        assert any(cell.asked_workers == 2 for cell in cells_of(each, whole(each)).values())
 
 
 def test_the_published_protocol() -> None:
