@@ -40,7 +40,7 @@ class Search:
 
 
 @dataclass
-class LearningRate:
+class RateSchedule:
     """The learning rate during training (`lbdist.training.learning_rate.LearningRate`)."""
 
     warmup: float = MISSING
@@ -85,7 +85,7 @@ class Config:
     precision: str = MISSING
     seeds_at_once: Any = MISSING
     lr_rule: str = MISSING
-    schedule: LearningRate = field(default_factory=LearningRate)
+    schedule: RateSchedule = field(default_factory=RateSchedule)
     scale: dict[str, Any] = MISSING  # free values that studies read, beside `name` and `samples`
     patience: int | None = MISSING
     derived: Derived = field(default_factory=Derived)

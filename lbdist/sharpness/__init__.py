@@ -6,6 +6,6 @@ print(result.value, result.converged)
 """
 
 from lbdist.sharpness.neighbourhood import Neighbourhood, SharpnessResult, box_sharpness
-from lbdist.sharpness.solvers import Search
+from lbdist.sharpness.solvers import Effort
 
-__all__ = ["Neighbourhood", "Search", "SharpnessResult", "box_sharpness"]
+__all__ = ["Effort", "Neighbourhood", "SharpnessResult", "box_sharpness"]

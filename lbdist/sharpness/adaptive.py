@@ -14,7 +14,7 @@ from lbdist.results import Row
 from lbdist.sharpness.ball import Rise, check_ball, in_parts, mean_rise, worst_case
 from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 from lbdist.sharpness.neighbourhood import Neighbourhood
-from lbdist.sharpness.solvers import Search
+from lbdist.sharpness.solvers import Effort
 
 NORMS = ("2", "inf")
 
@@ -61,7 +61,7 @@ class AdaptiveSharpness(Measure):
             steps, tolerance = self.steps, self.tolerance
             return worst_case(f, x, self.radius_2, scale=x.abs(), steps=steps, tolerance=tolerance)
         near = Neighbourhood(f, x, scale=x.abs())  # a box, as Metric 2.1 has one
-        found = near.sharpness(self.radius_inf, search=Search(tolerance=self.tolerance, from_paper=False))
+        found = near.sharpness(self.radius_inf, effort=Effort(tolerance=self.tolerance, from_paper=False))
         return Rise(found.fmax - found.f0, found.converged, found.evaluations)
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:

@@ -15,7 +15,7 @@ from lbdist.results import Row
 from lbdist.sharpness import solvers
 from lbdist.sharpness.measure import Measure, Minimiser, check_objective
 from lbdist.sharpness.neighbourhood import Neighbourhood
-from lbdist.sharpness.solvers import Search
+from lbdist.sharpness.solvers import Effort
 from lbdist.sharpness.subspace import CONVENTIONS, Subspace
 
 
@@ -65,7 +65,7 @@ class BoxSharpness(Measure):
             value = getattr(self, key)
             require(set(value or ()) <= set(allowed), key, value, "among " + ", ".join(allowed))
         require(self.convention in CONVENTIONS, "convention", self.convention, " or ".join(CONVENTIONS))
-        self._search()
+        self._effort()
         for key in ("subspace_dimension", "draws", "starts", "budget"):
             require(1 <= getattr(self, key) <= 10_000, key, getattr(self, key), "from 1 to 10,000")
         check_objective(self.batch_norm, self.micro_batch_size)
@@ -99,8 +99,8 @@ class BoxSharpness(Measure):
             for draw in self._draws(space)
         ]
 
-    def _search(self) -> Search:
-        return Search(self.starts, self.budget, self.tolerance, from_paper="paper" in self.solvers)
+    def _effort(self) -> Effort:
+        return Effort(self.starts, self.budget, self.tolerance, from_paper="paper" in self.solvers)
 
     def _draws(self, space: str) -> Sequence[int]:
         if space == "full":
@@ -111,7 +111,7 @@ class BoxSharpness(Measure):
         """A row per value, `metric` sharpness."""
         (minimiser,) = at
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.micro_batch_size)
-        x, rows, search = minimiser.x, [], self._search()
+        x, rows, effort = minimiser.x, [], self._effort()
         names = ["value", "epsilon", "space", "solver", "draw", "converged", "evaluations", "start"]
         names += ["iterations", "fraction_at_bound"]
         for space in self.spaces:
@@ -124,7 +124,7 @@ class BoxSharpness(Measure):
                 # `paper` first, so that `converged` begins where it ends
                 for solver in sorted(self.solvers, reverse=True):
                     for epsilon in sorted(self.epsilons, reverse=True):
-                        found = near.sharpness(epsilon, solver, search=search)
+                        found = near.sharpness(epsilon, solver, effort=effort)
                         row: Row = {"metric": "sharpness", "split": "train", "batch_norm": self.batch_norm}
                         row |= {"convention": self.convention if there else None}
                         rows.append({**row, **{name: getattr(found, name) for name in names}})

@@ -14,7 +14,7 @@ from lbdist.errors import InputError, require
 from lbdist.objective import Function, Objective
 from lbdist.sharpness import solvers
 from lbdist.sharpness.quadratic import SMALL, Model
-from lbdist.sharpness.solvers import Search
+from lbdist.sharpness.solvers import Effort
 from lbdist.sharpness.subspace import FullSpace, Subspace
 
 _PART = 500
@@ -170,19 +170,19 @@ class Neighbourhood:
         epsilon: float,
         solver: str = "converged",
         *,
-        search: Search | None = None,
+        effort: Effort | None = None,
         keep_maximiser: bool = False,
     ) -> SharpnessResult:
         """Metric 2.1 in a box; the arguments are those of `box_sharpness`."""
         _check(self.x, epsilon, solver)
-        search = search or Search()
+        effort = effort or Effort()
         began = time.perf_counter()
         bound = epsilon * self.scale
-        if (solver == "paper" or search.from_paper) and epsilon not in self._papers:
+        if (solver == "paper" or effort.from_paper) and epsilon not in self._papers:
             self._papers[epsilon] = solvers.paper(self._at, bound, self.f0, self.g0)
         found = self._papers.get(epsilon)
         if solver == "converged":
-            found = self._converge(epsilon, bound, found, search)
+            found = self._converge(epsilon, bound, found, effort)
         assert found is not None
         spent, self.spent = math.ceil(self.spent), 0.0
         return SharpnessResult(
@@ -208,7 +208,7 @@ class Neighbourhood:
         epsilon: float,
         bound: Tensor,
         paper: solvers.Maximum | None,
-        search: Search,
+        effort: Effort,
     ) -> solvers.Maximum:
         seen = [replace(paper, start="paper")] if paper is not None else []
         if self._model is None and self.space.dimension <= SMALL:
@@ -244,7 +244,7 @@ class Neighbourhood:
             self.f0,
             self.g0,
             epsilon=epsilon,
-            search=search,
+            effort=effort,
             seed=self.seed,
             known=known,
             model=self._model,
@@ -266,7 +266,7 @@ def box_sharpness(
     solver: str = "converged",
     seed: int = 0,
     draw: int = 0,
-    search: Search | None = None,
+    effort: Effort | None = None,
     keep_maximiser: bool = False,
 ) -> SharpnessResult:
     """Metric 2.1: phi(x; epsilon, A) = 100 (max over z in C of f(x + A z) - f(x)) / (1 + f(x)).
@@ -282,7 +282,7 @@ def box_sharpness(
         solver: `paper` or `converged` (see `lbdist.sharpness.solvers`).
         seed: Seed of A and of the random starts.
         draw: Which A of that seed.
-        search: How long `converged` searches.
+        effort: How long `converged` searches.
         keep_maximiser: Whether the result carries the maximiser.
 
     Raises:
@@ -307,7 +307,7 @@ def box_sharpness(
     elif subspace is not None:
         space = Subspace(len(x), subspace, seed=seed, draw=draw, like=x, convention=convention)
     near = Neighbourhood(f, x, space, seed=seed)
-    return near.sharpness(epsilon, solver, search=search, keep_maximiser=keep_maximiser)
+    return near.sharpness(epsilon, solver, effort=effort, keep_maximiser=keep_maximiser)
 
 
 def _share(z: Tensor, bound: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ _VERTICES = 6
 
 
 @dataclass(frozen=True)
-class Search:
+class Effort:
     """How long `converged` searches.
 
     Attributes:
@@ -289,7 +289,7 @@ def converged(
     g0: Tensor,
     *,
     epsilon: float,
-    search: Search,
+    effort: Effort,
     seed: int = 0,
     known: Sequence[Start] = (),
     model: Model | None = None,
@@ -304,22 +304,22 @@ def converged(
         f0: f at z = 0.
         g0: The gradient there.
         epsilon: Which box it is.
-        search: How long.
+        effort: How long.
         seed: Of random vertices.
         known: Starts that are taken first, named by what they come from.
         model: Curvature of f at x, which a small space needs; it learns more here.
         part: Gives f on a random part of the samples, another one for each number.
         share: How large that part is.
     """
-    found = _Found(f, bound, f0, epsilon, search.tolerance, model)
+    found = _Found(f, bound, f0, epsilon, effort.tolerance, model)
     generator = torch.Generator(bound.device).manual_seed(seed)
     made = 0
     candidates = _starts(found, g0, generator, known, part, share)
-    for start in itertools.islice(candidates, 10 * search.budget):  # a tiny space has few starts
+    for start in itertools.islice(candidates, 10 * effort.budget):  # a tiny space has few starts
         if not found.known(start):
             found.ascend(start)
         made += start.line not in (None, _CLASS)
-        if found.spent >= search.budget or (made >= search.starts and found.agreed):
+        if found.spent >= effort.budget or (made >= effort.starts and found.agreed):
             break
     best = found.ends[0]
     ends = [Start(end.name, end.u) for end in found.ends]

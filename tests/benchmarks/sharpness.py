@@ -34,7 +34,7 @@ from lbdist.data.base import on_device
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.data.parquet import Parquet
 from lbdist.objective import Objective
-from lbdist.sharpness import Search, box_sharpness
+from lbdist.sharpness import Effort, box_sharpness
 from lbdist.sharpness.neighbourhood import Neighbourhood
 from lbdist.sharpness.subspace import Subspace
 
@@ -203,7 +203,7 @@ def table(name: str, data: tuple[Tensor, Tensor], long: int) -> None:
                 other = Neighbourhood(f, x, there, seed=1)
                 best.append(
                     other.sharpness(
-                        epsilon, search=Search(starts=10, budget=(2 if there else 1) * long)
+                        epsilon, effort=Effort(starts=10, budget=(2 if there else 1) * long)
                     ).value
                 )
                 reference = max(best)

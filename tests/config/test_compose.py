@@ -16,7 +16,7 @@ from lbdist import results
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
 from lbdist.config.compose import SEVERAL, compose, config_root, options
-from lbdist.config.schema import RESERVED, Config, LearningRate, Search, check
+from lbdist.config.schema import RESERVED, Config, RateSchedule, Search, check
 from lbdist.errors import InputError
 from lbdist.networks import make, sample_flops
 from lbdist.remedies.base import Remedy
@@ -539,11 +539,11 @@ def test_every_key_has_its_default_and_its_word() -> None:
     missing = {f.name for f in dataclasses.fields(Config)} - set(given)
     chosen = {"name", "study", "network", "data", "loss", "optimizer", "remedy"}
     assert missing == {*chosen, "derived"}
-    for group, schema in (("search", Search), ("schedule", LearningRate)):
+    for group, schema in (("search", Search), ("schedule", RateSchedule)):
         assert set(given[group]) == {f.name for f in dataclasses.fields(schema)}
     # each default is stated once
     groups = ("derived", "search", "schedule")
-    for schema in (Config, Search, LearningRate):
+    for schema in (Config, Search, RateSchedule):
         assert {f.default for f in dataclasses.fields(schema) if f.name not in groups} == {MISSING}
     assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS}
 
@@ -552,7 +552,7 @@ def test_every_key_has_its_default_and_its_word() -> None:
     "key",
     [
         f"{prefix}{f.name}"
-        for prefix, schema in (("", Config), ("search.", Search), ("schedule.", LearningRate))
+        for prefix, schema in (("", Config), ("search.", Search), ("schedule.", RateSchedule))
         for f in dataclasses.fields(schema)
         if f.name
         not in ("name", "storage", "study", "network", "data", "loss", "optimizer", "remedy", "measure")

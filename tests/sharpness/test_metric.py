@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lbdist.errors import InputError
 from lbdist.objective import Objective
-from lbdist.sharpness import Search, SharpnessResult, box_sharpness, neighbourhood
+from lbdist.sharpness import Effort, SharpnessResult, box_sharpness, neighbourhood
 from lbdist.sharpness import subspace as subspace_module
 from lbdist.sharpness.neighbourhood import Neighbourhood
 from lbdist.sharpness.solvers import SOLVERS
@@ -119,7 +119,7 @@ def test_diagonal_quadratic_beside_its_minimiser() -> None:
     result = box_sharpness(diagonal(h, c), c + d)
     assert result.fmax - result.f0 == pytest.approx(expected, rel=1e-6)
     assert result.start == "paper"  # which moves here
-    assert box_sharpness(diagonal(h, c), c + d, search=Search(from_paper=False)).start == "gradient"
+    assert box_sharpness(diagonal(h, c), c + d, effort=Effort(from_paper=False)).start == "gradient"
 
 
 def test_quadratic_in_a_subspace_at_its_minimiser() -> None:
@@ -129,7 +129,7 @@ def test_quadratic_in_a_subspace_at_its_minimiser() -> None:
     bound = 1e-3 * ((torch.linalg.pinv(matrix) @ c).abs() + 1)
     inner = matrix.T @ torch.diag(h) @ matrix
     expected = max(0.5 * float(z @ inner @ z) for z in vertices(bound))
-    result = box_sharpness(diagonal(h, c), c, subspace=matrix, search=Search(starts=8))
+    result = box_sharpness(diagonal(h, c), c, subspace=matrix, effort=Effort(starts=8))
     assert result.fmax - result.f0 == pytest.approx(expected, rel=1e-6)
 
 
@@ -214,7 +214,7 @@ def test_a_quadratic_in_a_small_space_is_maximised_over_all_its_vertices(p: int,
     q = factor @ factor.T
     f = quadratic(q, -q @ c, 1.0 + 0.5 * float(c @ q @ c))
     # with the default budget of 40, two of 400 have the maximum and do not claim it
-    found = box_sharpness(f, c, epsilon=0.1, search=Search(budget=200))
+    found = box_sharpness(f, c, epsilon=0.1, effort=Effort(budget=200))
     corners = vertices(0.1 * (c.abs() + 1))
     best = float(0.5 * ((corners @ q) * corners).sum(1).max())
     if p <= 12:
@@ -237,7 +237,7 @@ def test_how_often_starts_in_a_large_space_find_the_global_maximum(monkeypatch: 
         factor, c = random(n, n, seed=seed), random(n, seed=seed + 1000)
         q = factor @ factor.T
         f = quadratic(q, -q @ c, 1.0 + 0.5 * float(c @ q @ c))
-        found = box_sharpness(f, c, epsilon=0.1, keep_maximiser=True, seed=seed, search=Search(starts=8))
+        found = box_sharpness(f, c, epsilon=0.1, keep_maximiser=True, seed=seed, effort=Effort(starts=8))
         shares.append(check_bounds(found, f, 0.1 * (c.abs() + 1)))
         claims.append(found.converged)
     wrong = sum(claim and share < 0.99 for claim, share in zip(claims, shares, strict=True))
@@ -416,7 +416,7 @@ def test_bad_input_is_one_line(changes: dict[str, Any], says: str) -> None:
     arguments: dict[str, Any] = {"f": f, "x": random(5, seed=1), **changes}
     with pytest.raises(InputError) as info:
         fields = {key: arguments.pop(key) for key in ("starts", "budget", "tolerance") if key in arguments}
-        box_sharpness(arguments.pop("f"), arguments.pop("x"), search=Search(**fields), **arguments)
+        box_sharpness(arguments.pop("f"), arguments.pop("x"), effort=Effort(**fields), **arguments)
     assert str(info.value).startswith(says) and "\n" not in str(info.value)
     assert f.values == []  # refused before anything is evaluated
 

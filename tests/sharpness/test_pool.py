@@ -22,7 +22,7 @@ from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset, Split, on_device
 from lbdist.objective import Objective
 from lbdist.plan import Cell, Measurement, Point
-from lbdist.sharpness import Search, box_sharpness, pool
+from lbdist.sharpness import Effort, box_sharpness, pool
 from lbdist.sharpness.evaluator import Evaluator
 from lbdist.sharpness.neighbourhood import Neighbourhood
 from lbdist.storage import Store
@@ -126,7 +126,7 @@ def expected(trained: Path) -> dict[str, dict[str, Any]]:
             subspace=setting.get("subspace_dimension"),
             draw=draw,
             solver=solver,
-            search=Search(starts=2, budget=20, from_paper=False),  # each job has one solver
+            effort=Effort(starts=2, budget=20, from_paper=False),  # each job has one solver
         )
         named = {"space": space, "epsilon": setting["epsilons"][0], "solver": solver, "draw": draw}
         rows[job.id] = {
@@ -168,7 +168,7 @@ def test_all_boxes_and_solvers_of_a_space_are_one_measurement(data: ray.ObjectRe
         f = Objective(network, on_device(DATA.train, "cpu"), micro_batch_size=150)
         near = Neighbourhood(f, f.x)
         for row in found[job.id]:
-            result = near.sharpness(row["epsilon"], row["solver"], search=Search(starts=2, budget=20))
+            result = near.sharpness(row["epsilon"], row["solver"], effort=Effort(starts=2, budget=20))
             assert row["value"] == pytest.approx(result.value, rel=1e-4)
             assert row["evaluations"] == result.evaluations
         assert [row["solver"] for row in found[job.id]] == ["paper"] * 2 + ["converged"] * 2

@@ -15,7 +15,7 @@ from lbdist import networks
 from lbdist.data.base import on_device
 from lbdist.data.mnist1d import MNIST1D
 from lbdist.objective import Objective
-from lbdist.sharpness import Search, SharpnessResult, box_sharpness
+from lbdist.sharpness import Effort, SharpnessResult, box_sharpness
 
 MLP = {"_target_": "lbdist.networks.dense.Dense", "inputs": 40, "widths": [64, 64, 64], "classes": 10}
 
@@ -61,7 +61,7 @@ def f() -> Objective:
 @pytest.fixture(scope="module")
 def true(f: Objective) -> SharpnessResult:
     """The sharpness of that minimiser."""
-    return box_sharpness(f, f.x, search=Search(budget=200), keep_maximiser=True)
+    return box_sharpness(f, f.x, effort=Effort(budget=200), keep_maximiser=True)
 
 
 def test_the_minimiser_is_one(f: Objective) -> None:
@@ -92,7 +92,7 @@ def test_the_value_is_the_loss_of_a_network_in_the_box(f: Objective, true: Sharp
 
 
 def test_an_unlucky_start_does_not_stall_either(f: Objective, true: SharpnessResult) -> None:
-    values = [box_sharpness(f, f.x, search=Search(starts=1)).value]  # the gradient's sign alone
+    values = [box_sharpness(f, f.x, effort=Effort(starts=1)).value]  # the gradient's sign alone
     values += [box_sharpness(f, f.x, seed=seed).value for seed in range(1, 4)]
     assert min(values) > 0.1 * true.value  # they differ: each is a lower bound
 
