@@ -28,7 +28,7 @@ class Unmeasured(Exception):
 
 
 def arithmetic(cells: Collection[Cell], book: Book, gpu: bool, ask: Ask, say: Say) -> dict[str, Arithmetic]:
-    """What each precision that cells ask for comes to; `auto` is one for all of a study's cells.
+    """What each precision that cells ask for resolves to; `auto` is one for all of a study's cells.
 
     Cells that are finished have decided it; else it is measured, where the cells will run.
     """
@@ -75,7 +75,7 @@ def seeds_at_once(
         cells: Those of the study.
         asked: The most, or `auto`.
         gpu: Whether they run on GPUs.
-        arithmetic: What each precision that cells ask for comes to; empty where none is to run.
+        arithmetic: What each precision that cells ask for resolves to; empty where none is to run.
         ask: Measures where they will run.
         say: Told what was chosen.
     """

@@ -92,7 +92,7 @@ def branches(runs: Runs, tolerance: float) -> pd.DataFrame:
 
 
 def along(runs: Runs, plain: pd.DataFrame, fits: dict[float, CriticalBatch | None]) -> pd.DataFrame:
-    """The critical batch by the steps to each score, at the epoch at which SB comes to the score."""
+    """The critical batch by the steps to each score, at the epoch at which SB reaches the score."""
     small = plain[plain["label"] == "SB"]
     rows = []
     for goal, item in fits.items():

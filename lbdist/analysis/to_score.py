@@ -46,7 +46,7 @@ def methods(data: pd.DataFrame) -> list[str]:
 
 
 def crossing(at: Sequence[float], scores: Sequence[float], target: float) -> float:
-    """Where a curve first comes up to a score, by the line between its points; NaN where it never does.
+    """Where a curve first reaches a score, by the line between its points; NaN where it never does.
 
     A curve that begins above it is taken at its first point, which is an upper bound.
 
@@ -68,7 +68,7 @@ def crossing(at: Sequence[float], scores: Sequence[float], target: float) -> flo
 
 
 def reached(data: pd.DataFrame, target: float, over: str = "step") -> pd.Series:
-    """Where each run of `points` comes up to a score, by its cell."""
+    """Where each run of `points` reaches a score, by its cell."""
     return pd.Series(
         {
             cell: crossing(list(group[over]), list(group["score"]), target)
@@ -79,7 +79,7 @@ def reached(data: pd.DataFrame, target: float, over: str = "step") -> pd.Series:
 
 
 def level(data: pd.DataFrame, labels: Iterable[str]) -> float:
-    """The highest score that every run of these methods comes to; NaN without runs."""
+    """The highest score that every run of these methods reaches; NaN without runs."""
     own = data[data["label"].isin(list(labels))]
     return float(own.groupby("cell")["score"].max().min()) if len(own) else math.nan
 
@@ -120,7 +120,7 @@ def critical_batch(batches: Iterable[float], steps: Iterable[float]) -> Critical
 
     Args:
         batches: The batch of each run.
-        steps: Its steps; runs that did not come to the score are left out.
+        steps: Its steps; runs that did not reach the score are left out.
 
     Returns:
         None for fewer than three different batches.

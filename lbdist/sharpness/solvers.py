@@ -21,7 +21,7 @@ It is a fixed-point iteration, and maximising over a box is NP-hard, so where it
 - At the end of `paper`, so that the value is never below that; at the sign of the gradient where that did
   not move.
 - Towards each class. Over a sharp box the loss is highest where the network takes all samples for one class:
-  the maxima of a classifier are as many as its classes, and the share of random starts that come to the
+  the maxima of a classifier are as many as its classes, and the share of random starts that reach the
   highest can be small. So there is a start -sign(grad_u f_k) for each label k, with f_k the loss if every
   sample had that label. They are iterated once and put in order by f on few samples, and the first three are
   followed (targeted attacks do the like for one sample: Gowal et al. 2019, "An alternative surrogate loss
@@ -37,7 +37,7 @@ It is a fixed-point iteration, and maximising over a box is NP-hard, so where it
   each with its opposite, since f's odd part is what the model does not have. What is left of the budget goes
   to recombinations of the best ends.
 
-`converged` is True only when starts that know nothing of each other came to the best value: one from x
+`converged` is True only when starts that know nothing of each other reached the best value: one from x
 towards a class and one from elsewhere (a random vertex, `paper`, the gradient), or at least half of all
 (where a few maxima share the random starts, two of those often meet below the highest). They agree to
 `tolerance` in a large space; in a small one, where different maxima come close to each other, to rounding, so
@@ -177,7 +177,7 @@ class _End:
 
 @dataclass
 class _Found:
-    """Ascents from one start after another, and what they came to.
+    """Ascents from one start after another, and where they ended.
 
     Attributes:
         ends: The different maxima, the best first.
@@ -265,7 +265,7 @@ class _Found:
 
     @property
     def agreed(self) -> bool:
-        """Whether two lines came to the best value, of which one is that of the classes, or half of all."""
+        """Whether two lines reached the best value, of which one is that of the classes, or half of all."""
         best = self.ends[0].value
         within = (self.tolerance if self.model is None else _ROUNDING) * abs(best - self.f0)
         lines = set().union(*(end.lines for end in self.ends if best - end.value <= within))
@@ -274,7 +274,7 @@ class _Found:
 
 _SAME = 0.9
 """Overlap above which a start is taken for one of a known maximum. Measured: mostly 0.9 to 1 within one, and
-below 0.6 between two; but 0.98 between two that lie close, so that the first start that comes to the best
+below 0.6 between two; but 0.98 between two that lie close, so that the first start that reaches the best
 maximum is followed all the same.
 """
 _KEPT = 8
@@ -377,7 +377,7 @@ def _ascend(
 ) -> tuple[Tensor, float, Tensor, int]:
     """The vertex iteration from u: its last point, f and its gradient there, iterations.
 
-    It ends early where ten more such steps would not come to `beat`.
+    It ends early where ten more such steps would not reach `beat`.
     """
     value, gradient = f(u)
     if not np.isfinite(value):  # nothing to go by

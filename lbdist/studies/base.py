@@ -265,13 +265,13 @@ def chosen_epochs(given: Any, last: int, patience: int | None) -> list[int]:
     """The epochs of a run that `study.epochs` names: numbers, shares of all of them below 1, or `all`.
 
     Raises:
-        InputError: An epoch that the run does not come to.
+        InputError: An epoch that the run does not reach.
 
     Example:
         >>> chosen_epochs([1, 0.5, 20], 20, None), chosen_epochs("all", 3, None)
         ([1, 10, 20], [1, 2, 3])
     """
-    require(patience is None, "patience", patience, "null: a run must come to the epochs that are asked for")
+    require(patience is None, "patience", patience, "null: a run must reach the epochs that are asked for")
     if given == "all":
         return list(range(1, last + 1))
     allowed = f"all, or a list of epochs from 1 to {last}, or shares of them below 1"

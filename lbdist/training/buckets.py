@@ -1,7 +1,7 @@
 """The sum of a gradient over the workers, a bucket at a time, while the backward pass goes on.
 
 A large gradient is cut into buckets, from the last parameter to the first, which is about the order in which
-a backward pass comes to them. Each is on its way as soon as its parameters are done (as in Li et al.,
+a backward pass reaches them. Each is on its way as soon as its parameters are done (as in Li et al.,
 "PyTorch Distributed", VLDB 2020); all workers send them in one order.
 """
 

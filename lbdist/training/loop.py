@@ -59,7 +59,7 @@ class Course:
         diverged: Whether the loss stopped being a number.
         lowest: The lowest running loss that counts as one, of `since` epochs ago.
         since: Epochs since the loss improved.
-        reached: Whether the training loss came down to the cell's `target_loss`.
+        reached: Whether the training loss reached the cell's `target_loss`.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Course:
         self.lowest, self.since = (running, 0) if improved else (self.lowest, self.since + 1)
 
     def over(self, cell: Cell) -> bool:
-        """Whether this was the last epoch: of all, or as the loss is where it was to come to, or still."""
+        """Whether this was the last epoch, or the loss diverged, reached its target or no longer improves."""
         still = cell.patience is not None and self.since >= cell.patience
         return self.epoch >= cell.epochs or self.diverged or still or self.reached
 

@@ -85,7 +85,7 @@ EXACT = Arithmetic()
 
 
 def plainest(asked: str) -> Arithmetic:
-    """What a precision that is asked for comes to where nothing was measured; `auto` is then float32."""
+    """What a precision that is asked for resolves to where nothing was measured; `auto` is then float32."""
     return EXACT if asked == AUTO else Arithmetic(asked)
 
 
@@ -124,7 +124,7 @@ def candidates(asked: Iterable[str], images: bool, there: Collection[str]) -> li
 
 
 def in_which(arithmetic: Mapping[str, Arithmetic], cell: Cell) -> Arithmetic:
-    """The arithmetic of a cell, given what each precision that is asked for comes to."""
+    """The arithmetic of a cell, given what each precision that is asked for resolves to."""
     return arithmetic.get(cell.precision, plainest(cell.precision))
 
 

@@ -138,7 +138,7 @@ def fit(
         retries: Restarts of the group; each resumes from the last whole epoch.
         regroup_seconds: How long a restart waits for workers that were lost, which may come back.
         callbacks: Ray Train callbacks, such as Tune's.
-        arithmetic: What each precision that cells ask for comes to.
+        arithmetic: What each precision that cells ask for resolves to.
         began: When the group was asked for, in seconds since the epoch.
 
     Raises:

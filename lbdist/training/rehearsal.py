@@ -118,7 +118,7 @@ def speeds(
         threads: Of the CPU, for as long as it lasts; None for as many as there are.
 
     Returns:
-        Seconds of all gradients together, and the precisions that `auto` may come to on this device. What
+        Seconds of all gradients together, and the precisions that `auto` may resolve to on this device. What
         the network does not bear is left out; nothing is measured where there is nothing to choose.
     """
     cells = list(cells)
@@ -177,7 +177,7 @@ def gain_at_once(
         kinds: A cell of each kind, and how many of it at once.
         data: Training and test set.
         device: Where to measure.
-        arithmetic: What each precision that cells ask for comes to.
+        arithmetic: What each precision that cells ask for resolves to.
 
     Returns:
         For each kind, the time of a step of all cells one by one over that of one together; 0 where their

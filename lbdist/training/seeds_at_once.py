@@ -1,6 +1,6 @@
 """SeedsAtOnce: cells of one kind, such as the seeds of a row, trained at once on one device.
 
-Each is trained by `train`, in a thread of its own, of which one runs at a time. Where all have come to a
+Each is trained by `train`, in a thread of its own, of which one runs at a time. Where all have reached a
 gradient, one forward and one backward pass over a dimension of seeds (PyTorch's `vmap`) computes them all:
 a small network is bound by the number of its kernels, which stays what it is for one. Whatever else a cell
 does (its remedy, optimiser, evaluation, checkpoints) it does as if it were alone, and so to the same end, to

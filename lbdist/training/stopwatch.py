@@ -65,7 +65,7 @@ class Stopwatch:
         self._mark()
 
     def seconds(self) -> dict[str, float]:
-        """The time of each phase since it was last asked; of a GPU, once it has come so far."""
+        """The time of each phase since it was last asked; of a GPU, once it has got that far."""
         self._mark()
         if self._gpu:
             torch.cuda.synchronize()

@@ -162,7 +162,7 @@ def run(
         folder: The study's folder; Tune's own is `tune` in it.
         retries: Restarts of a trial that failed.
         regroup_seconds: How long a group waits for workers that it lost before it goes on with fewer.
-        arithmetic: What each precision that cells ask for comes to.
+        arithmetic: What each precision that cells ask for resolves to.
     """
     capacity = schedule.capacity
 

@@ -108,7 +108,7 @@ def test_the_section_says_what_to_take_and_a_remedy_only_where_one_gains() -> No
     assert "and augmentation (strength=1), which gains 6.00 points on none" in text
     assert "Batch 256 no longer keeps up." in text and "Memory holds about 13,400 samples per worker." in text
     assert [row[0].text for row in shown.tables[1].rows] == ["augmentation", "SB", "none", "robust"]
-    assert "Without a remedy it comes to 70.20 % on the validation split, SB to 73.20 %." in text
+    assert "Without a remedy it reaches 70.20 % on the validation split, SB 73.20 %." in text
     even = [r for k in range(3) for name in ("none", "robust") for r in run(name, "", k, 70.0 + k)]
     text = " ".join(recommendation.section(Runs(frame(even)), found, None).sentences)
     assert "and no remedy: none clearly gains." in text

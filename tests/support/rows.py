@@ -232,7 +232,7 @@ EPOCHS, SAMPLES, CRITICAL = 100, 320, 100.0
 def steady(
     label: str, batch: int, seed: int, *, factor: float = 1.0, remedy: str = "none", top: float = 90.0
 ):
-    """A run that comes to 80 % in 60 (1 + 100 / batch) steps, along a line."""
+    """A run that reaches 80 % in 60 (1 + 100 / batch) steps, along a line."""
     cell, steps = f"{label}-{remedy}-{seed}", math.ceil(SAMPLES / batch)
     common = {"experiment": "scaling", "network": "mlp", "data": "mnist1d", "method": label, "remedy": remedy,
               "cell": cell, "seed": seed, "role": "confirm", "global_batch_size": batch, "num_workers": 1,

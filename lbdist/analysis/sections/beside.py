@@ -27,7 +27,7 @@ def section(runs: Runs) -> Section:
 
 
 def verdicts(found: Sequence[Claim]) -> str:
-    """How many claims came to which verdict."""
+    """How many claims have which verdict."""
     counts = Counter(claim.verdict for claim in found)
     words = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), PART: ("holds in part", "hold in part"),
              OPEN: ("is not settled", "are not settled")}  # fmt: skip

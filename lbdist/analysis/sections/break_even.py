@@ -64,7 +64,7 @@ class Verdict:
         own: Its seconds.
         small: SB's.
         faster: SB's seconds over its own, with the interval of the steps.
-        runs: Its runs that came to the score, of how many.
+        runs: Its runs that reached the score, of how many.
     """
 
     label: str
@@ -122,7 +122,7 @@ def _without_between(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def targets(data: pd.DataFrame) -> dict[str, float]:
-    """The verdict's scores by who comes to them: what every run of SB and LB reaches, and every one of SB."""
+    """The verdict's scores by who reaches them: what every run of SB and LB reaches, and every one of SB."""
     both, small = to_score.level(data, ["SB", "LB"]), to_score.level(data, ["SB"])
     return {"SB and LB": both} if both == small else {"SB and LB": both, "SB": small}
 
@@ -211,7 +211,7 @@ def _by_model(runs: Runs, found: Sequence[Verdict]) -> Table:
         rows.append([Entry(link), Entry(label), of_number(goal, 2), *times])
     heads = ["link", "method", f"to test\n{runs.score.head}", *[f"P =\n{number(p)}" for p in sizes]]
     title = "By the model, not measured: times as fast as SB, each on as many of P workers as are best for it"
-    note = "Only methods of which some run comes to the score."
+    note = "Only methods of which some run reaches the score."
     groups = starts((link, goal) for link, goal, _ in kinds)
     return Table("break_even_model", title, heads, rows, note, left=2, groups=groups, brief=False)
 
@@ -250,8 +250,8 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
         "A method is faster than SB where its steps over SB's, I / I_SB, are below a step's time of SB "
         "over its own. Appendix C has B_SB / (f_SB(P) B) for that, with f_SB(P) as it was measured; it "
         "takes one worker's time to be in proportion to the batch, and the efficiency of a large batch to "
-        "be 1. Steps of runs that came to the score, geometric means; where some did not, a mean is over "
-        "those that did. Methods of which no run comes there are left out. Intervals are over the seeds. "
+        "be 1. Steps of runs that reached the score, geometric means; where some did not, a mean is over "
+        "those that did. Methods of which no run reaches it are left out. Intervals are over the seeds. "
         "Times are of steps alone, without start and evaluation."
     )
     keys = [(v.target, v.clock.workers) for v in found]
@@ -274,8 +274,8 @@ def _sentences(
         large = [v for v in own if v.label == "LB"]
         if any(v.runs[0] < v.runs[1] for v in large[:1]):
             sentences.append(
-                f"To {text}, which every run of {who} reaches, {large[0].runs[0]} of {large[0].runs[1]} "
-                "runs of LB come: there is no time to compare."
+                f"Every run of {who} reaches {text}, but {large[0].runs[0]} of {large[0].runs[1]} of LB: "
+                "there is no time to compare."
             )
         elif large:
             last = next(v for v in large if v.clock.workers == most)
@@ -294,7 +294,7 @@ def _sentences(
             best = max(others, key=lambda v: v.faster.mean)
             several = "s" * (most > 1)
             sentences.append(
-                f"Of the other methods that always come there, {best.label} is the fastest on {most} "
+                f"Of the other methods that always reach it, {best.label} is the fastest on {most} "
                 f"worker{several}: {_times(best.faster)}."
             )
     return sentences

@@ -33,7 +33,7 @@ def sections(runs: Runs, targets: Sequence[float] | None = None, tolerance: floa
 
 
 def _reached(steps: Sequence[float], early: bool, factor: float = 1.0) -> Entry:
-    """The geometric mean of the runs that came to a score, and how many did where not all did."""
+    """The geometric mean of the runs that reached a score, and how many did where not all did."""
     item = geometric(factor * np.array(steps))
     values = {"": item.mean, "std": item.std, "n": item.n, "of": len(steps)}
     if item.n == 0:
@@ -57,14 +57,14 @@ def _steps(
         rows.append([Entry(str(label)), of_number(batch), *entries, samples])
     note = (
         f"First step at which the test curve is at the {runs.score.name}, by the line between its points; "
-        "geometric mean over the runs that come there, how many of them in brackets where not all "
+        "geometric mean over the runs that reach it, how many of them in brackets where not all "
         "do; ≤ where some are there when they are first evaluated."
     )
     table = Table("steps_to_score", f"Steps to a test {runs.score.head}, by method", heads, rows, note)
     plain = found[found["remedy"] == "none"]
     caption = (
         f"Steps to a test {runs.score.name} against the global batch, without a remedy: geometric means over "
-        "the runs that come there. Lines: steps = least × (1 + critical / batch), fitted."
+        "the runs that reach it. Lines: steps = least × (1 + critical / batch), fitted."
     )
     figure = Figure("steps_to_score", "Steps to a score", caption, lambda: _draw_steps(runs, plain, fits))
     ends = plain[plain["goal"] == goals[-1]]
@@ -106,7 +106,7 @@ def _critical(
         return Section(title, ["Nothing of it is measured yet."], brief=True)
     note = (
         "Steps: the batch at which a score takes twice the fewest steps, by the fit above, at the epoch at "
-        "which SB comes to the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
+        "which SB reaches the score. Noise scale: tr Σ / |G|² at SB's models (McCandlish et al. 2018), "
         "geometric mean over the seeds. Branching: the largest batch whose short run from SB's model, over "
         f"as many samples and with a scaled rate, ends at most {tolerance:g} above the training loss at "
         "SB's batch (Merrill et al. 2025; here the optimiser's state begins anew in every branch)."

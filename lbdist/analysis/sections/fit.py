@@ -78,7 +78,7 @@ def sentences(runs: Runs) -> list[str]:
         below = difference(sb, equal).mean > 0
         left = difference(sb, equal) if below else difference(equal, sb)
         text = (
-            f"Trained until its training loss is SB's ({reached} of {len(group)} came to it, after "
+            f"Trained until its training loss is SB's ({reached} of {len(group)} reached it, after "
             f"{number(group['epochs'].mean())} epochs on average), LB is {number(abs(left.mean), 2)} "
             f"{points} {'below' if below else 'above'} SB"
         )

@@ -137,7 +137,7 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     scores = {row["label"]: row["score"] for _, row in remedies.iterrows() if row["label"] in ("none", "SB")}
     if len(scores) == 2:
         none, small = (runs.score.of(number(scores[name].mean, 2)) for name in ("none", "SB"))
-        sentences.append(f"Without a remedy it comes to {none} on the validation split, SB to {small}.")
+        sentences.append(f"Without a remedy it reaches {none} on the validation split, SB {small}.")
     noise = critical.noise(runs)
     if len(noise):
         last = noise.iloc[-1]
