@@ -45,7 +45,7 @@ class Held:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        found = copies([*parameters, *(buffer for _, _, buffer, _ in buffers)])
+        found = _copies([*parameters, *(buffer for _, _, buffer, _ in buffers)])
         self.parameters = list(zip(parameters, found, strict=False))
         self.buffers = [
             (module, name, buffer, copy, path)
@@ -84,7 +84,7 @@ class Held:
         copy_into((buffer, (instead or {}).get(path, value)) for *_, buffer, value, path in self.buffers)
 
 
-def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     """A copy of each, all of a kind at once: one by one, a GPU would wait."""
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for place, tensor in enumerate(tensors):

@@ -311,9 +311,8 @@ class Objective:
         if self._proven:
             return
         with self._refusing():
-            x = self.x
             with torch.no_grad():
-                self._few(2).visit(x, lambda outputs, _: self.loss.fits(outputs, self.labels))
+                self._few(2).visit(self.x, lambda outputs, _: self.loss.fits(outputs, self.labels))
             self._proven = prove(self._few(_PROOF_SAMPLES))
 
     def _few(self, samples: int) -> Objective:

@@ -22,7 +22,7 @@ from lbdist.remedies.base import Remedy, make_remedy
 from lbdist.serial import SerialSession
 from lbdist.session import Session
 from lbdist.sharpness.measure import Measure
-from lbdist.studies.base import Candidates, Plan, Study, whole
+from lbdist.studies.base import Candidates, Plan, Study
 from lbdist.training import checkpoint, rehearsal
 from lbdist.tuning import search_space
 
@@ -52,7 +52,8 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         score=loss.score,
         parameters=networks.parameter_count(network),
     )
-    for file in sorted({p.file for m in study.measurements(whole(study)) for p in m.at if p.file}):
+    own = study.measurements(lambda cell: None)  # at files, which need no cell
+    for file in sorted({point.file for m in own for point in m.at if point.file}):
         checkpoint.load_file(network, file)
     given = settings, OmegaConf.to_yaml(config), data, study, Score(loss.score, loss.unit), flops, source
     session: Session

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import along_the_run
-from lbdist.plan import COUNTED, Cell, Measurement, Point
-from lbdist.studies.base import Done, OverEpochs, ended
+from lbdist.plan import Cell, Measurement
+from lbdist.studies.base import Done, OverEpochs, along_runs
 from lbdist.studies.search import searched
 
 
@@ -33,9 +33,7 @@ class AlongTheRun(OverEpochs):
 
     def measurements(self, done: Done) -> Iterator[Measurement]:
         """Every measure at every model that is kept, and at the last."""
-        for cell in ended(self, done):
-            for epoch in (*sorted(cell.keep), None) if cell.role in COUNTED else ():
-                yield from (Measurement(node, (Point(cell, epoch),)) for node in self.plan.measured(cell))
+        return along_runs(self, done)
 
     def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Sharpness against loss and epoch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -229,8 +229,7 @@ class Study(ABC):
     def measurements(self, done: Done) -> Iterator[Measurement]:
         """What is measured, given what is done: by default every measure at every end that is counted."""
         for cell in ended(self, done):
-            if cell.role in COUNTED:
-                yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
+            yield from (Measurement(node, (Point(cell),)) for node in self.plan.measured(cell))
 
     @property
     def procedure_nodes(self) -> dict[str, Node]:
@@ -324,10 +323,17 @@ def whole(study: Study) -> Done:
     return lambda cell: {final_name(study.plan.score, "validation"): 0.0}
 
 
-def ended(study: Study, done: Done) -> list[Cell]:
-    """The cells that have a model at their end: finished, and not diverged."""
-    finals = ((cell, done(cell)) for cell in cells_of(study, done).values())
+def ended(study: Study, done: Done, roles: Collection[Role] = COUNTED) -> list[Cell]:
+    """The cells of some roles that have a model at their end: finished, and not diverged."""
+    finals = ((cell, done(cell)) for cell in cells_of(study, done).values() if cell.role in roles)
     return [cell for cell, final in finals if final and not final.get("diverged")]
+
+
+def along_runs(study: Study, done: Done) -> Iterator[Measurement]:
+    """Every measure at every model that counted cells keep, and at their last."""
+    for cell in ended(study, done):
+        for epoch in (*sorted(cell.keep), None):
+            yield from (Measurement(node, (Point(cell, epoch),)) for node in study.plan.measured(cell))
 
 
 def cells_of(study: Study, done: Done) -> dict[str, Cell]:

@@ -89,10 +89,9 @@ class Comparison(Study):
     def measurements(self, done: Done) -> Iterator[Measurement]:
         """Every measure at every end that is counted, and the sharpness of what ran in another precision."""
         yield from super().measurements(done)
-        for cell in ended(self, done):
-            if cell.role == "precision":
-                nodes = (node for node in self.plan.measured(cell) if node["name"] == "sharpness")
-                yield from (Measurement(node, (Point(cell),)) for node in nodes)
+        for cell in ended(self, done, ["precision"]):
+            nodes = (node for node in self.plan.measured(cell) if node["name"] == "sharpness")
+            yield from (Measurement(node, (Point(cell),)) for node in nodes)
 
     def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Leaderboard, what it means, curves, sharpness by solver, the search, what was checked."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import landscape
-from lbdist.plan import COUNTED, Cell, Measurement, Point
+from lbdist.plan import Cell, Measurement, Point
 from lbdist.studies.base import Done, Study, ended
 from lbdist.studies.search import searched
 
@@ -35,7 +35,7 @@ class Landscape(Study):
 
     def measurements(self, done: Done) -> Iterator[Measurement]:
         """From SB's model to each other one of its seed, and at every model by itself."""
-        cells = [cell for cell in ended(self, done) if cell.role in COUNTED]
+        cells = ended(self, done)
         firsts = {cell.seed: cell for cell in cells if cell.method == "SB"}
         for cell in cells:
             for name, (node, measure) in self.plan.measures.items():

@@ -12,9 +12,9 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import break_even, critical_batch, throughput
 from lbdist.errors import require
-from lbdist.plan import COUNTED, Cell, Measurement, Node, Origin, Point, Role
+from lbdist.plan import Cell, Measurement, Node, Origin, Role
 from lbdist.rules import RULES
-from lbdist.studies.base import Done, chosen_batches, chosen_epochs, ended
+from lbdist.studies.base import Done, along_runs, chosen_batches, chosen_epochs
 from lbdist.studies.comparison import Comparison
 from lbdist.studies.search import Chosen
 
@@ -151,10 +151,7 @@ class Scaling(Comparison):
 
     def measurements(self, done: Done) -> Iterator[Measurement]:
         """Every measure at every end that is counted, and at the models that SB keeps."""
-        for cell in ended(self, done):
-            if cell.role in COUNTED:
-                for epoch in (*sorted(cell.keep), None):
-                    yield from (Measurement(node, (Point(cell, epoch),)) for node in self.plan.measured(cell))
+        return along_runs(self, done)
 
     def derived(self, runs: Runs) -> list[dict[str, Any]]:
         """The fitted parameters of the model of a step, with the ends of their intervals."""
