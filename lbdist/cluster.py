@@ -156,17 +156,18 @@ def connect(
     """
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
-    environment = machines.own_code(targets, store) if joined else {}
-    if joined and not machines.in_a_job():
-        environment["env_vars"] = {name: os.environ[name] for name in MEMORY}
     try:
-        ray.init(
-            address=joined or "local",
-            include_dashboard=None if joined else False,  # of which nobody is told the address
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            runtime_env=environment or None,
-        )
+        with tempfile.TemporaryDirectory(prefix="lbdist-") as folder:
+            environment = machines.own_code(targets, Path(folder)) if joined else {}
+            if joined and not machines.in_a_job():
+                environment["env_vars"] = {name: os.environ[name] for name in MEMORY}
+            ray.init(
+                address=joined or "local",
+                include_dashboard=None if joined else False,  # of which nobody is told the address
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env=environment or None,
+            )
     except SystemExit:  # from the handler of SIGTERM that Ray sets
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)

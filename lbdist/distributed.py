@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import torch
 
-from lbdist import arrange, cluster
+from lbdist import arrange, cluster, code
 from lbdist.arrange import Unmeasured
 from lbdist.capacity import Capacity
 from lbdist.errors import one_line
@@ -41,7 +41,7 @@ class RaySession(Session):
     def work(self, book: Book, progress: Progress, command: str) -> tuple[list[Failed], list[Lost]]:
         """Trains and measures what is not done."""
         config, say = self.config, progress.note
-        targets = set(_targets(dataclasses.asdict(config)))
+        targets = set(code.targets(dataclasses.asdict(config)))
         with cluster.connect(say, command, self.store, targets, config.max_concurrent) as capacity:
             data, gpu = ray.put(self.data), capacity.gpus > 0
 
@@ -98,14 +98,3 @@ class RaySession(Session):
 def _cause(error: ray.exceptions.RayError) -> str:
     """What went wrong in a task, without the traceback that Ray puts before it."""
     return one_line(getattr(error, "cause", None) or error)[:100]
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """The classes that a configuration names."""
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        node = node.values()
-    if not isinstance(node, str) and isinstance(node, Iterable):
-        for inner in node:
-            yield from _targets(inner)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import importlib.util
 import os
-import sysconfig
+import shutil
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lbdist.code import modules, of_lbdist
 from lbdist.errors import InputError, one_line, require
 from lbdist.storage import Store
 
@@ -32,14 +31,8 @@ Kind = tuple[int, Mapping[str, float]]
 @functools.cache
 def code() -> str:
     """What the code on a machine is: lbdist's version and a digest of its files, and PyTorch's version."""
-    import lbdist  # as a node finds it
-
-    package = Path(lbdist.__file__).parent
-    files = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        files.update(f"{path.relative_to(package)}".encode() + path.read_bytes())
     torch = metadata.version("torch").partition("+")[0]  # `+cpu` on a head without GPUs is the same
-    return f"lbdist {metadata.version('lbdist')} ({files.hexdigest()[:8]}) with torch {torch}"
+    return f"lbdist {metadata.version('lbdist')} ({of_lbdist()}) with torch {torch}"
 
 
 def check_code(driver: str) -> None:
@@ -57,40 +50,18 @@ def in_a_job() -> bool:
     return bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
-def own_code(targets: Collection[str], store: Store) -> dict[str, Any]:
+def own_code(targets: Collection[str], folder: Path) -> dict[str, Any]:
     """Ray's runtime environment that takes the user's own modules to the workers; empty where there are none.
 
     Args:
         targets: Dotted names of classes.
-        store: The storage folder, which stays where it is.
-
-    Raises:
-        InputError: They lie in more than one folder.
+        folder: Where to gather the modules, without what lies beside them.
     """
-    if in_a_job():
-        return {}
-    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    folders: dict[Path, str] = {}
-    for module in sorted({target.partition(".")[0] for target in targets} - {"lbdist"}):
-        found = importlib.util.find_spec(module)
-        if found is None or not found.origin or found.origin in ("built-in", "frozen"):
-            continue
-        place = Path(found.origin).resolve()
-        if not any(place.is_relative_to(folder) for folder in installed):
-            folder = place.parent.parent if found.submodule_search_locations else place.parent
-            folders.setdefault(folder, module)
-    if not folders:
-        return {}
-    if len(folders) > 1:
-        raise InputError(
-            f"_target_: {' and '.join(folders.values())} must lie in one folder, which goes to the workers "
-            f"(they are in {' and '.join(map(str, folders))})"
-        )
-    (folder,) = folders
-    excludes = [".git", "__pycache__", ".venv"]
-    if store.local is not None and store.local.is_relative_to(folder) and store.local != folder:
-        excludes.append(str(store.local.relative_to(folder)))
-    return {"working_dir": str(folder), "excludes": excludes}
+    found = {} if in_a_job() else modules(targets)
+    for name, file in found.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
+    return {"working_dir": str(folder)} if found else {}
 
 
 def _look(root: str, probe: str, head: bool) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lbdist import code
+
 Node = Mapping[str, Any]
 """A configuration node: `_target_`, its arguments, and `name`, what people call it."""
 
@@ -92,7 +94,8 @@ class Cell:
 
     Attributes:
         network: Node of the network.
-        data: Node of the data set, without where it lies.
+        data: Node of the data set; `samples` holds the digest of each split, by which it is known, wherever
+            it lies.
         loss: Node of the loss.
         optimizer: Node of the optimiser.
         remedies: Nodes of the remedies, none of them or several.
@@ -110,6 +113,7 @@ class Cell:
         target_loss: Training loss, as evaluated, at which it ends; None runs all epochs.
         procedure: Node of what runs instead of training; None for training.
         origin: Where the run begins; None for the seed's x0.
+        loaded: Digest of what the network begins with whatever the seed, such as weights of a file.
         method: `SB`, `LB`, or another batch, `batch 64`. From here on, nothing is part of the id.
         remedy: What people call the remedies: `none`, `robust`, `augmentation+robust`.
         setting: What people call the remedies' hyperparameters: `rho=0.5`.
@@ -137,6 +141,7 @@ class Cell:
     target_loss: float | None = None
     procedure: Node | None = None
     origin: Origin | None = None
+    loaded: str | None = None
     method: str = "LB"
     remedy: str = "none"
     setting: str = ""
@@ -153,17 +158,30 @@ class Cell:
     def id(self) -> str:
         """The cell's content address. Fields that are None are left out, so new fields leave it alone."""
         defining: dict[str, Any] = {
-            **{key: _defining(getattr(self, key)) for key in ("network", "data", "loss", "optimizer")},
+            **{key: _defining(getattr(self, key)) for key in ("network", "loss", "optimizer")},
+            "samples": self.samples,
             "remedies": [_defining(node) for node in self.remedies],
             "num_workers": None if self.num_workers == AUTO else self.num_workers,
             "precision": None if self.precision == AUTO else self.precision,
             "origin": dataclasses.asdict(self.origin) if self.origin else None,
             "procedure": _defining(self.procedure) if self.procedure else None,
         }
-        names = ("global_batch_size", "epochs", "seed", "ghost_batch_size", "micro_batch_size")
+        names = ("global_batch_size", "epochs", "seed", "ghost_batch_size", "micro_batch_size", "loaded")
         more = ("test_points", "validation_fraction", "schedule", "patience", "target_loss")
         defining |= {name: getattr(self, name) for name in names + more}
         return digest({key: value for key, value in defining.items() if value is not None})
+
+    @property
+    def samples(self) -> dict[str, str]:
+        """The digests of the splits that it reads: one that holds samples out never sees the test set."""
+        found: Mapping[str, str] = self.data.get("samples", {})
+        return {split: found[split] for split in found if split == "train" or self.split == "test"}
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All that it is computed by."""
+        made = [self.network, self.data, self.loss, self.optimizer, *self.remedies]
+        return made + ([self.procedure] if self.procedure else [])
 
     @property
     def kind(self) -> str:
@@ -266,8 +284,9 @@ class Point:
         """What tells the model apart: a file by its content, read once."""
         if self.file is None:
             return [self.cell.id, self.epoch]
-        node, content = _defining(self.cell.network), Path(self.file).read_bytes()
-        return [node, self.cell.seed, hashlib.sha256(content).hexdigest()]
+        cell, content = self.cell, Path(self.file).read_bytes()
+        of = [_defining(cell.network), _defining(cell.loss), cell.samples, cell.loaded, cell.seed]
+        return [*of, hashlib.sha256(content).hexdigest()]
 
     @property
     def id(self) -> str:
@@ -292,6 +311,12 @@ class Measurement:
         """The measurement's content address."""
         return digest([_defining(self.measure), [point.key for point in self.at]])
 
+    @property
+    def code(self) -> str:
+        """A digest of the code that measures here: lbdist's, and the user's measure, network and loss."""
+        nodes = [node for point in self.at for node in (point.cell.network, point.cell.loss)]
+        return digest(code.of([self.measure, *nodes]))
+
     def columns(self) -> dict[str, Any]:
         """The columns that every row of the measurement repeats, beside those of its first cell."""
         first, *others = self.at
@@ -302,6 +327,7 @@ class Measurement:
             "other_cell": others[0].id if others else None,
             "measure": title(self.measure),
             "measurement": self.id,
+            "code": self.code,
             "options": json.dumps(options, sort_keys=True),
         }
 

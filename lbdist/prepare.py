@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch import nn
 from lbdist import networks
 from lbdist.analysis.runs import Score
 from lbdist.config.build import build
-from lbdist.config.schema import Config, check_micro_batch
+from lbdist.config.schema import PRECISIONS, Config, check_micro_batch, one_of
 from lbdist.data.base import Dataset, DataSource, is_integer, on_device
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
 from lbdist.objective import Objective
-from lbdist.plan import Cell, Node, held_out, name_setting
+from lbdist.plan import AUTO, Cell, Node, held_out, name_setting, title
 from lbdist.remedies.base import Remedy, make_remedy
 from lbdist.serial import SerialSession
 from lbdist.session import Session
@@ -37,6 +38,9 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     Raises:
         InputError: What is wrong, before anything is written or a worker starts.
     """
+    for key, value in config.network.items():  # workers have another working directory
+        if isinstance(value, str) and "\0" not in value and Path(value).is_file():
+            config.network[key] = str(Path(value).absolute())
     source: DataSource = build(config.data, "data", kind=DataSource)
     loss: Loss = build(config.loss, "loss", kind=Loss)
     data = source.load(config.scale.get("samples"))
@@ -48,7 +52,8 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         settings,
         {name: OmegaConf.to_object(part) for name, part in (parts or {}).items()},  # type: ignore[misc]
         train_size=len(data.train),
-        data=_data_node(settings.data, source, data),
+        data={**settings.data, "samples": {"train": data.train.digest, "test": data.test.digest}},
+        loaded=networks.loaded_digest(settings.network),
         score=loss.score,
         parameters=networks.parameter_count(network),
     )
@@ -144,7 +149,7 @@ def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> St
     }
     remedies.pop("none", None)
     measures: dict[str, tuple[Node, Measure]] = {
-        name: (node, build(node, f"measure.{name}", kind=Measure))
+        name: (_of_sets(node), build(_of_sets(node), f"measure.{name}", kind=Measure))
         for name, node in settings.measure.items()
         # a study may have settings for a measure that was not chosen
         if not isinstance(node, Mapping) or "_target_" in node
@@ -154,7 +159,7 @@ def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> St
             measure.check(parameters)
         except InputError as error:
             raise InputError(f"measure.{name}.{error}") from error
-    study: Study = build(settings.study, "study", kind=Study)
+    study: Study = build(_of_sets(settings.study), "study", kind=Study)
     study.plan = Plan(settings, remedies=remedies, measures=measures, **learnt)
     study.check()
     for name, (_, measure) in measures.items():
@@ -163,18 +168,22 @@ def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> St
     return study
 
 
-def _data_node(node: Node, source: DataSource, data: Dataset) -> Node:
-    """A data set's node without where it lies, with the samples that the study's scale has left of it."""
-    kept = {key: value for key, value in node.items() if key not in source.place}
-    for key, split in (("train_samples", data.train), ("test_samples", data.test)):
-        if source.totals.get(key, 0) > len(split):
-            kept[key] = len(split)
-    return kept
+def _of_sets(node: Any) -> Any:
+    """The node of a study or a measure, whose lists are sets: what is asked for twice is done once."""
+    if not isinstance(node, Mapping):
+        return node  # refused as it is built
+    return {
+        key: [v for at, v in enumerate(value) if v not in value[:at]] if isinstance(value, list) else value
+        for key, value in node.items()
+    }
 
 
 def _check_run(cell: Cell, train_size: int) -> None:
     """Refuses remedies and batches that a run of this kind could not have."""
     make_remedy(cell.remedies)
+    own = f"study.procedures.{title(cell.procedure)}." if cell.procedure else ""
+    known = (AUTO, *PRECISIONS)
+    require(cell.precision in known, f"{own}precision", cell.precision, one_of(known))
     key, batch = f"remedy.{cell.remedy}.cell", cell.global_batch_size
     if cell.validation_fraction is not None:
         held = held_out(train_size, cell.validation_fraction)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lbdist import code
 from lbdist.old_rows import OLD_COLUMNS, renewed
 from lbdist.storage import Damaged, Store, check_stamp, digest, read_json, stamp, write_json
 
@@ -77,6 +78,7 @@ SCHEMA = pa.schema(
         ("file", pa.string()),
         ("rule", pa.string()),
         ("procedure", pa.string()),
+        ("code", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
         ("start", pa.string()),
@@ -222,7 +224,7 @@ def final_metrics(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def write_cell(place: Place, cell: str, content: Mapping[str, Any]) -> None:
-    """Writes what a cell is: its `cell`, its `columns`, and the `provenance` of its rows."""
+    """Writes what a cell is: its `cell`, its `columns`, the `provenance` of its rows, and their `code`."""
     write_json(Store.of(place), _cell_json(cell), content)
 
 
@@ -236,9 +238,11 @@ def provenance() -> dict[str, str]:
     try:
         # a repository may merely contain the environment that this file is installed in
         ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **quiet)
-        code = subprocess.run([*git, "describe", "--always", "--dirty"], **quiet)
-        if ours.returncode == code.returncode == 0:
-            versions["commit"] = code.stdout.strip()
+        commit = subprocess.run([*git, "describe", "--always", "--dirty"], **quiet)
+        if ours.returncode == commit.returncode == 0:
+            versions["commit"] = commit.stdout.strip()
+            if versions["commit"].endswith("-dirty"):  # of which no two are alike
+                versions["commit"] += f" ({code.of_lbdist()})"
     except (OSError, subprocess.TimeoutExpired):
         pass  # no git here: the package's version has to do
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}"
@@ -344,7 +348,7 @@ def finished(place: Place, kind: str) -> list[str]:
 
 
 def read_cell(place: Place, cell: str) -> dict[str, Any]:
-    """What `cell.json` holds: the `cell`, its `columns`, and the `provenance` of its rows.
+    """What `cell.json` holds: the `cell`, its `columns`, the `provenance` of its rows, and their `code`.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from lbdist import dry_run, results
+from lbdist import code, dry_run, results
 from lbdist.analysis import terminal
 from lbdist.analysis.report import write_report
 from lbdist.analysis.runs import Runs, Score
@@ -115,7 +115,7 @@ class Session(ABC):
             return 0
         print("\n".join([f"{head}, in {self.folder}", *lines]), flush=True)
         with self.folder.lock():
-            book = Book(self.store, warn)
+            book = Book(self.store, warn, self.config.retrain == "changed")
             failed = self._work(book, command) + self._diverged(book) + self.report(book, command)
         for line in failed:
             warn(line)
@@ -171,7 +171,7 @@ class Session(ABC):
         # listed first, since looking for each that is not there yet takes long in an object store
         there = {name.split("/")[1] for name in self.store.names(results.MEASUREMENTS)}
         files = [(m, results.measurement_file(m.id)) for m in self.study.measurements(book)]
-        return [m for m, file in files if file.split("/")[1] not in there or not book.rows(file)]
+        return [m for m, file in files if file.split("/")[1] not in there or not book.measured(m)]
 
     def _work(self, book: Book, command: str) -> list[str]:
         """Trains and measures what is not done; nothing is started where nothing is missing.
@@ -284,12 +284,12 @@ class Session(ABC):
             if cell.num_workers not in (AUTO, row["num_workers"])
         ):
             print(line)
-        versions = _versions(results.read_cell(self.store, key)["provenance"] for key in finished)
-        if versions:
-            print(f"\n{versions}")
+        others = self._other_code(book, finished.values())
+        for line in others:
+            print(line)
         context = {"command": command, **results.provenance(), "configuration": self.text}
-        if versions:
-            context["other code"] = versions
+        if others:
+            context["other code"] = "; ".join(others)
         # a URI may hold keys, which do not belong in a page that is shown around
         shown = str(self.store) if "://" in self.config.storage else self.config.storage
         context = {name: text.replace(self.config.storage, shown) for name, text in context.items()}
@@ -302,6 +302,27 @@ class Session(ABC):
                 (cells.get(row.cell, row.file), f"{row.measure}: {row.error}") for row in wrong.itertuples()
             )
         ]
+
+    def _other_code(self, book: Book, finished: Collection[Cell]) -> list[str]:
+        """A line for each kind of cell, and for each measure, that other code than today's has computed."""
+        found: list[tuple[Cell, str]] = []
+        for cell in finished:
+            changed = book.changed(cell)
+            if changed:
+                then = results.code_version(results.read_cell(self.store, cell.id)["provenance"])
+                own = [name for name in changed if name != code.LBDIST]
+                words = [f"{', '.join(own)} {'have' if len(own) > 1 else 'has'} changed"] if own else []
+                words += [f"by {then}"] if code.LBDIST in changed else []
+                found.append((cell, "; ".join(words)))
+        measured = Counter(
+            title(m.measure)
+            for m in self.study.measurements(book)
+            if (rows := book.rows(results.measurement_file(m.id))) and book.measured_otherwise(m, rows)
+        )
+        lines = [f"trained by other code: {line}" for line in _by_kind(found)]
+        lines += [f"measured by other code: {name} ({count})" for name, count in sorted(measured.items())]
+        today = results.code_version(results.provenance())
+        return [*lines, f"today's is {today}; retrain=changed computes them again"] if lines else []
 
 
 def _by_kind(failures: Iterable[tuple[Cell | str, str]]) -> list[str]:
@@ -318,15 +339,3 @@ def _by_kind(failures: Iterable[tuple[Cell | str, str]]) -> list[str]:
         label + (f" seed {', '.join(seeds)}" if seeds else "") + (f": {why}" if why else "")
         for label, (seeds, why) in kinds.items()
     ]
-
-
-def _versions(provenances: Iterable[Mapping[str, str]]) -> str:
-    """Which cells were trained by other code than today's; empty where none was."""
-    today = results.code_version(results.provenance())
-    found = Counter(results.code_version(provenance) for provenance in provenances)
-    others = [f"{version} ({count})" for version, count in sorted(found.items()) if version != today]
-    if not others:
-        return ""
-    total = found.total()
-    other = f"{total - found[today]} of {total} cells were trained by other code: {', '.join(others)}"
-    return f"{other}; today's is {today}"

@@ -14,7 +14,7 @@ from lbdist.plan import Cell, Measurement, Origin, Point, name_setting
 
 CELL: dict[str, Any] = {
     "network": {"_target_": "lbdist.networks.dense.Dense", "inputs": 40, "widths": [64, 64], "classes": 10},
-    "data": {"_target_": "lbdist.data.mnist1d.MNIST1D", "seed": 42},
+    "data": {"_target_": "lbdist.data.mnist1d.MNIST1D", "samples": {"train": "1", "test": "2"}},
     "loss": {"_target_": "lbdist.losses.CrossEntropy"},
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
     "remedies": ({"_target_": "lbdist.remedies.robust.Robust", "rho": 0.5},),
@@ -37,7 +37,9 @@ CELL: dict[str, Any] = {
 
 CHANGES: list[dict[str, Any]] = [
     {"network": {**CELL["network"], "widths": [64, 65]}},
-    {"data": {**CELL["data"], "seed": 43}},
+    {"data": {"samples": {"train": "3", "test": "2"}}},
+    {"data": {"samples": {"train": "1", "test": "4"}}},
+    {"loaded": "0"},
     {"loss": {"_target_": "lbdist.losses.MeanSquaredError"}},
     {"optimizer": {**CELL["optimizer"], "lr": 0.0011}},
     {"remedies": ()},
@@ -71,6 +73,7 @@ NAMES: list[dict[str, Any]] = [
     {"rule": "sqrt"},
     {"keep": frozenset({1, 2})},
     {"network": {**CELL["network"], "name": "mlp"}},
+    {"data": {**CELL["data"], "root": "elsewhere"}},
     {"remedies": ({**CELL["remedies"][0], "name": "robust"},)},
 ]
 """What people call a cell, and what is kept of it: no part of what it is."""
@@ -84,6 +87,14 @@ def test_the_id_holds_what_defines_the_run_and_nothing_else() -> None:
     assert len(set(ids)) == len(ids)
     assert all(len(name) == 12 and set(name) <= set("0123456789abcdef") for name in ids)
     assert {Cell(**{**CELL, **change}).id for change in NAMES} == {ids[0]}
+
+
+def test_a_run_that_holds_samples_out_does_not_depend_on_the_test_set() -> None:
+    ids = [
+        Cell(**{**CELL, "validation_fraction": 0.2, "data": {"samples": {"train": train, "test": test}}}).id
+        for train, test in (("1", "2"), ("1", "3"), ("2", "2"))
+    ]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_id_is_that_of_the_content() -> None:

@@ -183,7 +183,7 @@ def test_the_code_version_in_words() -> None:
 def test_a_repository_that_only_contains_the_environment_is_no_version(tmp_path: Path) -> None:
     package = tmp_path / "site-packages" / "lbdist"
     package.mkdir(parents=True)
-    for module in ("__init__", "results", "old_rows", "storage", "errors"):
+    for module in ("__init__", "results", "old_rows", "storage", "errors", "code"):
         shutil.copy(Path(results.__file__).parent / f"{module}.py", package)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -198,7 +198,12 @@ def test_a_repository_that_only_contains_the_environment_is_no_version(tmp_path:
 
     assert Path(told()[0]).parent == package and told()[1] == "None"
     subprocess.run([*git, "add", "site-packages"], check=True)
-    assert told()[1] != "None"
+    clean = told()[1]
+    subprocess.run([*git, "commit", "-qm", "y"], check=True)
+    (package / "errors.py").write_text((package / "errors.py").read_text() + "# one\n")
+    one = told()[1:]
+    (package / "errors.py").write_text((package / "errors.py").read_text() + "# two\n")
+    assert clean != "None" and one[0].endswith("-dirty") and told()[1:] != one  # no two are alike
 
 
 def test_provenance() -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lbdist import results
 from lbdist.capacity import Capacity
 from lbdist.config.compose import compose_parts
 from lbdist.errors import InputError
 from lbdist.prepare import prepare
 from lbdist.serial import SerialSession
-from lbdist.session import _by_kind, _versions
+from lbdist.session import _by_kind
 from lbdist.studies.base import cells_of, whole
 from tests.support.commands import UNMEASURED
 from tests.support.plans import make_study
@@ -31,13 +30,6 @@ def test_failures_are_told_by_kind_with_their_seeds_and_the_first_reason() -> No
     told = _by_kind([(cell, f"reason {place}") for place, cell in enumerate(cells)])
     assert told == ["SB seed 0, 1, 2: reason 0"]
     assert _by_kind([("a.pt", "no"), (cells[1], "")]) == ["a.pt: no", "SB seed 1"]
-
-
-def test_cells_of_other_code_are_counted() -> None:
-    today = results.provenance()
-    other = {**today, "commit": "0123abc"}
-    assert _versions([today, today]) == ""
-    assert _versions([today, other, other]).startswith("2 of 3 cells were trained by other code: ")
 
 
 def test_what_is_to_do_is_what_has_no_rows(tmp_path: Path, cache: str) -> None:

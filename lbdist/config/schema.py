@@ -91,6 +91,7 @@ class Config:
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
     executor: str = MISSING
+    retrain: str | None = MISSING
     storage: str = MISSING
     max_concurrent: int | None = MISSING
     retries: int = MISSING
@@ -116,6 +117,7 @@ def check(config: DictConfig) -> None:
     _check_learning_rate(config)
     for key, words in (("precision", ("auto", *PRECISIONS)), ("executor", EXECUTORS)):
         require(config[key] in words, key, config[key], one_of(words))
+    require(config.retrain in (None, "changed"), "retrain", config.retrain, "null or changed")
     require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")
     seconds = config.regroup_seconds
     require(0 < seconds <= 86_400, "regroup_seconds", seconds, "above 0, up to 86,400")

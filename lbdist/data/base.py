@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ from lbdist.plan import held_out
 from lbdist.random import permutation
 
 _SUBSET_SEED = 0
+
+
+def content_digest(array: np.ndarray) -> str:
+    """The SHA-256 of an array's bytes, in hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +45,17 @@ class Split:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of both arrays, in hex digits."""
-        found = hashlib.sha256()
+        """The SHA-256 of both arrays, in hex digits: the same wherever the samples lie."""
+        found = hashlib.sha256(self.inputs_digest.encode())
         for array in (self.inputs, self.labels):
             found.update(f"{array.dtype.str} {array.shape}".encode())
-            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        found.update(content_digest(self.labels).encode())
         return found.hexdigest()
+
+    @property
+    def inputs_digest(self) -> str:
+        """The SHA-256 of the inputs' bytes."""
+        return content_digest(self.inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"inputs": self.inputs, "labels": self.labels, "digest": self.digest}
@@ -125,10 +135,8 @@ class DataSource(ABC):
         train_samples: How many training samples to use; None for all. A fixed shuffle chooses them, and a
             smaller choice is part of a larger one.
         test_samples: The same for the test split.
-        place: The fields that say where the data lie, and not what they are.
     """
 
-    place: ClassVar[tuple[str, ...]] = ()
     train_samples: int | None = None
     test_samples: int | None = None
 

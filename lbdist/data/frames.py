@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +72,6 @@ class Frames(DataSource):
             the machine's memory.
     """
 
-    place: ClassVar[tuple[str, ...]] = ("memory_gib",)
     root: str | None = None
     context: int = CONTEXT
     memory_gib: float | None = None

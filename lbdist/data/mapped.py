@@ -107,6 +107,11 @@ class Mapped(Split):
         digest, inputs = opened(recipe)
         return cls(inputs, labels, recipe, digest, limit)
 
+    @property
+    def inputs_digest(self) -> str:
+        """The SHA-256 of the inputs' bytes."""
+        return self.sum
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "inputs"}
 

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -31,7 +30,6 @@ class MNIST1D(DataSource):
         seed: Seed of the generator.
     """
 
-    place: ClassVar[tuple[str, ...]] = ("root",)
     root: str | None = None
     seed: int = 42
 

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -103,8 +102,6 @@ class Parquet(DataSource):
         memory_gib: Splits of more GiB, decoded, lie in a file of the cache instead of in memory; None for a
             tenth of the machine's memory.
     """
-
-    place: ClassVar[tuple[str, ...]] = ("memory_gib",)
 
     root: str | None = None
     splits: dict[str, str] | None = None
@@ -315,9 +312,9 @@ class _Images(Recipe):
 
     def name(self) -> str:
         """The files, as they are now, and what is read of them."""
-        files = [
-            (file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in self.source._files(self.part)
-        ]
+        stats = [(file.name, file.stat()) for file in self.source._files(self.part)]
+        # mtime can be set to what it was, ctime cannot
+        files = [(name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
         found = hashlib.sha256(repr((files, self.source.image, self.size)).encode())
         found.update(self.kept.data)
         return found.hexdigest()

@@ -13,7 +13,6 @@ import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +41,6 @@ class SpokenDigits(DataSource):
         states: Parts that each recording is cut into.
     """
 
-    place: ClassVar[tuple[str, ...]] = ("root",)
     root: str | None = None
     states: int = 3
 

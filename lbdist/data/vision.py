@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torchvision import datasets
@@ -40,7 +40,6 @@ class Vision(DataSource):
         download: Whether to fetch the data set when it is not there.
     """
 
-    place: ClassVar[tuple[str, ...]] = ("root", "download")
     dataset: str = "mnist"
     root: str | None = None
     download: bool = True

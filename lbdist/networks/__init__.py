@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lbdist.config.build import build
+from lbdist.config.build import build, plain
 from lbdist.data.base import to_float
 from lbdist.errors import InputError, one_line, require
 from lbdist.networks import flat
+from lbdist.plan import digest
 
 __all__ = ["INITS", "check", "check_start", "make", "parameter_count", "sample_flops"]
 
@@ -27,8 +32,8 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
 
     By default (`init: glorot`) trainable weights of dense and convolutional layers are Glorot uniform, their
     biases zero (the paper: "uniformly distributed random starting points"), through a parametrisation where a
-    layer has one; other parameters are as their module makes them, under the same seed. `init: keep` leaves
-    all of them as the constructor made or loaded them.
+    layer has one; other parameters are as their module makes them, under the same seed, and weights that it
+    loads are never drawn anew. `init: keep` leaves all of them as the constructor made or loaded them.
 
     Args:
         node: Configuration with `_target_`, its arguments, and `init`.
@@ -39,36 +44,80 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """
     init = node.get("init", GLOROT)
     require(init in INITS, "network.init", init, " or ".join(INITS))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        constructor = {key: value for key, value in node.items() if key != "init"}
-        network: nn.Module = build(constructor, "network", kind=nn.Module)
+    kept = _loaded(json.dumps(plain(node))) if node.get("init") == GLOROT else frozenset()
+    with seeded(seed):
+        network: nn.Module = build({k: v for k, v in node.items() if k != "init"}, "network", kind=nn.Module)
         if init == GLOROT:
             for name, module in _layers(network):
-                _start(name, module)
+                own = {f"{name}.{at}".lstrip(".") for at, _ in module.named_parameters()}
+                if not own & kept:
+                    _start(name, module)
     return network
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds every generator that a constructor may draw from, while the context lasts."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@functools.cache
+def _loaded(text: str) -> frozenset[str]:
+    """The parameters that a constructor loads: the same for every seed, and not of one value."""
+    one, two = (dict(make({**json.loads(text), "init": "keep"}, seed).named_parameters()) for seed in (0, 1))
+    return frozenset(
+        name
+        for name, weight in one.items()
+        if not nn.parameter.is_lazy(weight)
+        and torch.equal(weight, two[name])
+        and bool((weight != weight.flatten()[:1]).any())
+    )
+
+
 def check_start(node: Mapping[str, Any]) -> None:
-    """Refuses to draw weights anew that a constructor loaded, unless it is asked for.
+    """Refuses a start that is not known: weights that were loaded without saying what becomes of the others.
 
     Raises:
-        InputError: A weight does not depend on the seed, and `init` is not given.
+        InputError: Parameters do not depend on the seed, and `init` is not given; or they depend on more.
     """
-    if "init" in node:
-        return
-    made: list[dict[str, torch.Tensor]] = []
-    for seed in (0, 1):
-        weights = {name: layer.weight for name, layer in _layers(make({**node, "init": "keep"}, seed))}
-        made.append(
-            {name: w for name, w in weights.items() if isinstance(w, torch.Tensor) and w.requires_grad}
-        )
-    for name, weight in made[0].items():
-        if torch.equal(weight, made[1][name]) and bool((weight != weight.flatten()[0]).any()):
+    one, two = (start_digests(make(node)) for _ in range(2))
+    for name, found in one.items():
+        if two.get(name) != found:
             raise InputError(
-                f"network: the weight of {name or 'it'} is the same for every seed, so it was loaded, not "
-                "drawn: network.init=keep begins there, network.init=glorot draws it anew"
+                f"network: two of one seed begin at other values of {name}; a seed is all that a start may "
+                "depend on (torch, numpy and random are seeded for the constructor)"
             )
+    loaded = _loaded(json.dumps(plain(node)))
+    if loaded and "init" not in node:
+        raise InputError(
+            f"network: {min(loaded)} is the same for every seed, so it was loaded, not drawn: "
+            "network.init=keep leaves all as it is made, network.init=glorot draws what is not loaded"
+        )
+
+
+def start_digests(network: nn.Module) -> dict[str, str]:
+    """A digest of each parameter and of each buffer that belongs to a network's state."""
+    return {
+        name: flat.digest({name: tensor})
+        for name, tensor in network.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor)
+    }
+
+
+def loaded_digest(node: Mapping[str, Any]) -> str | None:
+    """A digest of what a network begins with whatever the seed; None if there is nothing."""
+    one, two = (start_digests(make(node, seed)) for seed in (0, 1))
+    fixed = {name: found for name, found in one.items() if two.get(name) == found}
+    return digest(fixed) if fixed else None
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,15 @@ def check(network: nn.Module) -> None:
             raise InputError(
                 f"network: {first} and {second} share memory but are two parameters; give both layers one"
             )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of named tensors, in hex digits, whatever their order."""
+    parts = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        parts.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        parts.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return parts.hexdigest()
 
 
 def views(network: nn.Module, x: Tensor) -> dict[str, Tensor]:

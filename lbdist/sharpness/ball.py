@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lbdist.errors import require
+from lbdist.errors import InputError, require
 from lbdist.objective import Function, Objective
 from lbdist.random import permutation
 from lbdist.results import Row
@@ -50,6 +51,9 @@ def worst_case(
         tolerance: Share of the rise to which starts agree; a tenth of it ends an ascent.
         seed: Of the random directions.
 
+    Raises:
+        InputError: f overflows wherever it was tried.
+
     Example:
         At the minimum of a quadratic f the rise in a 2-ball is radius^2 lambda_max / 2:
 
@@ -61,7 +65,7 @@ def worst_case(
     generator = torch.Generator(x.device).manual_seed(seed)
     weight = torch.ones_like(x) if scale is None else scale
     f0, g0 = f(x)
-    evaluations, found = 1, [0.0]
+    evaluations, found, finite = 1, [0.0], False
 
     def farthest(gradient: Tensor) -> Tensor:
         along = weight * gradient
@@ -78,10 +82,15 @@ def worst_case(
         for _ in range(steps):
             value, gradient = f(x + farthest(gradient))
             evaluations += 1
+            if not math.isfinite(value):
+                break
+            finite = True
             gain, best = value - max(best, f0), max(best, value)
             if not gain > 0.1 * tolerance * max(best - f0, 0.0):
                 break
         found.append(best - f0)
+    if evaluations > 1 and not finite:
+        raise InputError(f"radius={radius:g}: the loss overflows wherever it was tried at this distance")
     agree = sum(value >= (1 - tolerance) * max(found) for value in found[1:]) > 1
     return Rise(max(found), agree, evaluations)
 

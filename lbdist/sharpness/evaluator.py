@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -93,7 +94,7 @@ class Evaluator:
         try:
             measure: Measure = build(measurement.measure, name, kind=Measure)
             failed = measure.failed()
-            rows = [{**measurement.columns(), **row} for row in measure(at)]
+            rows = [{**measurement.columns(), **_believable(row)} for row in measure(at)]
             table = results.as_table(rows)
         except self.passes:
             raise
@@ -104,3 +105,10 @@ class Evaluator:
             table = results.as_table(rows)
         results.write_rows(self.store, file, table)
         return rows
+
+
+def _believable(row: Row) -> Row:
+    """A row, or, where its value is no number, one that says so."""
+    if math.isfinite(row["value"]):
+        return row
+    return {**row, "value": math.nan, "converged": False, "error": "its value is no number: it overflows"}

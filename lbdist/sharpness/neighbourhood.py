@@ -108,6 +108,7 @@ class Neighbourhood:
         self._ends: dict[float, list[solvers.Start]] = {}
         self._model: Model | None = None
         self._towards: dict[int, Tensor] = {}
+        self._numbers: list[bool] = []  # whether f was one, wherever it was tried for a box
 
     def _at(self, z: Tensor) -> tuple[float, Tensor]:
         return self._on(self.f, 1.0)(z)
@@ -118,6 +119,7 @@ class Neighbourhood:
         def at(z: Tensor) -> tuple[float, Tensor]:
             self.spent += share
             value, gradient = f(self.x + self.space.times(z))
+            self._numbers.append(math.isfinite(value))
             return value, self.space.transpose(gradient)
 
         return at
@@ -184,6 +186,9 @@ class Neighbourhood:
         if solver == "converged":
             found = self._converge(epsilon, bound, found, effort)
         assert found is not None
+        numbers, self._numbers = self._numbers, []
+        if numbers and not any(numbers):  # or it would be 0, and converged
+            raise InputError(f"epsilon={epsilon:g}: the loss overflows wherever it was tried in this box")
         spent, self.spent = math.ceil(self.spent), 0.0
         return SharpnessResult(
             value=100 * (found.value - self.f0) / (1 + self.f0),

@@ -64,10 +64,12 @@ class Plan:
         train_size: Samples in the training set.
         remedies: The remedies by name, `none` aside.
         measures: The measures by name, each with its node.
-        data: The data set's node, without where it lies.
+        data: The data set's node, with the digests of its `samples`.
+        loaded: Digest of what the network begins with whatever the seed; None if there is nothing.
         score: The metric that the search maximises.
 
     Attributes:
+        combinations: Remedies together, each once.
         small_batch: SB's global batch, in samples.
         large_batch: LB's global batch, in samples.
         devices: Data-parallel workers for which there is room; None where that is not known yet.
@@ -84,6 +86,7 @@ class Plan:
         remedies: Mapping[str, Candidates],
         measures: Mapping[str, tuple[Node, Measured]],
         data: Node,
+        loaded: str | None = None,
         score: str = "accuracy",
     ) -> None:
         self.config, self.train_size, self.score = config, train_size, score
@@ -97,6 +100,7 @@ class Plan:
         fields = ["network", "loss", "epochs", "num_workers", "ghost_batch_size", "micro_batch_size"]
         fields += ["test_points", "precision", "patience"]
         self._common = {**{name: getattr(config, name) for name in fields}, "data": data, "schedule": rate}
+        self._common["loaded"] = loaded
         self.large_batch = self.batch(config.large_batch)
         self.small_batch = self.batch(config.small_batch)
         held = held_out(train_size, config.search.validation_fraction) if self.searched else 0
@@ -104,7 +108,8 @@ class Plan:
         self.check_batch("small_batch", config.small_batch, self.large_batch - 1, "less than the large batch")
         allowed = train_size - held
         self.check_batch("large_batch", config.large_batch, allowed, "the samples that are trained on")
-        for names in config.combinations:
+        self.combinations = [list(names) for names in dict.fromkeys(map(tuple, config.combinations))]
+        for names in self.combinations:
             wrong = next((name for name in names if name not in remedies), None)
             allowed_names = f"of remedies of the study: {', '.join(remedies) or 'it has none'}"
             require(wrong is None, "combinations", names, allowed_names)

@@ -57,7 +57,7 @@ class Comparison(Study):
         yield from self._checks()
         chosen = yield from searched(plan, done)
         together = [[name] for name in chosen]
-        together += [names for names in plan.config.combinations if chosen.keys() >= set(names)]
+        together += [names for names in plan.combinations if chosen.keys() >= set(names)]
         for names in together:
             remedies = {name: chosen[name] for name in names}
             yield from (plan.cell("LB", remedies, seed=seed) for seed in plan.seeds)

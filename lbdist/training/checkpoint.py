@@ -5,7 +5,6 @@ Both are written whole or not at all, and read without unpickling code.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from lbdist import networks, results
 from lbdist.errors import InputError, one_line
+from lbdist.networks import flat
 from lbdist.plan import Cell
 from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
 
@@ -44,7 +44,7 @@ def save_model(store: Store, name: str, model: Mapping[str, Tensor]) -> None:
     Tensors that share memory, as tied parameters do, are written each by itself.
     """
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in model.items()}
-    mark = stamp(_what(store, name), _digest(plain))
+    mark = stamp(_what(store, name), flat.digest(plain))
     store.write(name, safetensors.torch.save(plain, {"lbdist": json.dumps(mark)}), durable=False)
 
 
@@ -74,7 +74,7 @@ def load_model(
     if own:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         mark = header.get("__metadata__", {}).get("lbdist", "null")
-        check_stamp(json.loads(mark), _what(store, name), _digest(found), where)
+        check_stamp(json.loads(mark), _what(store, name), flat.digest(found), where)
     return {key: value.to(device) for key, value in found.items()}
 
 
@@ -121,14 +121,6 @@ def load_file(network: nn.Module, file: str | Path) -> dict[str, Tensor]:
 def _what(store: Store, name: str) -> str:
     """A file's name in the storage folder, of which its store is a cell's own."""
     return f"{results.CELLS}/{store.path.rpartition('/')[2]}/{name}"
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    parts = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        parts.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        parts.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return parts.hexdigest()
 
 
 def starting_point(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lbdist import results
-from lbdist.plan import Cell
+from lbdist import code, results
+from lbdist.plan import Cell, Measurement
 from lbdist.storage import Damaged, Store
 from lbdist.studies.base import Final
 from lbdist.training import checkpoint
@@ -23,10 +23,11 @@ class Book:
     Args:
         store: The storage folder.
         say: Told of what is damaged; None leaves the folder as it is, for a dry run.
+        renew: Whether what other code than today's has computed counts as missing.
     """
 
-    def __init__(self, store: Store, say: Callable[[str], None] | None = None) -> None:
-        self.store, self.say = store, say
+    def __init__(self, store: Store, say: Callable[[str], None] | None = None, renew: bool = False) -> None:
+        self.store, self.say, self.renew = store, say, renew
         self._found: dict[tuple[str, frozenset[int]], Final | None] = {}
         self._ended: dict[str, Final] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
@@ -39,6 +40,9 @@ class Book:
         if key not in self._found:
             rows = self.rows(results.cell_file(cell.id))
             whole = bool(rows) and self._described(cell) and has_models(self.store, cell, rows)
+            if whole and self.renew and self.changed(cell):
+                self._forget(cell)
+                whole = False
             self._found[key] = results.final_metrics(rows) if whole else None
         return self._found[key]
 
@@ -56,6 +60,27 @@ class Book:
         name = f"{results.cell_folder(cell.id)}/cell.json"
         return self._needed(cell, name, lambda: results.read_cell(self.store, cell.id))
 
+    def changed(self, cell: Cell) -> list[str]:
+        """Of what a finished cell was computed by, what is no longer as it was."""
+        then, now = self._code(cell), todays_code(cell)
+        return [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+
+    def _code(self, cell: Cell) -> dict[str, str]:
+        try:
+            found: dict[str, str] = results.read_cell(self.store, cell.id).get("code", {})
+        except (FileNotFoundError, Damaged):
+            return {}
+        return found
+
+    def measured(self, measurement: Measurement) -> list[dict[str, Any]]:
+        """The rows of a measurement; none where it is missing."""
+        rows = self.rows(results.measurement_file(measurement.id))
+        return [] if rows and self.renew and self.measured_otherwise(measurement, rows) else rows
+
+    def measured_otherwise(self, measurement: Measurement, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a measurement's rows are of other code than today's."""
+        return rows[0]["code"] != measurement.code
+
     def check(self, cells: Sequence[Cell], models: Iterable[tuple[Cell, int | None]]) -> None:
         """Looks through the files that are about to be read: resume files, and models.
 
@@ -65,7 +90,10 @@ class Book:
         """
         for cell in cells:
             name = f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}"
-            self._sound(name, functools.partial(checkpoint.check, self.store / results.cell_folder(cell.id)))
+            read = functools.partial(checkpoint.check, self.store / results.cell_folder(cell.id))
+            if self._sound(name, read) and self.say and self._code(cell) and self.changed(cell):
+                self.store.remove(name)
+                self.say(f"{cell.label} was begun by other code than today's, and begins anew")
         for cell, epoch in {(cell.id, epoch): (cell, epoch) for cell, epoch in models}.values():
             if cell.id in self._ended:
                 continue  # written just now
@@ -86,6 +114,17 @@ class Book:
             aside = self.store.set_aside(name).rpartition("/")[2] if self.say else ""
             say(f"{error}; set aside as {aside}, {again}")
         return None
+
+    def _forget(self, cell: Cell) -> None:
+        """Counts a cell as one that never ran, and what was measured at its models as not measured."""
+        if self.say is not None:
+            for name in self.store.names(results.MEASUREMENTS):
+                measured = self.rows(name) if name.endswith(".parquet") else []
+                if any(cell.id in (row["cell"], row["other_cell"]) for row in measured):
+                    self.store.remove(name)
+                    del self._rows[name]
+            self.store.remove(results.cell_file(cell.id))
+        self._rows.pop(results.cell_file(cell.id), None)
 
     def _needed(self, cell: Cell, name: str, read: Callable[[], Any]) -> bool:
         """Whether a part of a finished cell is sound; if not, the cell counts as one that never ran."""
@@ -111,5 +150,18 @@ def read_cell(store: Store, name: str) -> Cell:
 
 def write_cell(store: Store, cell: Cell) -> None:
     """Writes a cell's configuration beside its rows, with the versions and the machine."""
-    content = {"cell": cell.record(), "columns": cell.columns(), "provenance": results.provenance()}
-    results.write_cell(store, cell.id, content)
+    results.write_cell(
+        store,
+        cell.id,
+        {
+            "cell": cell.record(),
+            "columns": cell.columns(),
+            "provenance": results.provenance(),
+            "code": todays_code(cell),
+        },
+    )
+
+
+def todays_code(cell: Cell) -> dict[str, str]:
+    """What a cell is computed by, as it is now: `code.of` its nodes, and the files that its network names."""
+    return {**code.of(cell.nodes), **code.of_files(cell.network)}

@@ -246,29 +246,35 @@ def test_what_waits_is_told_and_what_never_comes_ends(two: Cluster, monkeypatch:
 def test_the_users_own_modules_go_to_the_nodes(
     two: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are imported there from what was sent, not from where they were."""
-    folder, storage = tmp_path / "work", Store(tmp_path / "work" / "results")
-    folder.mkdir()
-    (folder / "my_own_networks.py").write_text("VALUE = 7\n")
-    storage.write("cells/big", b"0" * 100)
+    """They are imported there from what was sent, not from where they were; data beside them stay there."""
+    folder, sent = tmp_path / "work", tmp_path / "sent"
+    (folder / "my_own_package").mkdir(parents=True)
+    (folder / "my_own_networks.py").write_text("from my_own_package import inner\nVALUE = inner.VALUE\n")
+    (folder / "my_own_package" / "__init__.py").write_text("")
+    (folder / "my_own_package" / "inner.py").write_text("VALUE = 7\n")
+    (folder / "my_own_package" / "later.py").write_text("")  # which nothing names
+    with (folder / "images.bin").open("wb") as file:
+        file.truncate(700 << 20)  # more than Ray sends
+    (folder / "my_own_package" / "weights.bin").write_bytes(b"0" * 100)
     monkeypatch.syspath_prepend(str(folder))
-    environment = machines.own_code(
-        {"my_own_networks.Net", "lbdist.networks.dense.Dense", "torch.optim.SGD"}, storage
-    )
-    assert environment["working_dir"] == str(folder) and "results" in environment["excludes"]
-    assert machines.own_code({"torch.optim.SGD", "lbdist.plan.Cell", "no_such_module.Net"}, storage) == {}
+    targets = {"my_own_networks.Net", "lbdist.networks.dense.Dense", "torch.optim.SGD"}
+    environment = machines.own_code(targets, sent)
+    names = {str(path.relative_to(sent)) for path in sent.rglob("*") if path.is_file()}
+    package = {f"my_own_package/{name}.py" for name in ("__init__", "inner", "later")}
+    assert environment == {"working_dir": str(sent)} and names == {"my_own_networks.py", *package}
+    assert machines.own_code({"torch.optim.SGD", "lbdist.plan.Cell", "no_such_module.Net"}, sent) == {}
     ray.init(two.address, log_to_driver=False, runtime_env=environment)
     (folder / "my_own_networks.py").unlink()
 
-    def look() -> tuple[int, str, bool]:
+    def look() -> tuple[int, str]:
         import my_own_networks
 
-        return my_own_networks.VALUE, my_own_networks.__file__, Path("results").exists()
+        return my_own_networks.VALUE, my_own_networks.__file__
 
-    value, file, results = ray.get(ray.remote(num_cpus=0)(look).remote())
-    assert value == 7 and not file.startswith(str(folder)) and not results
+    value, at = ray.get(ray.remote(num_cpus=0)(look).remote())
+    assert value == 7 and not at.startswith(str(folder))
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert machines.own_code({"my_own_networks.Net"}, storage) == {}  # a job has brought its own
+    assert machines.own_code({"my_own_networks.Net"}, sent) == {}  # a job has brought its own
 
 
 def test_results_in_a_jobs_folder_are_refused(tmp_path: Path) -> None:

@@ -425,12 +425,23 @@ def test_a_box_that_reaches_nan_is_survived() -> None:
     x = torch.zeros(3, dtype=torch.float64)
 
     def f(y: Tensor) -> tuple[float, Tensor]:
-        value = 1 + float(y.sum()) if float(y.max()) < 1e-4 else float("nan")
-        return value, torch.ones(3, dtype=torch.float64)
+        value = 1 + float(y.sum()) if float(y[0]) < 1e-4 else float("nan")
+        return value, torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
 
     for solver in SOLVERS:
         found = box_sharpness(f, x, solver=solver)
-        assert found.value >= 0 and found.fmax >= found.f0
+        assert found.value > 0 and found.fmax > found.f0
+
+
+def test_a_box_of_which_nothing_is_a_number_is_refused() -> None:
+    x = torch.zeros(3, dtype=torch.float64)
+
+    def f(y: Tensor) -> tuple[float, Tensor]:
+        return float("nan") if y.any() else 1.0, torch.ones(3, dtype=torch.float64)
+
+    for solver in SOLVERS:
+        with pytest.raises(InputError, match=r"epsilon=0\.001: the loss overflows"):
+            box_sharpness(f, x, solver=solver)
 
 
 # subspaces
