@@ -26,6 +26,7 @@ from lbdist.networks.flat import check, flatten, trainable, views
 from lbdist.proof import prove, prove_curvature
 from lbdist.random import permutation
 from lbdist.recalibration import norms, recalibrate
+from lbdist.watched import refuse_in_evaluation, suspect
 
 BATCH_NORM_MODES = ("running", "batch", "recalibrated")
 
@@ -311,9 +312,17 @@ class Objective:
         if self._proven:
             return
         with self._refusing():
-            with torch.no_grad():
-                self._few(2).visit(self.x, lambda outputs, _: self.loss.fits(outputs, self.labels))
+            self._watch()
             self._proven = prove(self._few(_PROOF_SAMPLES))
+
+    def _watch(self) -> None:
+        """Passes two samples, and refuses what makes no function of x, by the layer that does it."""
+
+        def see(outputs: Tensor, _: Tensor) -> None:
+            self.loss.fits(outputs, self.labels)
+
+        with torch.no_grad():
+            refuse_in_evaluation(self.network, lambda: self._few(2).visit(self.x, see), self.dtype)
 
     def _few(self, samples: int) -> Objective:
         """f over the first samples, taken as it is, for proofs."""
@@ -338,6 +347,11 @@ class Objective:
 
         Held(self.given).during(work)
         return total / len(self.labels), self.given is self.network
+
+    @property
+    def suspect(self) -> str:
+        """What in the network may keep a part of the gradient back, in brackets."""
+        return suspect(self.network)
 
     @property
     def twin(self) -> Objective | None:

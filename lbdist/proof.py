@@ -25,6 +25,7 @@ class Provable(Protocol):
         x: The network's own parameters, shape (n,).
         own: The loss that the module itself gives there, and whether it computes in the precision of f.
         twin: The same f in float64, where there can be one.
+        suspect: What in the network may keep a part of the gradient back, in brackets.
     """
 
     dtype: torch.dtype
@@ -38,6 +39,9 @@ class Provable(Protocol):
 
     @property
     def twin(self) -> Provable | None: ...  # noqa: D102
+
+    @property
+    def suspect(self) -> str: ...  # noqa: D102
 
     def __call__(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient."""
@@ -96,8 +100,8 @@ def _prove_gradient(f: Provable, x: Tensor) -> None:
         if (twin := f.twin) and not _quotients(twin, away, direction, slope, typical):
             continue  # float32 was too coarse to tell
         raise InputError(
-            f"network: its gradient is not that of its loss: {slope:.4g} along a random direction, where "
-            f"difference quotients give {', '.join(f'{q:.4g}' for q in found)}"
+            f"network: its gradient is not that of its loss{f.suspect}: {slope:.4g} along a random "
+            f"direction, where difference quotients give {', '.join(f'{q:.4g}' for q in found)}"
         )
 
 

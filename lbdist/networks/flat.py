@@ -18,7 +18,7 @@ def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def check(network: nn.Module) -> None:
-    """Refuses a network whose parameters are no vector: none, lazy ones, or some that share memory.
+    """Refuses a network whose parameters are no vector: none, lazy ones, some that share memory.
 
     Raises:
         InputError: What is wrong, and what to do.
@@ -26,6 +26,14 @@ def check(network: nn.Module) -> None:
     lazy = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"network: {lazy[0]} is lazy; give the layer its sizes, or pass a batch through it")
+    for name, p in network.named_parameters():
+        if p.is_complex():
+            raise InputError(
+                f"network: {name} is complex; keep it as two real parameters (torch.view_as_real)"
+            )
+    for name, module in network.named_modules():
+        if getattr(module, "sparse", False) is True:
+            raise InputError(f"network: {name or 'it'} has sparse gradients; set sparse=False")
     named = [(name, p) for name, p in trainable(network) if p.numel()]
     if not named:
         raise InputError("network: has no trainable parameters; requires_grad_() makes frozen ones trainable")

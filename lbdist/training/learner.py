@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,21 +20,7 @@ from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers
 from lbdist.training.dropout import Dropouts
 from lbdist.training.precision import EXACT, Arithmetic
-
-
-def _generator_states() -> list[Any]:
-    """Those of every generator that a network could draw from without bringing its own."""
-    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
-    return states + [state.tolist() for state in torch.cuda.get_rng_state_all()]
-
-
-def _same(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
-    """Whether outputs agree, measured by the largest; kernels of a GPU may differ by rounding."""
-    if found.shape != expected.shape:
-        return False
-    apart, largest = (found - expected).abs().nan_to_num(), expected.abs().nan_to_num()
-    return bool(apart.max() <= tolerance * largest.max()) if apart.numel() else True
-
+from lbdist.training.proof import prove
 
 OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
@@ -72,7 +56,8 @@ class Learner:
         arithmetic: Arithmetic = EXACT,
         together: Together | None = None,
     ) -> None:
-        self.network, self.arithmetic, self.together = network.train(), arithmetic, together
+        network.train()  # which a network's own may not return
+        self.network, self.arithmetic, self.together = network, arithmetic, together
         self.criterion = criterion or CrossEntropy()
         self.workers = workers
         self.micro_batch_size, self.ghost_batch_size = micro_batch_size, ghost_batch_size
@@ -83,6 +68,7 @@ class Learner:
                 "worker's whole share at once; set ghost_batch_size as well, or micro_batch_size=null"
             )
         self.dropouts = Dropouts(network)
+        self._passing = False
         self._proven, self._writes = False, True  # until a batch of a few samples has shown what it does
         flat = Flat(network)
         self.x, self.g = flat.x, flat.g
@@ -102,7 +88,7 @@ class Learner:
     ) -> None:
         """Sets g to the gradient of the global batch's mean loss at x (see `remedies.base.Learner`)."""
         if not self._proven:
-            self._prove(batch)
+            self.prove(batch)
         before = self.g.clone() if add else None
         if self.together is not None:
             self.together(self, batch, weight, statistics)
@@ -261,53 +247,26 @@ class Learner:
                 "through the same layers in the same order"
             )
 
-    @torch.no_grad()
-    def _prove(self, batch: Batch) -> None:
-        """Runs the network in training mode on a few samples, to see what it may not have.
+    def prove(self, batch: Batch, thorough: bool = False) -> None:
+        """Shows that a pass in training mode is what training takes it for (see `training.proof`).
 
-        Nothing of it stays: parameters, buffers and generators are as before. Workers do not wait for each
-        other here, since a batch may have too few samples for all of them.
+        Workers do not wait for each other here, since a batch may have too few samples for all of them.
 
         Raises:
-            InputError: It draws random numbers of its own, mixes samples other than by a batch norm, takes
-                another dimension for the samples, changes its parameters, or gives no tensor.
+            InputError: It is not.
         """
-        count = len(batch.labels)
-        if count < 2:
+        if len(batch.labels) < 2:
             return
         self._proven, self._writes = True, False
-        held = [(tensor, tensor.clone()) for tensor in (self.x, *self.network.buffers())]
         try:
-            for number in range(2, min(count, 3) + 1):  # of which a dropout can tell the samples
-                self._proof(batch.local(0, number))
-            self._special(passing=True)
-            states = _generator_states()
-            two = batch.local(0, 2)
-            first, second = self._proof(two), self._proof(two)
-            if not _same(first, second) or _generator_states() != states:
-                raise InputError(
-                    "network: draws random numbers of its own in training mode (functional dropout, dropout "
-                    "in attention or an LSTM, stochastic depth, noise), so a sample's would depend on its "
-                    "worker; use nn.Dropout on tensors whose first dimension is the samples"
-                )
-            if not torch.equal(self.x, held[0][1]):
-                raise InputError("network: changes its parameters in a forward pass")
-            if count > 3:
-                halves = torch.cat([first, self._proof(batch.local(2, 4))])
-                if not _same(self._proof(batch.local(0, 4)), halves, 1e-2):
-                    raise InputError(
-                        "network: what it gives for a sample in training mode depends on the others in its "
-                        "batch, other than by an nn.BatchNorm, and so on how a batch is cut over workers"
-                    )
+            prove(self.network, self._proof, self._special, batch, thorough)
         finally:
-            self._special(passing=False)
             for norm in self.norms:
                 norm.pending = None
-            for tensor, value in held:
-                tensor.copy_(value)
 
     def _special(self, passing: bool) -> None:
         """Lets batch norm and dropout hand on what they are given, or not."""
+        self._passing = passing
         for norm in self.norms:
             norm.passing = passing
         for dropout in self.dropouts.layers:
@@ -319,8 +278,11 @@ class Learner:
         for norm in self.norms:
             norm.workers, norm.tracking = Workers(), False
         try:
-            with self.dropouts.drawing(batch):
+            if self._passing:
                 outputs = self._outputs(given)
+            else:
+                with self.dropouts.drawing(batch):
+                    outputs = self._outputs(given)
         finally:
             for norm in self.norms:
                 norm.workers = self.workers

@@ -66,9 +66,15 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
             except InputError:
                 raise
             except Exception as error:
-                raise InputError(
-                    f"{key}: {type(error).__name__} in training: {one_line(error)[:300]}"
-                ) from error
+                raise InputError(f"{key}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """What a training step failed of."""
+    said = one_line(error)
+    if "create_graph" in said or "does not have a grad_fn" in said:
+        return f"wants second derivatives (create_graph=True), which lbdist does not take: {said[:200]}"
+    return f"{type(error).__name__} in training: {said[:300]}"
 
 
 def memory(cells: Sequence[Cell], data: Dataset) -> tuple[float, float]:

@@ -136,17 +136,20 @@ def test_loaded_weights_are_kept_or_drawn_as_asked() -> None:
     node = {"_target_": f"{__name__}.Pretrained"}
     loaded = torch.linspace(-1, 1, 144).view(12, 12)
     with pytest.raises(
-        InputError, match=r"the weight of body is the same for every seed.*network\.init=keep"
+        InputError, match=r"body\.weight is the same for every seed.*network\.init=keep"
     ):
         networks.check_start(node)
     for seed in (0, 1):
         kept = networks.make({**node, "init": "keep"}, seed)
         assert torch.equal(kept.body.weight, loaded)
         drawn = networks.make({**node, "init": "glorot"}, seed)
-        assert drawn.body.weight.abs().max() <= (6 / 24) ** 0.5 and not torch.equal(drawn.body.weight, loaded)
+        assert torch.equal(drawn.body.weight, loaded)  # what was loaded is never drawn anew
+        assert torch.equal(drawn.body.bias, kept.body.bias)
+        assert not torch.equal(drawn.head.weight, kept.head.weight) and not drawn.head.bias.any()
     frozen = networks.make({**node, "trainable": False}, 0)
     assert torch.equal(frozen.body.weight, loaded)  # what is not trained is not drawn
-    networks.check_start({**node, "trainable": False})
+    with pytest.raises(InputError, match=r"body\.weight is the same for every seed"):
+        networks.check_start({**node, "trainable": False})
     for init in ("keep", "glorot"):
         networks.check_start({**node, "init": init})
     with pytest.raises(InputError, match=r"network\.init=zeros: must be glorot or keep"):
