@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lbdist import code
+from lbdist.errors import InputError
 
 Node = Mapping[str, Any]
 """A configuration node: `_target_`, its arguments, and `name`, what people call it."""
@@ -265,6 +266,30 @@ class Cell:
         return cls(**{**record, **read, "origin": Origin(**origin) if origin else None})
 
 
+INDEX = ".index.json"
+"""How the file of names ends that says which shard of a checkpoint holds which tensor."""
+
+
+def checkpoint_files(file: str) -> list[str]:
+    """The files that a checkpoint consists of: itself, or an index and its shards.
+
+    Raises:
+        InputError: The index is none.
+    """
+    path = Path(file)
+    if not path.name.endswith(INDEX):
+        return [file]
+    try:
+        shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        found = [file, *(str(path.parent / shard) for shard in shards)]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"checkpoint={file}: must hold a weight_map, from names to files") from error
+    lost = [name for name in found if not Path(name).is_file()]
+    if lost:
+        raise InputError(f"checkpoint={file}: must have its shards beside it ({lost[0]} is missing)")
+    return found
+
+
 @dataclass(frozen=True)
 class Point:
     """A model.
@@ -273,20 +298,24 @@ class Point:
         cell: The cell that it belongs to; of a file, what it is a model of.
         epoch: After which epoch of the cell; None for its last.
         file: A state dict of the user's, in safetensors or as `torch.save` writes it.
+        entry: Which of several state dicts in the file; None for the model's own.
     """
 
     cell: Cell
     epoch: int | None = None
     file: str | None = None
+    entry: str | None = None
 
     @functools.cached_property
     def key(self) -> list[Any]:
         """What tells the model apart: a file by its content, read once."""
         if self.file is None:
             return [self.cell.id, self.epoch]
-        cell, content = self.cell, Path(self.file).read_bytes()
+        cell, content = self.cell, hashlib.sha256()
+        for file in checkpoint_files(self.file):
+            content.update(Path(file).read_bytes())
         of = [_defining(cell.network), _defining(cell.loss), cell.samples, cell.loaded, cell.seed]
-        return [*of, hashlib.sha256(content).hexdigest()]
+        return [*of, content.hexdigest(), *([self.entry] if self.entry else [])]
 
     @property
     def id(self) -> str:

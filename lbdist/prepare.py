@@ -24,7 +24,7 @@ from lbdist.serial import SerialSession
 from lbdist.session import Session
 from lbdist.sharpness.measure import Measure
 from lbdist.studies.base import Candidates, Plan, Study
-from lbdist.training import checkpoint, rehearsal
+from lbdist.training import rehearsal, user_checkpoint
 from lbdist.tuning import search_space
 
 
@@ -58,9 +58,20 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         parameters=networks.parameter_count(network),
     )
     own = study.measurements(lambda cell: None)  # at files, which need no cell
-    for file in sorted({point.file for m in own for point in m.at if point.file}):
-        checkpoint.load_file(network, file)
-    given = settings, OmegaConf.to_yaml(config), data, study, Score(loss.score, loss.unit), flops, source
+    notes = []
+    for file, entry in sorted({(p.file, p.entry) for m in own for p in m.at if p.file}):
+        _, note = user_checkpoint.read(network, file, entry)
+        notes += [f"{Path(file).name}: {note}"] if note else []
+    given = (
+        settings,
+        OmegaConf.to_yaml(config),
+        data,
+        study,
+        Score(loss.score, loss.unit),
+        flops,
+        source,
+        notes,
+    )
     session: Session
     if settings.executor == "serial":
         session = SerialSession(*given)
@@ -119,8 +130,8 @@ def _check_cells(cells: Collection[Cell], data: Dataset) -> None:
     learners = {
         (repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c for c in alike.values()
     }
-    for cell in learners.values():
-        rehearsal.rehearse(cell, data)
+    for number, cell in enumerate(learners.values()):
+        rehearsal.rehearse(cell, data, thorough=number == 0)
 
 
 def make_study(

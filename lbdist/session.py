@@ -54,6 +54,7 @@ class Session(ABC):
         score: What its loss is scored by.
         flops: Of a forward and backward pass of one sample.
         source: Where the data come from, of which the study's scale may leave some out.
+        notes: What else is to be said of what was read.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class Session(ABC):
     score: Score
     flops: float
     source: DataSource
+    notes: list[str]
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.storage)
@@ -161,7 +163,7 @@ class Session(ABC):
             )
             if len(split) < self.source.totals.get(key, 0) and self.config.data.get(key) is None
         ]
-        lines += self.source.notes
+        lines += self.source.notes + self.notes
         if fewer:
             lines.append(f"scale={self.config.scale['name']}: {' and '.join(fewer)}")
         return lines

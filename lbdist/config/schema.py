@@ -74,6 +74,7 @@ class Config:
     measure: dict[str, Any] = MISSING
     combinations: list[list[str]] = MISSING
     checkpoint: str | None = MISSING
+    checkpoint_key: str | None = MISSING
     small_batch: int = MISSING
     large_batch: float = MISSING
     epochs: int = MISSING

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,19 @@ class Flat:
             parameter.grad = gradient
 
 
-def buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that belong to a network's state (running statistics)."""
-    kept = network.state_dict(keep_vars=True)
-    return ((name, b) for name, b in network.named_buffers() if name in kept)
+def state_of(network: nn.Module) -> OrderedDict[str, Tensor]:
+    """A network's state dict, copied, with the versions of its modules.
+
+    Raises:
+        InputError: A part of it is no tensor, which a model's file cannot hold.
+    """
+    state = network.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"network: its {name} is a {type(value).__name__}; a model's file holds tensors alone (its "
+                "get_extra_state must give one)"
+            )
+    copied = OrderedDict((name, value.detach().clone()) for name, value in state.items())
+    copied._metadata = getattr(state, "_metadata", None)  # type: ignore[attr-defined]
+    return copied

@@ -60,10 +60,11 @@ class Evaluator:
         start = flatten(network)
         if point.file is None:
             folder = self.store / results.cell_folder(cell.id)
-            model = checkpoint.load_model(folder, checkpoint.model_name(point.epoch), self.device)
+            network.load_state_dict(
+                checkpoint.load_model(folder, checkpoint.model_name(point.epoch), self.device)
+            )
         else:
-            model = checkpoint.load_file(network, point.file)
-        network.load_state_dict(model)
+            network.load_state_dict(checkpoint.load_file(network, point.file, point.entry))
         loss: Loss = build(cell.loss, "loss", kind=Loss)
         made: dict[tuple[Any, ...], Objective] = {}
 

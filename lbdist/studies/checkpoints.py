@@ -12,7 +12,7 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import checkpoints
 from lbdist.errors import require
-from lbdist.plan import Cell, Measurement, Point
+from lbdist.plan import INDEX, Cell, Measurement, Point, checkpoint_files
 from lbdist.studies.base import Done, Study
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -23,10 +23,13 @@ class Checkpoints(Study):
     """A checkpoint, or every one of a folder.
 
     Attributes:
-        checkpoint: A file, or a folder of files, in safetensors or as `torch.save` writes state dicts.
+        checkpoint: A file, or a folder of files, in safetensors (with an index, where it is in shards) or as
+            `torch.save` writes state dicts.
+        key: Which of several state dicts in a file; None for the model's own.
     """
 
     checkpoint: str | None = None
+    key: str | None = None
 
     def check(self) -> None:
         """There is at least one file."""
@@ -39,7 +42,10 @@ class Checkpoints(Study):
         path = Path(self.checkpoint or "").expanduser().absolute()
         if path.is_file():
             return [path]
-        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix in SUFFIXES)
+        names = (*SUFFIXES, INDEX)
+        found = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(names))
+        shards = {shard for file in found for shard in checkpoint_files(str(file))[1:]}
+        return [file for file in found if str(file) not in shards]
 
     def cells(self, done: Done) -> Iterator[Cell]:
         """No cells: nothing is trained."""
@@ -49,7 +55,7 @@ class Checkpoints(Study):
     def _points(self) -> list[Point]:
         """The models; kept, since a point reads its file once, for what it holds is its id."""
         cell = self.plan.cell("LB", seed=0)
-        return [Point(cell, file=str(file)) for file in self.files()]
+        return [Point(cell, file=str(file), entry=self.key) for file in self.files()]
 
     def measurements(self, done: Done) -> Iterator[Measurement]:
         """Every measure at each file."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -19,10 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lbdist import networks, results
-from lbdist.errors import InputError, one_line
+from lbdist.errors import InputError
 from lbdist.networks import flat
 from lbdist.plan import Cell
 from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
+from lbdist.training.user_checkpoint import load_file as load_file
+from lbdist.training.user_checkpoint import tensors
 
 RESUME = "resume.pt"
 """Everything that the rest of a run depends on, in the cell's own folder until the cell is finished."""
@@ -39,83 +39,63 @@ def model_name(epoch: int | None = None) -> str:
 
 
 def save_model(store: Store, name: str, model: Mapping[str, Tensor]) -> None:
-    """Writes a state dict; `safetensors.torch.load_file` and `load_state_dict` take it back.
+    """Writes a state dict; `load_model` and `load_state_dict` take it back.
 
-    Tensors that share memory, as tied parameters do, are written each by itself.
+    Tensors that share memory, as tied parameters do, are written each by itself. The versions of its modules
+    are kept, or PyTorch would take it for an old one and upgrade it.
     """
+    store.write(name, packed(model, _what(store, name)), durable=False)
+
+
+def packed(model: Mapping[str, Tensor], what: str) -> bytes:
+    """A state dict as a file of safetensors, which says what it is."""
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in model.items()}
-    mark = stamp(_what(store, name), flat.digest(plain))
-    store.write(name, safetensors.torch.save(plain, {"lbdist": json.dumps(mark)}), durable=False)
+    versions = json.dumps(getattr(model, "_metadata", None))
+    mark = stamp(what, digest(f"{flat.digest(plain)} {versions}".encode()))
+    return safetensors.torch.save(plain, {"lbdist": json.dumps(mark), "versions": versions})
 
 
-def load_model(
-    store: Store, name: str, device: str | torch.device = "cpu", own: bool = True
-) -> dict[str, Tensor]:
-    """Reads a state dict.
+def unpacked(content: bytes, what: str, where: str) -> OrderedDict[str, Tensor]:
+    """What `packed` gave.
+
+    Raises:
+        Damaged: It is not.
+    """
+    try:
+        found = OrderedDict(safetensors.torch.load(content))
+    except SafetensorError as error:
+        raise Damaged(f"{where} cannot be read as safetensors") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+    versions = header.get("versions")
+    try:
+        mark = json.loads(header.get("lbdist", "null"))
+    except ValueError as error:
+        raise Damaged(f"{where} does not say what it is") from error
+    content_digest = flat.digest(found)
+    if versions is not None:  # which an earlier version of lbdist did not write
+        content_digest = digest(f"{content_digest} {versions}".encode())
+    check_stamp(mark, what, content_digest, where)
+    if versions is not None and (known := json.loads(versions)) is not None:
+        found._metadata = OrderedDict(known)  # type: ignore[attr-defined]
+    return found
+
+
+def load_model(store: Store, name: str, device: str | torch.device = "cpu") -> OrderedDict[str, Tensor]:
+    """Reads what `save_model` wrote.
 
     Args:
         store: The folder.
         name: The file.
         device: Where the tensors are put.
-        own: Whether `save_model` wrote it; a user's is in safetensors or as `torch.save` wrote it.
 
     Raises:
         FileNotFoundError: There is none.
-        Damaged: The file is not what `save_model` wrote there.
-        InputError: A file of the user's is damaged or holds more than tensors and plain values.
+        Damaged: The file is not what was written there.
     """
-    content, where = store.read(name), f"{store}/{name}"
-    try:
-        found = safetensors.torch.load(content)
-    except SafetensorError as error:
-        if own:
-            raise Damaged(f"{where} cannot be read as safetensors") from error
-        return _tensors(content, where, device)
-    if own:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        mark = header.get("__metadata__", {}).get("lbdist", "null")
-        check_stamp(json.loads(mark), _what(store, name), flat.digest(found), where)
-    return {key: value.to(device) for key, value in found.items()}
-
-
-def load_file(network: nn.Module, file: str | Path) -> dict[str, Tensor]:
-    """The state of a network from a file of the user's, in safetensors or as `torch.save` wrote it.
-
-    A file of `torch.save` is read without unpickling code, and may hold the state dict under `model`,
-    `state_dict` or `model_state_dict`; `module.` and `_orig_mod.`, which wrappers put before each name, are
-    dropped.
-
-    Raises:
-        InputError: The file is missing, damaged, holds more than tensors and plain values, or is of another
-            network, naming the first tensor that does not fit; or a tensor holds NaN or infinity.
-    """
-    path = Path(file)
-    wrong = f"checkpoint={file}"
-    try:
-        found: Any = load_model(Store(path.parent), path.name, own=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{wrong}: must be a file that is there") from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not (isinstance(found, Mapping) and found and all(isinstance(t, Tensor) for t in found.values())):
-        raise InputError(f"{wrong}: must hold a state dict, by itself or under model or state_dict")
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    own = network.state_dict()
-    for name, tensor in own.items():
-        if name not in found:
-            raise InputError(f"{wrong}: must be of this network: it has no {name}")
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, and the network's {tuple(tensor.shape)}"
-            raise InputError(f"{wrong}: must be of this network: its {name} has shape {shapes}")
-        if not bool(torch.isfinite(found[name]).all()):
-            raise InputError(f"{wrong}: its {name} holds NaN or infinity")
-    more = next((name for name in found if name not in own), None)
-    if more is not None:
-        raise InputError(f"{wrong}: must be of this network, which has no {more}")
-    return dict(found)
+    found = unpacked(store.read(name), _what(store, name), f"{store}/{name}")
+    for key, value in found.items():
+        found[key] = value.to(device)
+    return found
 
 
 def _what(store: Store, name: str) -> str:
@@ -153,12 +133,17 @@ def starting_point(
 
 def save(store: Store, state: dict[str, Any], name: str = RESUME) -> None:
     """Writes a state of tensors, numbers, strings, lists and dicts, after a line that says what it is."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getbuffer()
+    content = pickled(state)
     line = json.dumps(stamp(_what(store, name), digest(content))).encode()
     # not waiting for the disk: a lost one costs an epoch, waiting costs more
     store.write(name, b"\n".join([line, content]), durable=False)
+
+
+def pickled(state: dict[str, Any]) -> memoryview:
+    """A state as `torch.save` writes it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
 
 
 def load(store: Store, device: str | torch.device = "cpu", name: str = RESUME) -> dict[str, Any]:
@@ -169,7 +154,8 @@ def load(store: Store, device: str | torch.device = "cpu", name: str = RESUME) -
         Damaged: The file is not what was written there.
         InputError: It holds more than tensors and plain values.
     """
-    return _tensors(check(store, name), f"{store}/{name}", device)
+    found: dict[str, Any] = tensors(check(store, name), f"{store}/{name}", device)
+    return found
 
 
 def check(store: Store, name: str = RESUME) -> bytes:
@@ -186,15 +172,4 @@ def check(store: Store, name: str = RESUME) -> bytes:
     except ValueError as error:
         raise Damaged(f"{where} is no resume file") from error
     check_stamp(mark, _what(store, name), digest(state), where)
-    return state
-
-
-def _tensors(content: bytes, where: str, device: str | torch.device) -> dict[str, Any]:
-    try:
-        with warnings.catch_warnings():  # what is wrong is one line, below
-            warnings.simplefilter("ignore")
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        line = one_line(error).partition(". ")[0]
-        raise InputError(f"checkpoint={where}: not a checkpoint of tensors ({line})") from error
     return state

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lbdist.config.build import build
 from lbdist.data.base import bounds, handed_out
 from lbdist.errors import InputError, require
 from lbdist.losses import CrossEntropy, Loss
-from lbdist.networks.flat import Flat, buffers, trainable
+from lbdist.networks.flat import Flat, state_of, trainable
 from lbdist.plan import Cell
 from lbdist.remedies.base import Batch
 from lbdist.training import buckets
@@ -79,6 +80,7 @@ class Learner:
                 [p for p, _ in self._views], self.g, workers, self._attach_gradients
             )
         self.optimizer = make_optimizer(trainable(network))
+        evaluating(self.optimizer, False)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.x.device)  # summed over samples
         self.loss_samples = 0.0
         self.counts = {"steps": 0, "gradient_evaluations": 0, "samples": 0}
@@ -211,7 +213,7 @@ class Learner:
     @torch.no_grad()
     def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
         """Mean loss and score over a split, in float32, with the running averages of batch norm."""
-        with EXACT.applied():
+        with EXACT.applied(), self.at_the_model():
             return self._evaluate(split, micro_batch_size)
 
     def _evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int) -> tuple[float, float]:
@@ -289,15 +291,38 @@ class Learner:
         self._writes |= not torch.equal(given, batch.inputs)
         return outputs
 
+    @contextlib.contextmanager
+    def at_the_model(self) -> Iterator[None]:
+        """The point that is the optimiser's model, while the context lasts; x is as it was afterwards.
+
+        Optimisers that average (schedule-free ones) step at another point than the one that they give out.
+        """
+        if not (self.optimizer.state and hasattr(self.optimizer, "eval")):
+            yield
+            return
+        x = self.x.clone()
+        evaluating(self.optimizer, True)
+        try:
+            yield
+        finally:
+            evaluating(self.optimizer, False)
+            self.x.copy_(x)  # to the last bit
+
     def model(self) -> dict[str, Tensor]:
-        """The network's state dict, copied."""
-        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        """The model's state dict, copied, with the versions of its modules."""
+        with self.at_the_model():
+            return state_of(self.network)
+
+    def model_x(self) -> Tensor:
+        """The model's parameters, shape (n,)."""
+        with self.at_the_model():
+            return self.x.clone()
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
         return {
             "x": self.x,
-            "buffers": dict(buffers(self.network)),
+            "buffers": dict(self.network.named_buffers()),
             "optimizer": self.optimizer.state_dict(),
             "counts": self.counts,
         }
@@ -305,11 +330,18 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         self.x.copy_(state["x"])
-        own = dict(buffers(self.network))
+        own = dict(self.network.named_buffers())
         for name, value in state["buffers"].items():
             own[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.counts = dict(state["counts"])
+
+
+def evaluating(optimizer: torch.optim.Optimizer, whether: bool) -> None:
+    """Puts an optimiser that has such modes into evaluation, where parameters are its model, or training."""
+    switch = getattr(optimizer, "eval" if whether else "train", None)
+    if callable(switch):
+        switch()
 
 
 def optimizer_factory(node: Mapping[str, Any]) -> OptimizerFactory:

@@ -241,7 +241,7 @@ class _Run:
         totals = {
             **self.learner.counts,
             "seconds": self.course.seconds,
-            "distance_from_start": float((self.learner.x - self.start).norm()),
+            "distance_from_start": float((self.learner.model_x() - self.start).norm()),
             "diverged": float(self.course.diverged),
         }
         ends = [{"metric": metric, "value": float(value)} for metric, value in totals.items()]
@@ -292,4 +292,4 @@ def train(
     run = _Run(cell, data, make, store, allow, together.size if together else 1)
     while not run.course.over(cell):
         report(run.epoch())
-    return run.end(), run.learner.x
+    return run.end(), run.learner.model_x()

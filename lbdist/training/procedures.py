@@ -26,7 +26,7 @@ from lbdist.results import Row
 from lbdist.training import checkpoint, loop
 from lbdist.training.cell import Task
 from lbdist.training.hardware import peak_memory, rates, using, wait
-from lbdist.training.learner import optimizer_factory
+from lbdist.training.learner import evaluating, optimizer_factory
 from lbdist.training.precision import EXACT, Arithmetic
 
 Epoch = Callable[[], None]
@@ -212,6 +212,7 @@ def _plain(
     """The loop of every introduction to PyTorch."""
     cell, device, criterion = task.cell, task.device, task.criterion
     optimizer = optimizer_factory(cell.optimizer)(list(network.named_parameters()))
+    evaluating(optimizer, False)
     every, found = max(1, cell.epochs // cell.test_points), (math.nan, math.nan)
     like = next(network.parameters())
 
@@ -230,6 +231,7 @@ def _plain(
                 optimizer.step()
             if (number + 1) % every == 0 or number + 1 == cell.epochs:
                 network.eval()
+                evaluating(optimizer, True)
                 sums: list[Tensor] = []
                 count = 0
                 with torch.no_grad():
@@ -241,6 +243,7 @@ def _plain(
                         count += len(labels)
                 total = torch.stack(sums).sum(0)
                 found = float(total[0]) / count, criterion.value(total[1:], count)
+                evaluating(optimizer, False)
             epoch()
     return found
 

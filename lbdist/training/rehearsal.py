@@ -6,21 +6,24 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from lbdist import networks
-from lbdist.data.base import Dataset, on_device
+from lbdist.data.base import Dataset, handed_out, on_device
 from lbdist.errors import InputError, one_line, warn
 from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell, held_out
-from lbdist.remedies.base import make_remedy
+from lbdist.remedies.base import Batch, make_remedy
+from lbdist.training import checkpoint
 from lbdist.training.batches import Workers, batches
 from lbdist.training.deadline import Deadline
 from lbdist.training.hardware import using
-from lbdist.training.learner import make_learner
+from lbdist.training.learner import Learner, make_learner
 from lbdist.training.precision import Arithmetic, candidates, in_which, native, plainest
+from lbdist.training.proof import same
 from lbdist.training.seeds_at_once import SeedsAtOnce
 
 CONTEXT_BYTES = 0.6 * 2**30
@@ -38,12 +41,15 @@ def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
     return round(each * sum(math.ceil(samples / size) for size in sizes)), each * samples * cell.epochs
 
 
-def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
+def rehearse(cell: Cell, data: Dataset, limit: float = 300.0, thorough: bool = True) -> None:
     """One step of a cell's learner on a few samples, to see before anything starts that it can be taken.
+
+    Its model and its resume file are then written and read, and give what was there.
 
     Args:
         cell: The cell.
         data: Training and test set.
+        thorough: Whether the network is held against other seeds as well (see `training.proof`).
         limit: Seconds after which the process ends, with one line and status 2.
 
     Raises:
@@ -60,13 +66,67 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0) -> None:
         networks.check(network)
         learner = make_learner(cell, network.float(), Workers(), plainest(cell.precision))
         (batch,) = batches(*few, global_batch_size=4, seed=0, epoch=0, workers=Workers())
-        for key, do in (("network", lambda: learner.gradient(batch)), ("optimizer", learner.update)):
+
+        def first() -> None:
+            learner.prove(batch, thorough)
+            learner.gradient(batch)
+
+        steps: dict[str, Callable[[], None]] = {
+            "network": first,
+            "optimizer": learner.update,
+            "network, saved and loaded": lambda: _travels(cell, learner, few),
+            "optimizer, resumed": lambda: _resumes(cell, learner, batch),
+        }
+        for key, do in steps.items():
             try:
                 do()
             except InputError:
                 raise
             except Exception as error:
                 raise InputError(f"{key}: {_why(error)}") from error
+
+
+@torch.no_grad()
+def _travels(cell: Cell, learner: Learner, few: tuple[Tensor, Tensor]) -> None:
+    """The model that is saved is the one that was trained, once it is loaded again.
+
+    Raises:
+        InputError: It is another one.
+    """
+    network, model = networks.make(cell.network, cell.seed).float(), learner.model()
+    network.load_state_dict(checkpoint.unpacked(checkpoint.packed(model, "model"), "model", "model"))
+    for name, value in network.state_dict().items():
+        if not torch.equal(value, model[name]) and not bool((value.isnan() & model[name].isnan()).any()):
+            raise InputError(f"network: its {name} is not what it was once a model is saved and loaded")
+    with learner.at_the_model():
+        learner.network.eval()
+        trained = learner.network(handed_out(few[0]))
+        learner.network.train()
+    network.eval()
+    if not same(network(handed_out(few[0])), trained):
+        raise InputError(
+            "network: it gives something else once its state dict is saved and loaded: what it learns must "
+            "lie in parameters and persistent buffers"
+        )
+
+
+def _resumes(cell: Cell, learner: Learner, batch: Batch) -> None:
+    """A run that is resumed goes on as it would have.
+
+    Raises:
+        InputError: It does not.
+    """
+    state = checkpoint.tensors(bytes(checkpoint.pickled(learner.state())), "resume", "cpu")
+    other = make_learner(cell, networks.make(cell.network, cell.seed).float(), Workers(), learner.arithmetic)
+    other.restore(state)
+    for one in (learner, other):
+        one.gradient(batch)
+        one.update()
+    if not same(other.x, learner.x):
+        raise InputError(
+            "optimizer: its next step is another one once its state is saved and loaded, so that a run that "
+            "is resumed would not go on as it was"
+        )
 
 
 def _why(error: Exception) -> str:

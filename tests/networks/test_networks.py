@@ -19,7 +19,7 @@ from lbdist.config.compose import compose, options
 from lbdist.errors import InputError
 from lbdist.networks.convolutional import Deep, Shallow
 from lbdist.networks.dense import Dense
-from lbdist.networks.flat import Flat, buffers, flatten, trainable, views
+from lbdist.networks.flat import Flat, flatten, trainable, views
 
 IMAGE = (3, 32, 32)
 # name: sample shape, classes, parameters (the paper's table, appendix B)
@@ -208,7 +208,6 @@ def test_flat_vector_holds_the_trainable_parameters_in_order() -> None:
     assert list(parts) == names
     for name, part in parts.items():
         assert torch.equal(part, network.get_parameter(name))
-    assert [name for name, _ in buffers(network)] == ["kept"]
 
 
 def test_flatten_copies() -> None:

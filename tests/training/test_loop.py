@@ -205,7 +205,7 @@ def test_a_checkpoint_never_runs_code(tmp_path):
     torch.save({"x": Attack()}, tmp_path / "bad.pt")
     store = Store(tmp_path)
     with pytest.raises(InputError, match="not a checkpoint of tensors"):
-        checkpoint.load_model(store, "bad.pt", own=False)
+        checkpoint.load_file(nn.Linear(1, 1), tmp_path / "bad.pt")
     checkpoint.save(store, {"x": Attack()})
     with pytest.raises(InputError, match="not a checkpoint of tensors"):
         checkpoint.load(store)

@@ -135,9 +135,7 @@ class Pretrained(nn.Module):
 def test_loaded_weights_are_kept_or_drawn_as_asked() -> None:
     node = {"_target_": f"{__name__}.Pretrained"}
     loaded = torch.linspace(-1, 1, 144).view(12, 12)
-    with pytest.raises(
-        InputError, match=r"body\.weight is the same for every seed.*network\.init=keep"
-    ):
+    with pytest.raises(InputError, match=r"body\.weight is the same for every seed.*network\.init=keep"):
         networks.check_start(node)
     for seed in (0, 1):
         kept = networks.make({**node, "init": "keep"}, seed)
