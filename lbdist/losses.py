@@ -26,10 +26,12 @@ class Loss(ABC):
     Attributes:
         score: Name of the score, the metric beside the loss; higher is better.
         unit: Unit of the score, `%` or nothing.
+        loss_unit: Unit of the loss, `nats` or nothing.
     """
 
     score: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "%"
+    loss_unit: ClassVar[str] = ""
 
     @abstractmethod
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -48,6 +50,18 @@ class Loss(ABC):
     def value(self, sums: Tensor, samples: int) -> float:
         """The score from the sums over all samples; by default a percentage of the first."""
         return 100 * float(sums[0]) / samples
+
+    def chance(self, data: Dataset) -> float | None:
+        """The score that one answer for all samples has on the test set, and no more than chance adds to it.
+
+        By default, where labels are classes and the score is a share: the most frequent class's, and two
+        standard errors; else None.
+        """
+        labels = data.test.labels.reshape(-1)
+        if self.unit != "%" or labels.dtype.kind not in "iu" or labels.min() < 0:
+            return None
+        share = float(np.bincount(labels).max()) / len(labels)
+        return 100 * min(1.0, share + 2 * (share * (1 - share) / len(labels)) ** 0.5)
 
     @abstractmethod
     def check(self, data: Dataset) -> tuple[int, ...]:
@@ -104,6 +118,8 @@ class CrossEntropy(Loss):
         1.3863
     """
 
+    loss_unit: ClassVar[str] = "nats"
+
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, summed over samples; labels may be each class's probability, (N, C), as well."""
         if targets.is_floating_point():
@@ -158,6 +174,8 @@ class Tokens(Loss):
     """
 
     ignored: int = -100
+
+    loss_unit: ClassVar[str] = "nats"
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each sequence's mean over its counted tokens, summed over sequences."""
@@ -249,6 +267,8 @@ class BinaryCrossEntropy(Loss):
 
     A sample's loss is the mean over its labels. The score is the share of right labels.
     """
+
+    loss_unit: ClassVar[str] = "nats"
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each sample's mean binary cross-entropy from logits, summed over samples."""

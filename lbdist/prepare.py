@@ -14,7 +14,7 @@ from lbdist import networks
 from lbdist.analysis.runs import Score
 from lbdist.config.build import build
 from lbdist.config.schema import PRECISIONS, Config, check_micro_batch, one_of
-from lbdist.data.base import Dataset, DataSource, is_integer, on_device
+from lbdist.data.base import Dataset, DataSource, are_tokens, is_integer, on_device
 from lbdist.errors import InputError, require
 from lbdist.losses import Loss
 from lbdist.objective import Objective
@@ -46,6 +46,7 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     data = source.load(config.scale.get("samples"))
     outputs = loss.check(data)
     _fill_in([config, *(parts or {}).values()], data, outputs)
+    notes = _left_out([config, *(parts or {}).values()], data)
     settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
     network, flops = _network(settings, data, outputs)
     study = make_study(
@@ -58,7 +59,6 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         parameters=networks.parameter_count(network),
     )
     own = study.measurements(lambda cell: None)  # at files, which need no cell
-    notes = []
     for file, entry in sorted({(p.file, p.entry) for m in own for p in m.at if p.file}):
         _, note = user_checkpoint.read(network, file, entry)
         notes += [f"{Path(file).name}: {note}"] if note else []
@@ -67,7 +67,7 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         OmegaConf.to_yaml(config),
         data,
         study,
-        Score(loss.score, loss.unit),
+        Score(loss.score, loss.unit, loss.chance(data), loss.loss_unit),
         flops,
         source,
         notes,
@@ -106,11 +106,25 @@ def _fill_in(configs: Sequence[DictConfig], data: Dataset, outputs: tuple[int, .
         "channels": int(data.shape[0]) if data.shape else 1,
         "classes": count,
         "outputs": count,
-        "tokens": 1 + int(inputs.max()) if inputs.dtype.kind in "iu" and inputs.dtype != "uint8" else 0,
+        "tokens": 1 + int(inputs.max()) if are_tokens(inputs) else 0,
     }
     for config in configs:
         config.derived.update(derived)
         OmegaConf.resolve(config)
+
+
+def _left_out(configs: Sequence[DictConfig], data: Dataset) -> list[str]:
+    """Takes out the remedies that the data cannot have, with their combinations; a line for each."""
+    found = {}
+    for config in configs:
+        for name, node in list(config.remedy.items()):
+            why = build(node, f"remedy.{name}", kind=Remedy).leaves_out(data.train.inputs)
+            if why:
+                found[name] = f"remedy {name} is left out: {why}"
+                del config.remedy[name]
+        kept = [list(names) for names in config.combinations if not set(names) & set(found)]
+        config.combinations = kept
+    return list(found.values())
 
 
 def _network(settings: Config, data: Dataset, outputs: tuple[int, ...]) -> tuple[nn.Module, float]:
@@ -128,10 +142,13 @@ def _check_cells(cells: Collection[Cell], data: Dataset) -> None:
     for cell in alike.values():
         _check_run(cell, len(data.train))
     learners = {
-        (repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c for c in alike.values()
+        (c.remedy, repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c
+        for c in alike.values()
     }
-    for number, cell in enumerate(learners.values()):
-        rehearsal.rehearse(cell, data, thorough=number == 0)
+    optimizers: set[str] = set()
+    for cell in learners.values():
+        rehearsal.rehearse(cell, data, thorough=repr(cell.optimizer) not in optimizers)
+        optimizers.add(repr(cell.optimizer))
 
 
 def make_study(

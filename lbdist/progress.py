@@ -45,7 +45,7 @@ class Progress:
         cells = list(cells)
         self.total, self.counted, self.weight = len(cells), len(done), weight
         self.score, self.unit = score, f" {unit}".rstrip()
-        self._before = {cell.id for cell in done}
+        self._before, self._known = {cell.id for cell in done}, {cell.id for cell in cells}
         self._left = sum(map(weight, cells)) - sum(map(weight, done))  # weight of what is not finished
         self._running: dict[str, tuple[Job, Mapping[str, Any]]] = {}
         self._place: dict[str, int] = {}  # which of its cells a job is at
@@ -83,6 +83,10 @@ class Progress:
         """A job was handed out; one that was finished before is not shown."""
         if job.id in self._before:
             return
+        new = [cell for cell in job.cells if cell.id not in self._known]  # which results have brought up
+        self._known |= {cell.id for cell in new}
+        self.total += len(new)
+        self._left += sum(map(self.weight, new))
         self._running[job.id], self._place[job.id] = (job, {}), 0
         name = job.label + (f", {job.workers} workers starting" if job.workers > 1 else "")
         self._tasks[job.id] = self.bar.add_task("  " + name, total=job.cells[0].epochs, note="")
@@ -124,7 +128,7 @@ class Progress:
         self.note(
             f"[{self.counted}/{self.total}] {job.label}: {said}{', ' + left if self.plain and left else ''}"
         )
-        self.bar.update(self.task, completed=self.counted, note=left)
+        self.bar.update(self.task, completed=self.counted, total=self.total, note=left)
 
     def _status(self) -> None:
         """Says what runs, unless something was said a moment ago."""
@@ -174,7 +178,7 @@ class Progress:
 
     def begin_measurements(self, count: int) -> None:
         """Turns to the measurements, of which `count` have still to be made."""
-        self.note(f"{count} measurements to make")
+        self.note(f"{several(count, 'measurement')} to make")
         self.counted, self.total = 0, count
         self.bar.reset(self.task, total=count, description="measurements", note="")
 
@@ -191,7 +195,18 @@ class Progress:
         if rows and rows[0].get("error"):
             self.note(f"{title(measurement.measure)} of {measurement.at[0].cell.label}: {rows[0]['error']}")
         elif self.plain and (time.monotonic() > self._said + LINE_SECONDS or self.counted == self.total):
-            self.note(f"[{self.counted}/{self.total}] measurements{', ' + left if left else ''}")
+            measured = "measurement" + "s" * (self.total != 1)
+            self.note(f"[{self.counted}/{self.total}] {measured}{', ' + left if left else ''}")
+
+
+def several(count: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> several(1, "cell"), several(1200, "cell")
+        ('1 cell', '1,200 cells')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _about(seconds: float) -> str:

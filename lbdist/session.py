@@ -15,12 +15,13 @@ from lbdist import code, dry_run, results
 from lbdist.analysis import terminal
 from lbdist.analysis.report import write_report
 from lbdist.analysis.runs import Runs, Score
+from lbdist.analysis.sections import reading
 from lbdist.capacity import Capacity
 from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource
 from lbdist.errors import require, warn
 from lbdist.plan import AUTO, Cell, Measurement, Role, title
-from lbdist.progress import Progress
+from lbdist.progress import Progress, several
 from lbdist.storage import Store
 from lbdist.studies.base import Done, Study, cells_of, whole
 from lbdist.training import rehearsal
@@ -109,8 +110,8 @@ class Session(ABC):
             self.check_workers(here)
         measurements = len(list(self.study.measurements(whole(self.study))))
         network, data = title(self.config.network), title(self.config.data)
-        head = f"study {self.config.name}: {network} on {data}, {len(self.cells)} cells, {measurements} "
-        head += "measurements"
+        head = f"study {self.config.name}: {network} on {data}, {several(len(self.cells), 'cell')}, "
+        head += several(measurements, "measurement")
         lines += self._remarks()
         if self.config.dry_run:
             dry_run.show(self.study, self.cells.values(), self.data, self.store, [head, *lines])
@@ -278,6 +279,8 @@ class Session(ABC):
         runs = Runs(rows, self.score)
         results.append(self.store, self.config.name, self.study.derived(runs))
         sections = self.study.sections(runs, book)
+        words = reading.words(runs)
+        print("".join(f"{line}\n" for line in words), end="")
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
         for line in _by_kind(
             (cell, f"went on with {row['num_workers']} of its {cell.num_workers} workers, to the same end")
@@ -296,7 +299,7 @@ class Session(ABC):
         shown = str(self.store) if "://" in self.config.storage else self.config.storage
         context = {name: text.replace(self.config.storage, shown) for name, text in context.items()}
         heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
-        print(f"report: {write_report(self.folder, heading, sections, context)}")
+        print(f"report: {write_report(self.folder, heading, sections, context, words)}")
         wrong = rows[rows["error"].notna()]
         return [
             f"not measured: {line}"

@@ -13,6 +13,9 @@ from lbdist.analysis.statistics import Summary, correlation, summarise
 FILLED = 0.9
 """The share of a device's memory that may be taken."""
 
+GROWS = 0.05
+"""The share by which memory must grow over the batches that were timed, for a limit to be told from it."""
+
 STRAIGHT = 0.9
 """The correlation from which on memory is taken to grow along a line with a worker's share."""
 
@@ -82,6 +85,7 @@ class Advice:
         most_share: The largest share of a worker that its memory holds, by a line through what was measured;
             NaN where memory did not grow with the batch.
         measured: Whether anything was there to choose by.
+        tolerance: By how much the loss of a branch that keeps up may be above that at SB's batch.
     """
 
     batch: int
@@ -90,6 +94,7 @@ class Advice:
     options: list[Option]
     most_share: float
     measured: bool
+    tolerance: float = 0.0
 
 
 def advise(
@@ -137,7 +142,7 @@ def advise(
     # where nothing keeps up, or nothing is known, SB's batch as it is
     chosen = next((option for option in good if option.rate >= (1 - slack) * highest), None)
     batch, rule, workers = (chosen.batch, chosen.rule, chosen.workers) if chosen else (small, rules[0], 1)
-    return Advice(batch, rule, workers, options, most_share(timed), chosen is not None)
+    return Advice(batch, rule, workers, options, most_share(timed), chosen is not None, tolerance)
 
 
 def _rate(item: Timed) -> float:
@@ -168,5 +173,7 @@ def most_share(timed: Sequence[Timed]) -> float:
     share, memory, device = (np.array(column) for column in zip(*known, strict=True))
     if not correlation(share, memory) >= STRAIGHT:  # nor where memory is the same for all
         return math.nan
+    if memory.max() < (1 + GROWS) * memory.min():
+        return math.nan  # what grows is not told from what does not
     slope, start = np.polyfit(share, memory, 1)
     return float((FILLED * device.min() - start) / slope)

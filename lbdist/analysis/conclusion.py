@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+import re
+
 import pandas as pd
 
-from lbdist.analysis.numbers import interval, number, percent, three_digits
+from lbdist.analysis.derived import paired, ratio, undertrained
+from lbdist.analysis.numbers import interval, listed, number, percent, three_digits
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.statistics import Difference, difference
 
@@ -55,11 +58,11 @@ class _Conclusion:
             return self._without(missing)
         gap = difference(self.scores["SB"], self.scores["LB"])
         cost = self._flatness("LB", "SB")
-        found = [self._gap(gap) + "."] + ([f"LB is {cost}."] if cost else [])
-        if not self.remedies:
+        best = self.remedies[0] if self.remedies else None
+        found = [self._gap(gap) + ".", *self._chance(best), *([f"LB is {cost}."] if cost else [])]
+        if best is None:
             return [*found, "No remedy was measured."]
-        best = self.remedies[0]
-        found += [self._best(best, gap), *self._flattest(best)]
+        found += [self._best(best, gap), *self._edge(best), *self._flattest(best)]
         lost = int(self.table["diverged"].sum())
         if lost:
             found.append(f"{lost} run{'s' * (lost > 1)} diverged and {'are' if lost > 1 else 'is'} left out "
@@ -91,9 +94,57 @@ class _Conclusion:
                 f"95 % interval {interval(gap)}, which includes zero"
             )
         if gap.mean > 0:
-            return f"LB loses {_size(gap)} {self.points}{self.what} to SB {_within(gap)}"
+            return self._loses(gap)
         more = "more accurate" if self.score.name == "accuracy" else "better"
         return f"No gap to close: LB is {_size(gap)}{self.units} {more} than SB {_within(gap)}"
+
+    def _loses(self, gap: Difference) -> str:
+        """That LB loses, and whether its training loss says more of it."""
+        text = f"{_size(gap)} {self.points}{self.what} to SB {_within(gap)}"
+        why = undertrained(self.runs)
+        if why is None:
+            return f"LB loses {text}"
+        lb, sb = map(three_digits, why.losses)
+        losses = f"its training loss is {lb}, SB's {sb}"
+        if why.equal is None:
+            return (
+                f"LB loses {text}, and may be undertrained: {losses} (study.equal_loss=10 trains it to SB's)"
+            )
+        if not why.closed:
+            return f"LB loses {text}; {losses}, and trained to SB's it still loses {_size(why.equal)}"
+        where = "below" if why.equal.mean > 0 else "above"
+        return (
+            f"LB is undertrained, so that it loses {text}: {losses}, and trained to SB's it ends "
+            f"{_size(why.equal)}{self.units} {where} SB {_within(why.equal)}"
+        )
+
+    def _chance(self, best: str | None) -> list[str]:
+        """Which of the compared scores are no better than one answer for all samples."""
+        names = [
+            name for name in ("SB", "LB", best) if name and self.score.at_chance(self.scores[name].mean())
+        ]
+        if not names:
+            return []
+        many, most = len(names) > 1, number(self.score.chance or 0, 1)
+        return [
+            f"{listed(names)} {'are' if many else 'is'} at chance: up to {self.score.of(most)} is no "
+            "more than one answer for all samples gives, so that nothing is settled by it."
+        ]
+
+    def _edge(self, best: str) -> list[str]:
+        """That the best setting is at the edge of what was searched."""
+        cells = self.runs.cells
+        searched = cells.loc[(cells["role"] == "search") & (cells["label"] == best), "setting"]
+        chosen = self.table.loc[self.table["method"] == best, "setting"].iloc[0]
+        found = []
+        for key, value in _numbers(chosen).items():
+            tried = sorted({_numbers(setting).get(key, value) for setting in searched})
+            if len(tried) > 1 and value in (tried[0], tried[-1]):
+                found.append(f"{key}={value:g} of {tried[0]:g} to {tried[-1]:g}")
+        if not found:
+            return []
+        where = ", ".join(found)
+        return [f"What was chosen for {best} is at the edge of its search ({where}): more may be beyond."]
 
     def _best(self, best: str, gap: Difference) -> str:
         """What the best remedy gains, and how flat it is."""
@@ -129,15 +180,43 @@ class _Conclusion:
         return [f"{text}, at {scored} {self.what}."]
 
     def _flatness(self, label: str, other: str) -> str:
-        """How a method's φ compares with another's, on a log scale; empty where either is missing."""
-        a, b = (self.sharpness.get(name, pd.Series(dtype=float)) for name in (label, other))
-        a, b = a[a > 0], b[b > 0]
-        if a.empty or b.empty:
+        """How a method's φ compares with another's, seed by seed; empty where either is missing."""
+        table = self.runs.with_headline
+        both = paired(table, "phi", label, other)
+        if both.empty:
             return ""
-        means = f"{three_digits(a.mean())} against {three_digits(b.mean())}"
-        against = f"{other} ({self.runs.box} {means})"
-        apart = difference(np.log(a), np.log(b))
-        if apart.sign == 0:
-            return f"not clearly sharper or flatter than {against}"
-        ratio, word = max(a.mean() / b.mean(), b.mean() / a.mean()), "sharp" if apart.mean > 0 else "flat"
-        return f"{number(ratio, 0 if ratio >= 10 else 1)} times as {word} as {against}"
+        more = ratio(table, "phi", label, other)
+        means = f"{three_digits(both[label].mean())} against {three_digits(both[other].mean())}"
+        against = f"{other} ({self.runs.box} {means}{self._unconverged(label, other)})"
+        word = "sharp" if more.mean > 1 else "flat"
+        times, low, high = more.mean, more.low, more.high
+        if word == "flat":
+            times, low, high = 1 / times, 1 / high, 1 / low
+        digits = 0 if times >= 10 else 1 if times >= 1.1 else 2
+        amount = f"{number(times, digits)} times as {word} as {against}"
+        if math.isnan(low):
+            return f"{amount}, in single runs, which settle nothing"
+        if low <= 1:
+            ends = f"{number(low, 1)} to {number(high, 1)}"
+            return (
+                f"not clearly sharper or flatter than {against}: {number(times, 1)} times as {word}, {ends}"
+            )
+        return amount
+
+    def _unconverged(self, *labels: str) -> str:
+        """How many of the compared maxima are not known to be any."""
+        found = self.runs.sharpness
+        here = (found["space"] == "full") & (found["solver"] == "converged")
+        here &= (found["epsilon"] == self.runs.epsilon) & found["label"].isin(labels)
+        missing, total = (int(found.loc[here, name].sum()) for name in ("converged", "measured"))
+        return f"; {total - missing} of {total} maxima did not converge" if missing < total else ""
+
+
+def _numbers(setting: str) -> dict[str, float]:
+    """The numbers of a setting by name.
+
+    Example:
+        >>> _numbers("rho=0.5 norm=l2")
+        {'rho': 0.5}
+    """
+    return {key: float(value) for key, value in re.findall(r"(\S+)=(-?[0-9][0-9.e+-]*)(?=[ ,]|$)", setting)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from lbdist.analysis.runs import Runs
-from lbdist.analysis.statistics import Summary, geometric
+from lbdist.analysis.runs import EQUAL_LOSS, Runs
+from lbdist.analysis.statistics import Difference, Summary, difference, geometric
 
 
 def paired(table: pd.DataFrame, column: str, one: str, other: str) -> pd.DataFrame:
@@ -28,6 +29,45 @@ def ratio(table: pd.DataFrame, column: str, over: str, under: str) -> Summary:
     """The geometric mean over seeds of one method's value over another's; see `paired`."""
     both = paired(table, column, over, under)
     return geometric(both[over] / both[under].where(both[under] > 0))
+
+
+FAR = 1.25
+"""How many times SB's training loss LB's is, from which on it is far above."""
+
+
+REACHED = 1.05
+"""How many times SB's training loss is still SB's."""
+
+
+@dataclass(frozen=True)
+class Undertrained:
+    """What LB's training loss says of its gap to SB.
+
+    Attributes:
+        losses: The means of LB's and SB's training loss.
+        equal: SB's score minus that of LB trained to SB's loss; None where no run came to it.
+    """
+
+    losses: tuple[float, float]
+    equal: Difference | None
+
+    @property
+    def closed(self) -> bool:
+        """Whether LB that is trained to SB's loss is not clearly below SB."""
+        return self.equal is not None and self.equal.sign in (0, -1)
+
+
+def undertrained(runs: Runs) -> Undertrained | None:
+    """What is known where LB ends with a training loss far above SB's, by more than seeds vary; else None."""
+    cells = runs.counted
+    sb, lb = (cells.loc[cells["label"] == label, "train_loss"].dropna() for label in ("SB", "LB"))
+    apart = difference(lb, sb)
+    if sb.empty or lb.empty or not lb.mean() > FAR * sb.mean() or apart.sign == 0:
+        return None
+    scores = {key: cells.loc[cells["label"] == key, "score"].dropna() for key in ("SB", EQUAL_LOSS)}
+    reached = cells.loc[cells["label"] == EQUAL_LOSS, "train_loss"].mean() <= REACHED * sb.mean()
+    equal = difference(scores["SB"], scores[EQUAL_LOSS]) if reached else None
+    return Undertrained((float(lb.mean()), float(sb.mean())), equal)
 
 
 def points(runs: Runs) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from lbdist.analysis.statistics import Difference, Summary
 
@@ -58,3 +59,13 @@ def epsilon_text(epsilon: float) -> str:
     """The box size as the paper writes it: `1e-3`, `5e-4`."""
     mantissa, _, exponent = f"{epsilon:e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    Example:
+        >>> listed(["a"]), listed(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -35,7 +35,11 @@ def inline(document: str, name: str) -> Markup:
 
 
 def write_report(
-    folder: str | Path | Store, title: str, sections: Sequence[Section], context: Mapping[str, str]
+    folder: str | Path | Store,
+    title: str,
+    sections: Sequence[Section],
+    context: Mapping[str, str],
+    words: Sequence[str] = (),
 ) -> str:
     """Writes `report.html`, `figures/*.{png,svg}` and `tables/*.{csv,md,tex}`, each file whole or not at all.
 
@@ -45,6 +49,7 @@ def write_report(
         sections: What it shows; the first one's sentences are the headline.
         context: How it was measured, name by name (command, versions, hardware, date, config ...); text of
             several lines is shown as it is.
+        words: What its abbreviations mean, a line each.
 
     Returns:
         Where the report is.
@@ -76,6 +81,7 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         title=title,
         headline=list(sections[0].sentences) if sections else [],
+        words=words,
         sections=sections,
         pictures=pictures,
         context={str(key): str(value) for key, value in context.items()},

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -32,10 +33,33 @@ class Score:
     Attributes:
         name: The metric.
         unit: `%` or nothing.
+        chance: Up to which it is no better than one answer for all samples; None where that is not known.
+        loss_unit: Unit of the loss, `nats` or nothing.
     """
 
     name: str = "accuracy"
     unit: str = "%"
+    chance: float | None = None
+    loss_unit: str = ""
+
+    def in_points(self, head: str) -> str:
+        """The head of a column of differences of scores, with their unit."""
+        return f"{head},{self.points}" if self.points else head
+
+    def loss(self, head: str) -> str:
+        """The head of a column of losses, with their unit."""
+        return f"{head}\n{self.loss_unit}" if self.loss_unit else head
+
+    def summarise(self, values: Iterable[float]) -> Summary:
+        """A summary of scores, whose interval, where they are shares, is within 0 and 100 %."""
+        found = summarise(values)
+        if self.unit != "%" or math.isnan(found.low):
+            return found
+        return replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
+
+    def at_chance(self, mean: float) -> bool:
+        """Whether a mean score is no better than one answer for all samples."""
+        return self.chance is not None and mean <= self.chance
 
     @property
     def head(self) -> str:

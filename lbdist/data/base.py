@@ -232,6 +232,11 @@ def bounds(start: int, stop: int, size: int, least: int = 2) -> list[tuple[int, 
     return list(zip(starts, [*starts[1:], stop], strict=True)) if starts else []
 
 
+def are_tokens(inputs: np.ndarray) -> bool:
+    """Whether inputs, of shape (N, ...), are whole numbers that are no pixels."""
+    return inputs.dtype.kind in "iu" and inputs.dtype != np.uint8
+
+
 def is_integer(value: object, low: int) -> bool:
     """Whether a value is an integer (True and False are not) of at least `low`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low

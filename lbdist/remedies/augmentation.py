@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from lbdist import random
 from lbdist.data.augmentation import augment_images, augment_signals
+from lbdist.data.base import are_tokens
 from lbdist.errors import require
 from lbdist.remedies.base import Batch, Remedy
 
@@ -40,6 +43,15 @@ class Augmentation(Remedy):
     def __post_init__(self) -> None:
         for name in ("degrees", "shift", "scale", "noise", "strength", "translate"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    def leaves_out(self, inputs: np.ndarray) -> str:
+        """What is neither images (N, C, H, W) nor signals (N, L)."""
+        if are_tokens(inputs):
+            return "it shifts, scales and blurs numbers, and tokens are none"
+        known = inputs.ndim in (2, 4)
+        return (
+            "" if known else f"it takes images (N, C, H, W) or signals (N, L), not {inputs.ndim} dimensions"
+        )
 
     def transform(self, batch: Batch) -> Batch:
         """Augments the samples, by numbers that depend on (seed, epoch, sample) alone."""

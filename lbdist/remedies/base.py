@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,6 +109,10 @@ class Learner(Protocol):
 class Remedy:
     """No remedy: plain mini-batch training. The others override its hooks."""
 
+    def leaves_out(self, inputs: np.ndarray) -> str:
+        """Why it cannot take such inputs, of shape (N, ...); empty where it can."""
+        return ""
+
     def batch_size(self, full: int, epoch: int, epochs: int) -> int:
         """The global batch of an epoch (from 0) of a run of `epochs`, given the cell's full batch."""
         return full
@@ -163,6 +168,10 @@ class Combined(Remedy):
                     f"combinations=[{','.join(members)}]: must not combine {both}: each has its own {hook}"
                 )
             self._owner[hook] = members[names[0]] if names else Remedy()
+
+    def leaves_out(self, inputs: np.ndarray) -> str:
+        """What one of the members cannot take."""
+        return next(filter(None, (member.leaves_out(inputs) for member in self.members.values())), "")
 
     def batch_size(self, full: int, epoch: int, epochs: int) -> int:
         """That of the member that grows the batch."""

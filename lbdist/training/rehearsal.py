@@ -44,12 +44,11 @@ def gradients(cell: Cell, train_size: int) -> tuple[int, float]:
 def rehearse(cell: Cell, data: Dataset, limit: float = 300.0, thorough: bool = True) -> None:
     """One step of a cell's learner on a few samples, to see before anything starts that it can be taken.
 
-    Its model and its resume file are then written and read, and give what was there.
-
     Args:
         cell: The cell.
         data: Training and test set.
-        thorough: Whether the network is held against other seeds as well (see `training.proof`).
+        thorough: Whether the network is held against other seeds as well (see `training.proof`), and its
+            model and its resume file are written and read, and give what was there.
         limit: Seconds after which the process ends, with one line and status 2.
 
     Raises:
@@ -71,12 +70,17 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0, thorough: bool = T
             learner.prove(batch, thorough)
             learner.gradient(batch)
 
-        steps: dict[str, Callable[[], None]] = {
-            "network": first,
-            "optimizer": learner.update,
-            "network, saved and loaded": lambda: _travels(cell, learner, few),
-            "optimizer, resumed": lambda: _resumes(cell, learner, batch),
-        }
+        def remedied() -> None:
+            remedy = make_remedy(cell.remedies)
+            changed = remedy.transform(batch)
+            remedy.step(learner, changed, functools.partial(remedy.gradient, learner, changed))
+
+        steps: dict[str, Callable[[], None]] = {"network": first, "optimizer": learner.update}
+        if cell.remedies:
+            steps[f"remedy.{cell.remedy}"] = remedied
+        if thorough:
+            steps["network, saved and loaded"] = lambda: _travels(cell, learner, few)
+            steps["optimizer, resumed"] = lambda: _resumes(cell, learner, batch)
         for key, do in steps.items():
             try:
                 do()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,11 @@ def read_cell(store: Store, name: str) -> Cell:
     return Cell.of_record(results.read_cell(store, name)["cell"])
 
 
+def handed_out(store: Store, name: str) -> float:
+    """When the cell was handed out, in seconds since the epoch."""
+    return float(results.read_cell(store, name)["handed_out"])
+
+
 def write_cell(store: Store, cell: Cell) -> None:
     """Writes a cell's configuration beside its rows, with the versions and the machine."""
     results.write_cell(
@@ -158,6 +164,7 @@ def write_cell(store: Store, cell: Cell) -> None:
             "columns": cell.columns(),
             "provenance": results.provenance(),
             "code": todays_code(cell),
+            "handed_out": time.time(),
         },
     )
 

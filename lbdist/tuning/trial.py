@@ -22,7 +22,7 @@ from lbdist.results import final_name
 from lbdist.storage import Store
 from lbdist.training.cell import finished_rows, mean_metrics, run_cells
 from lbdist.training.precision import Arithmetic, in_which
-from lbdist.tuning.book import read_cell
+from lbdist.tuning.book import handed_out, read_cell
 from lbdist.tuning.schedule import Schedule
 
 REPORT_SECONDS = 2.0
@@ -52,7 +52,7 @@ class Trials(Searcher):
         job = schedule.next(trial_id)
         if job is None:
             return None if schedule.running or schedule.waiting() or schedule.again else Searcher.FINISHED
-        return {**job.describe(), "handed_out": time.time()}
+        return job.describe()
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         """Tells the watch what a trial reported."""
@@ -102,6 +102,7 @@ def trial(
     try:
         check_code(driver)
         cells = [read_cell(store, name) for name in config["cells"]]
+        began = handed_out(store, config["cells"][0])
         if config["num_workers"] > 1:
             if not all(finished_rows(store, cell) for cell in cells):
                 from lbdist.training import ray_train  # slow to import, and few studies need it here
@@ -117,7 +118,7 @@ def trial(
                     regroup_seconds=regroup_seconds,
                     callbacks=[TuneReportCallback()],
                     arithmetic=arithmetic,
-                    began=config["handed_out"],
+                    began=began,
                 )
             final = mean_metrics(store, cells)
         else:
@@ -125,7 +126,7 @@ def trial(
                 torch.set_num_threads(1)
             dataset: Dataset = ray.get(data[0])
             how = in_which(arithmetic, cells[0])
-            final = run_cells(cells, dataset, store, device, report, how, config["handed_out"])
+            final = run_cells(cells, dataset, store, device, report, how, began)
     except ray.exceptions.RayActorError:
         raise  # a death in the group's own machinery, which a new group gets over
     except Exception as error:

@@ -34,14 +34,21 @@ def section(runs: Runs) -> Section:
             Entry(label),
             of_number(epoch),
             of_summary(summarise(group["loss"]), "phi"),
-            of_summary(summarise(group["score"])),
+            of_summary(runs.score.summarise(group["score"])),
             of_summary(summarise(group["phi"]), "phi"),
             of_number(len(group)),
         ]
         for label in drawing.baselines_first(data["label"])
         for epoch, group in data[data["label"] == label].groupby("epoch")
     ]
-    heads = ["method", "epoch", "train loss", f"test\n{runs.score.head}", f"sharpness\n{box}", "n"]
+    heads = [
+        "method",
+        "epoch",
+        runs.score.loss("train loss"),
+        f"test\n{runs.score.head}",
+        f"sharpness\n{box}",
+        "n",
+    ]
     note = f"Mean ± standard deviation over n seeds; {box}: full space, converged."
     table = Table(
         "along", "Sharpness along the run", heads, rows, note, groups=starts(row[0].text for row in rows)

@@ -81,8 +81,8 @@ def sweep(runs: Runs) -> pd.DataFrame:
         row = {
             "batch": batch,
             "label": group["label"].iloc[0],
-            "score": summarise(group["score"]),
-            "train": summarise(group["train_score"]),
+            "score": runs.score.summarise(group["score"]),
+            "train": runs.score.summarise(group["train_score"]),
             "phi": summarise(sharp),
         }
         table.append({**row, "steps": group["steps"].mean(), "scores": list(group["score"])})

@@ -86,7 +86,7 @@ def speeds(runs: Runs) -> pd.DataFrame:
                 "start": summarise(group["startup_seconds"]),
                 "memory": summarise(group["peak_memory"] / 1e6),
                 "share": summarise(group["share_of_limit"]),
-                "score": summarise(group[runs.score.name]),
+                "score": runs.score.summarise(group[runs.score.name]),
             }
         )
     data = pd.DataFrame(table)

@@ -31,11 +31,20 @@ def section(runs: Runs) -> Section:
         fitted = [("train_score", "percent"), ("score", "percent"), ("train_loss", "phi"), ("loss", "phi")]
         run = [("score", "percent"), ("best", "percent"), ("distance", "phi")]
         for table, columns in ((rows, fitted), (moved, run)):
-            entries = [of_summary(summarise(group[column]), kind) for column, kind in columns]
+            entries = [
+                of_summary((runs.score.summarise if kind == "percent" else summarise)(group[column]), kind)
+                for column, kind in columns
+            ]
             table.append([Entry(label), *entries, of_number(int(group["score"].notna().sum()))])
         moved[-1].insert(-1, of_number(group["epochs"].mean()))
     over = "mean ± standard deviation over n seeds"
-    heads = ["method", f"train\n{head}", f"test\n{head}", "train loss", "test loss", "n"]
+    heads = [
+        "method",
+        f"train\n{head}",
+        f"test\n{head}",
+        *map(runs.score.loss, ("train loss", "test loss")),
+        "n",
+    ]
     fit = Table("fit", f"Training and test set, {over}", heads, rows)
     heads = ["method", f"test\n{head}", "of the\nbest epoch", "distance\nfrom x0", "epochs", "n"]
     note = (

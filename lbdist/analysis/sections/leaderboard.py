@@ -42,7 +42,8 @@ def section(runs: Runs) -> Section:
             caption += (
                 f" Right: sharpness {runs.box} in the full space, run to convergence; lower is flatter."
             )
-        title = f"{runs.score.name.capitalize()} and flatness by method"
+        measured = data["phi"].notna().any()
+        title = f"{runs.score.name.capitalize()}{' and flatness' if measured else ''} by method"
         draw = lambda: draw_leaderboard(data, runs.epsilon, runs.score.axis)  # noqa: E731
         figures.append(Figure("leaderboard", title, caption, draw))
     tables = []
@@ -76,7 +77,7 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
         row: dict[str, Any] = {
             "method": label,
             "setting": group["setting"].iloc[0],
-            "score": summarise(group["score"]),
+            "score": runs.score.summarise(group["score"]),
             "gap": Difference(*[math.nan] * 3) if label == "SB" else difference(sb, group["score"]),
             "phi": {box: phis.get((label, box), summarise([])) for box in boxes},
             **{cost: float(finished[cost].mean()) for cost in COSTS},
@@ -93,7 +94,7 @@ def leaderboard(runs: Runs) -> pd.DataFrame:
 
 def _table(runs: Runs, board: pd.DataFrame) -> Table:
     boxes = board["phi"].iloc[0]
-    heads = ["method", f"test\n{runs.score.head}", "gap\nto SB"]
+    heads = ["method", f"test\n{runs.score.head}", runs.score.in_points("gap\nto SB")]
     heads += [f"sharpness\nφ({epsilon_text(box)})" for box in boxes]
     heads += [*heads_of_others(runs.others), "steps", "gradient\nevals", "seconds", "n"]
     diverged = bool(board["diverged"].any())
@@ -115,10 +116,10 @@ def _table(runs: Runs, board: pd.DataFrame) -> Table:
     ]
     note = (
         "Mean ± sample standard deviation over n seeds; the small line under it is the 95 % t interval of "
-        "the mean, and under the gap (SB minus the method; negative: above SB) Welch's 95 % interval. φ: "
-        "full space, converged solver. The small line under a method is the setting that was chosen on the "
-        "validation split. Seconds are wall-clock on the hardware named below and compare only between runs "
-        "that shared it alike."
+        "the mean, and under the gap (SB minus the method; negative: above SB) Welch's 95 % interval. "
+        f"{'φ: full space, converged solver. ' if boxes else ''}The small line under a method is the setting "
+        "that was chosen on the validation split. Seconds are wall-clock on the hardware named below and "
+        "compare only between runs that shared it alike."
     )
     title = "Mean ± standard deviation over n seeds" + ("; φ: full space, converged" if boxes else "")
     return Table("leaderboard", title, heads, rows, note)
@@ -126,6 +127,7 @@ def _table(runs: Runs, board: pd.DataFrame) -> Table:
 
 def _costs(board: pd.DataFrame) -> Table:
     rows = []
+    measured = bool(board["measured"].any())
     for _, row in board.iterrows():
         reached = f"{row['measured'] - row['not_converged']} of {row['measured']}" if row["measured"] else "–"
         rows.append(
@@ -133,11 +135,12 @@ def _costs(board: pd.DataFrame) -> Table:
                 Entry(row["method"]),
                 of_number(row["global_batch_size"]),
                 Entry(" and ".join(map(str, row["num_workers"]))),
-                Entry(reached, values={"": row["measured"] - row["not_converged"], "of": row["measured"]}),
             ]
+            + [Entry(reached, values={"": row["measured"] - row["not_converged"], "of": row["measured"]})]
+            * measured
         )
-    heads = ["method", "global batch", "workers", "φ converged"]
-    note = "“φ converged” counts the values of the converged solver in both spaces."
+    heads = ["method", "global batch", "workers", *["φ converged"] * measured]
+    note = "“φ converged” counts the values of the converged solver in both spaces." if measured else ""
     return Table("runs", "Runs", heads, rows, note, brief=False)
 
 

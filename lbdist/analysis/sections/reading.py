@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 
 SENTENCES = (
@@ -24,3 +25,19 @@ SENTENCES = (
 def section() -> Section:
     """What every report of lbdist takes for granted."""
     return Section("How to read the numbers", SENTENCES)
+
+
+def words(runs: Runs) -> list[str]:
+    """What the abbreviations in tables mean, a line each, of those that these runs have."""
+    found = []
+    counted = runs.counted[runs.counted["remedy"] == "none"]
+    for name, what in (("SB", "small"), ("LB", "large")):
+        batches = counted.loc[counted["method"] == name, "global_batch_size"]
+        if len(batches):
+            found.append(f"{name}: training with the {what} batch, {batches.iloc[0]:,} samples a step.")
+    if (runs.rows["metric"] == "sharpness").any():
+        found.append(
+            "φ: sharpness by Metric 2.1, how far the loss rises in a box of size ε around a model; without a "
+            "unit, and lower is flatter."
+        )
+    return found

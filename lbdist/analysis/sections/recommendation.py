@@ -13,7 +13,7 @@ from lbdist.analysis.numbers import interval, number
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Section, Table, of_difference, of_number, of_summary
 from lbdist.analysis.sections import critical_batch
-from lbdist.analysis.statistics import difference, summarise
+from lbdist.analysis.statistics import difference
 
 TITLE = "What to take"
 
@@ -23,7 +23,7 @@ def section(runs: Runs, found: Advice | None = None, rate: float | None = None) 
     if found is None or not found.options or not any(option.rises for option in found.options):
         return Section(TITLE, ["Nothing is measured yet to recommend anything by."], brief=True)
     remedies = compared(runs)
-    tables = [_batches(found)]
+    tables = [_batches(found, f" {runs.score.loss_unit}".rstrip())]
     if len(remedies):
         tables.append(_remedies(runs, remedies))
     return Section(TITLE, _sentences(runs, found, rate, remedies), tables, brief=True)
@@ -42,7 +42,7 @@ def compared(runs: Runs) -> pd.DataFrame:
             "label": "SB" if role == "search" else remedy,
             "setting": setting,
             "scores": list(group["score"]),
-            "score": summarise(group["score"]),
+            "score": runs.score.summarise(group["score"]),
         }
         for (role, remedy, setting), group in own.groupby(["role", "remedy", "setting"])
     ]
@@ -53,9 +53,9 @@ def compared(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _batches(found: Advice) -> Table:
+def _batches(found: Advice, unit: str) -> Table:
     rules = list(dict.fromkeys(rule for option in found.options for rule in option.rises))
-    heads = ["batch", "workers", "samples/s", *[f"loss rise\n{rule}" for rule in rules]]
+    heads = ["batch", "workers", "samples/s", *[f"loss rise{unit}\n{rule}" for rule in rules]]
     heads += ["keeps\nup", "peak MB"]
     rows = [
         [
@@ -82,7 +82,13 @@ def _remedies(runs: Runs, remedies: pd.DataFrame) -> Table:
          Entry("–") if row["label"] == "none" else of_difference(row["gain"]), of_number(row["score"].n)]
         for _, row in remedies.iterrows()
     ]  # fmt: skip
-    heads = ["remedy", "setting", f"validation\n{runs.score.head}", "gain on\nnone", "n"]
+    heads = [
+        "remedy",
+        "setting",
+        f"validation\n{runs.score.head}",
+        runs.score.in_points("gain on\nnone"),
+        "n",
+    ]
     note = "On a validation split of the training set, after few epochs: some remedies need more."
     title = "Remedies at the recommended batch, mean ± standard deviation over n seeds"
     return Table("remedies", title, heads, rows, note, left=2)
@@ -116,13 +122,21 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     by_batch = {option.batch: option for option in found.options}
     own, first = by_batch[found.batch], found.options[0]
     if found.measured and own.batch != first.batch and first.rate == first.rate:
-        rise = own.rises[own.rule].mean
+        by_seed = own.rises[own.rule]
+        rise = by_seed.mean
         word = "above" if rise > 0 else "below"
+        spread = "" if math.isnan(by_seed.std) else f" ± {number(by_seed.std, 3)}"
+        unsure = by_seed.n < 2 or (by_seed.low < 0 < by_seed.high and by_seed.high > found.tolerance)
         sentences.append(
             f"It takes {number(own.rate / first.rate, 2)} times the samples a second of batch "
             f"{number(first.batch)}, and keeps up sample by sample: the training loss of its branches ends "
-            f"{number(abs(rise), 3)} {word} that at batch {number(first.batch)}."
+            f"{number(abs(rise), 3)}{spread} {word} that at batch {number(first.batch)}."
         )
+        if unsure:
+            sentences.append(
+                f"That is not settled: {by_seed.n} seed{'s' * (by_seed.n != 1)} do not tell such a rise "
+                f"from the tolerance of {found.tolerance:g}."
+            )
     failing = next((option for option in found.options if not option.keeps_up), None)
     if failing is not None and failing.rises:
         sentences.append(f"Batch {number(failing.batch)} no longer keeps up.")
@@ -138,6 +152,15 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     if len(scores) == 2:
         none, small = (runs.score.of(number(scores[name].mean, 2)) for name in ("none", "SB"))
         sentences.append(f"Without a remedy it reaches {none} on the validation split, SB {small}.")
+    best = max((row["score"].mean for _, row in remedies.iterrows() if row["score"].n), default=math.nan)
+    if runs.score.at_chance(best):
+        most = runs.score.of(number(runs.score.chance or 0, 1))
+        sentences.insert(
+            0,
+            "Nothing can be recommended by these runs: the best of them reaches "
+            f"{runs.score.of(number(best, 2))} on the validation split, and up to {most} is chance. Train "
+            "longer (epochs), or see whether the network learns at all.",
+        )
     noise = critical.noise(runs)
     if len(noise):
         last = noise.iloc[-1]

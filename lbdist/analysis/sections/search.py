@@ -10,7 +10,7 @@ import pandas as pd
 from lbdist.analysis.numbers import number, percent
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Entry, Section, Table, of_number
-from lbdist.analysis.statistics import rank_correlation, summarise
+from lbdist.analysis.statistics import rank_correlation
 
 
 def section(runs: Runs) -> Section:
@@ -53,7 +53,7 @@ def search_table(runs: Runs) -> pd.DataFrame:
         {
             "method": label,
             "setting": setting,
-            "score": summarise(group["score"]),
+            "score": runs.score.summarise(group["score"]),
             "diverged": int(group["diverged"].sum()),
             "chosen": (label, setting) in chosen,
         }

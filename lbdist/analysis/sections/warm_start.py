@@ -82,7 +82,7 @@ def warm_starts(runs: Runs) -> pd.DataFrame:
             "label": label,
             "name": name,
             "epoch": epoch,
-            "score": summarise(group["score"]),
+            "score": runs.score.summarise(group["score"]),
             "phi": summarise(phis),
         }
         table.append({**row, "scores": list(group["score"])})
