@@ -38,9 +38,6 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     Raises:
         InputError: What is wrong, before anything is written or a worker starts.
     """
-    for key, value in config.network.items():  # workers have another working directory
-        if isinstance(value, str) and "\0" not in value and Path(value).is_file():
-            config.network[key] = str(Path(value).absolute())
     source: DataSource = build(config.data, "data", kind=DataSource)
     loss: Loss = build(config.loss, "loss", kind=Loss)
     data = source.load(config.scale.get("samples"))
@@ -62,16 +59,8 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     for file, entry in sorted({(p.file, p.entry) for m in own for p in m.at if p.file}):
         _, note = user_checkpoint.read(network, file, entry)
         notes += [f"{Path(file).name}: {note}"] if note else []
-    given = (
-        settings,
-        OmegaConf.to_yaml(config),
-        data,
-        study,
-        Score(loss.score, loss.unit, loss.chance(data), loss.loss_unit),
-        flops,
-        source,
-        notes,
-    )
+    score = Score(loss.score, loss.unit, loss.chance(data), loss.loss_unit)
+    given = settings, OmegaConf.to_yaml(config), data, study, score, flops, source, notes
     session: Session
     if settings.executor == "serial":
         session = SerialSession(*given)
@@ -79,16 +68,21 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         from lbdist.distributed import RaySession  # so that serial runs need no Ray
 
         session = RaySession(*given)
+    _try_out(study, session.cells.values(), settings, data, loss)
+    return session
+
+
+def _try_out(study: Study, cells: Collection[Cell], settings: Config, data: Dataset, loss: Loss) -> None:
+    """Tries what the study is going to do, on a few samples."""
     every = (study, *study.studies.values())
     for each in every:
         for key, node in each.procedure_nodes.items():
             build(node, key)
-    _check_cells(session.cells.values(), data)
+    _check_cells(cells, data)
     if any(each.plan.measures for each in every):
         few = on_device(data.train.first(16), "cpu")
         f = Objective(networks.make(settings.network), few, loss=loss)
         f(f.x)
-    return session
 
 
 def _fill_in(configs: Sequence[DictConfig], data: Dataset, outputs: tuple[int, ...]) -> None:
@@ -109,6 +103,9 @@ def _fill_in(configs: Sequence[DictConfig], data: Dataset, outputs: tuple[int, .
         "tokens": 1 + int(inputs.max()) if are_tokens(inputs) else 0,
     }
     for config in configs:
+        for key, value in config.network.items():  # workers have another working directory
+            if isinstance(value, str) and "\0" not in value and Path(value).is_file():
+                config.network[key] = str(Path(value).absolute())
         config.derived.update(derived)
         OmegaConf.resolve(config)
 

@@ -116,7 +116,12 @@ def generator_states(everywhere: bool = False) -> dict[Any, Any]:
     """The states of NumPy's and Python's generators: the global ones, or all that this process has."""
     states: dict[Any, Any] = {"random": random.getstate(), "numpy": str(np.random.get_state(legacy=False))}
     if everywhere:
-        for found in gc.get_objects():
+        frozen = gc.get_freeze_count()
+        gc.unfreeze()  # what is frozen is not among the objects
+        known = gc.get_objects()
+        if frozen:
+            gc.freeze()
+        for found in known:
             kind = type(found)
             if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
                 states[id(found)] = found.getstate()

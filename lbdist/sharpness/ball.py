@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ def worst_case(
     generator = torch.Generator(x.device).manual_seed(seed)
     weight = torch.ones_like(x) if scale is None else scale
     f0, g0 = f(x)
-    evaluations, found, finite = 1, [0.0], False
+    evaluations, found = 1, [0.0]
 
     def farthest(gradient: Tensor) -> Tensor:
         along = weight * gradient
@@ -78,21 +78,37 @@ def worst_case(
             gradient = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         elif not g0.any():
             continue
-        best = -float("inf")
-        for _ in range(steps):
-            value, gradient = f(x + farthest(gradient))
-            evaluations += 1
-            if not math.isfinite(value):
-                break
-            finite = True
-            gain, best = value - max(best, f0), max(best, value)
-            if not gain > 0.1 * tolerance * max(best - f0, 0.0):
-                break
-        found.append(best - f0)
-    if evaluations > 1 and not finite:
+        rise, spent = _ascended(lambda g: f(x + farthest(g)), gradient, f0, steps, 0.1 * tolerance)
+        evaluations += spent
+        found.append(rise)
+    if max(found[1:], default=0.0) == -math.inf:
         raise InputError(f"radius={radius:g}: the loss overflows wherever it was tried at this distance")
     agree = sum(value >= (1 - tolerance) * max(found) for value in found[1:]) > 1
     return Rise(max(found), agree, evaluations)
+
+
+def _ascended(
+    at: Callable[[Tensor], tuple[float, Tensor]], gradient: Tensor, f0: float, steps: int, least: float
+) -> tuple[float, int]:
+    """The highest rise along an ascent, -inf where f is no number, and the evaluations.
+
+    Args:
+        at: f and its gradient where a gradient leads.
+        gradient: The first one.
+        f0: f at x.
+        steps: Most steps.
+        least: The share of the rise that a step must gain.
+    """
+    best, spent = -math.inf, 0
+    for _ in range(steps):
+        value, gradient = at(gradient)
+        spent += 1
+        if not math.isfinite(value):
+            break
+        gain, best = value - max(best, f0), max(best, value)
+        if not gain > least * max(best - f0, 0.0):
+            break
+    return best - f0, spent
 
 
 def in_parts(f: Objective, m: int | None) -> Iterator[tuple[Objective, float]]:

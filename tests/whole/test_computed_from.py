@@ -206,7 +206,8 @@ def test_own_code_and_weights_are_known(tmp_path: Path) -> None:
 
 LEFT_OUT = {
     "storage", "executor", "retrain", "max_concurrent", "retries", "regroup_seconds", "dry_run", "name",
-    "seeds_at_once", "checkpoint", "seeds", "search.seeds", "search.samples", "combinations",
+    "seeds_at_once", "checkpoint", "checkpoint_key", "seeds", "search.seeds", "search.samples",
+    "combinations",
 }  # fmt: skip
 """Keys that say which runs there are, where or by what; that the rows are the same is shown where each is
 tested."""

@@ -119,24 +119,7 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     sentences = [text]
     if not found.measured:
         sentences = [f"Stay at batch {number(found.batch)}: no larger one was found to keep up."]
-    by_batch = {option.batch: option for option in found.options}
-    own, first = by_batch[found.batch], found.options[0]
-    if found.measured and own.batch != first.batch and first.rate == first.rate:
-        by_seed = own.rises[own.rule]
-        rise = by_seed.mean
-        word = "above" if rise > 0 else "below"
-        spread = "" if math.isnan(by_seed.std) else f" ± {number(by_seed.std, 3)}"
-        unsure = by_seed.n < 2 or (by_seed.low < 0 < by_seed.high and by_seed.high > found.tolerance)
-        sentences.append(
-            f"It takes {number(own.rate / first.rate, 2)} times the samples a second of batch "
-            f"{number(first.batch)}, and keeps up sample by sample: the training loss of its branches ends "
-            f"{number(abs(rise), 3)}{spread} {word} that at batch {number(first.batch)}."
-        )
-        if unsure:
-            sentences.append(
-                f"That is not settled: {by_seed.n} seed{'s' * (by_seed.n != 1)} do not tell such a rise "
-                f"from the tolerance of {found.tolerance:g}."
-            )
+    sentences += _keeps_up(found)
     failing = next((option for option in found.options if not option.keeps_up), None)
     if failing is not None and failing.rises:
         sentences.append(f"Batch {number(failing.batch)} no longer keeps up.")
@@ -152,15 +135,6 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
     if len(scores) == 2:
         none, small = (runs.score.of(number(scores[name].mean, 2)) for name in ("none", "SB"))
         sentences.append(f"Without a remedy it reaches {none} on the validation split, SB {small}.")
-    best = max((row["score"].mean for _, row in remedies.iterrows() if row["score"].n), default=math.nan)
-    if runs.score.at_chance(best):
-        most = runs.score.of(number(runs.score.chance or 0, 1))
-        sentences.insert(
-            0,
-            "Nothing can be recommended by these runs: the best of them reaches "
-            f"{runs.score.of(number(best, 2))} on the validation split, and up to {most} is chance. Train "
-            "longer (epochs), or see whether the network learns at all.",
-        )
     noise = critical.noise(runs)
     if len(noise):
         last = noise.iloc[-1]
@@ -170,4 +144,39 @@ def _sentences(runs: Runs, found: Advice, rate: float | None, remedies: pd.DataF
         )
     if not math.isnan(found.most_share):
         sentences.append(f"Memory holds about {number(found.most_share)} samples per worker.")
+    return [*_at_chance(runs, remedies), *sentences]
+
+
+def _keeps_up(found: Advice) -> list[str]:
+    """What the recommended batch gains, how its branches keep up, and how sure that is."""
+    own = next(option for option in found.options if option.batch == found.batch)
+    first = found.options[0]
+    if not found.measured or own.batch == first.batch or first.rate != first.rate:
+        return []
+    rise = own.rises[own.rule]
+    word = "above" if rise.mean > 0 else "below"
+    spread = "" if math.isnan(rise.std) else f" ± {number(rise.std, 3)}"
+    sentences = [
+        f"It takes {number(own.rate / first.rate, 2)} times the samples a second of batch "
+        f"{number(first.batch)}, and keeps up sample by sample: the training loss of its branches ends "
+        f"{number(abs(rise.mean), 3)}{spread} {word} that at batch {number(first.batch)}."
+    ]
+    if rise.n < 2 or (rise.low < 0 < rise.high and rise.high > found.tolerance):
+        sentences.append(
+            f"That is not settled: {rise.n} seed{'s' * (rise.n != 1)} do not tell such a rise from the "
+            f"tolerance of {found.tolerance:g}."
+        )
     return sentences
+
+
+def _at_chance(runs: Runs, remedies: pd.DataFrame) -> list[str]:
+    """That nothing was learnt by which anything could be recommended."""
+    best = max((row["score"].mean for _, row in remedies.iterrows() if row["score"].n), default=math.nan)
+    if not runs.score.at_chance(best):
+        return []
+    most = runs.score.of(number(runs.score.chance or 0, 1))
+    return [
+        "Nothing can be recommended by these runs: the best of them reaches "
+        f"{runs.score.of(number(best, 2))} on the validation split, and up to {most} is chance. Train "
+        "longer (epochs), or see whether the network learns at all."
+    ]
