@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -17,7 +20,7 @@ from typing import Any
 
 from lbdist import processes
 from lbdist.capacity import Capacity
-from lbdist.errors import InputError, one_line, require
+from lbdist.errors import Failure, InputError, require, short
 from lbdist.storage import Store
 
 ENVIRONMENT = {
@@ -122,9 +125,31 @@ def _token() -> str:
     if token := os.environ.get("RAY_AUTH_TOKEN", ""):
         return token
     named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # no file; no home
         return Path(named or Path.home() / ".ray" / "auth_token").read_text().strip()
     return ""
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Lets a local Ray, whose servers listen on all addresses, take a token that this user alone can read.
+
+    Ray's own would lie in the home folder, where others may read it, or not at all where there is none.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+    if not any(os.environ.get(name) for name in names[:2]) and os.environ.get(names[2], "token") == "token":
+        os.environ["RAY_AUTH_TOKEN_PATH"] = _token_file()
+    yield
+
+
+@functools.cache
+def _token_file() -> str:
+    """A file with a token, mode 0600, for as long as this process lasts."""
+    handle, name = tempfile.mkstemp(prefix="lbdist-token-")
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return name
 
 
 def _check_folder(folder: Path) -> None:
@@ -156,8 +181,13 @@ def connect(
     """
     joined, began = address(), time.monotonic()
     terminate = signal.getsignal(signal.SIGTERM)
+    go_on = processes.go_on(command)
     try:
-        with tempfile.TemporaryDirectory(prefix="lbdist-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="lbdist-") as folder,
+            contextlib.nullcontext() if joined else processes.guarded(go_on),
+            contextlib.nullcontext() if joined else _own_token(),
+        ):
             environment = machines.own_code(targets, Path(folder)) if joined else {}
             if joined and not machines.in_a_job():
                 environment["env_vars"] = {name: os.environ[name] for name in MEMORY}
@@ -172,11 +202,12 @@ def connect(
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)
         raise
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"ray: {one_line(error)[:300]}") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"ray: {short(str(error)) or type(error).__name__}") from error
+    except Exception as error:  # Ray has kinds of its own
+        raise Failure(f"Ray did not start: {short(str(error)) or type(error).__name__}") from error
     finally:
         signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
-    go_on = processes.go_on(command)
     try:
         kinds = machines.inspect(store, joined) if joined else []
         capacity = _capacity(kinds, asked or 0)

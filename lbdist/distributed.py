@@ -13,7 +13,7 @@ import torch
 from lbdist import arrange, cluster, code
 from lbdist.arrange import Unmeasured
 from lbdist.capacity import Capacity
-from lbdist.errors import one_line
+from lbdist.errors import Failure, one_line, short
 from lbdist.progress import Progress
 from lbdist.session import Failed, Lost, Session
 from lbdist.sharpness.pool import measure_all
@@ -40,6 +40,12 @@ class RaySession(Session):
 
     def work(self, book: Book, progress: Progress, command: str) -> tuple[list[Failed], list[Lost]]:
         """Trains and measures what is not done."""
+        try:
+            return self._on_ray(book, progress, command)
+        except ray.exceptions.RayError as error:  # at any `ray.get` of the driver's own
+            raise Failure(f"Ray: {short(_cause(error))}") from error
+
+    def _on_ray(self, book: Book, progress: Progress, command: str) -> tuple[list[Failed], list[Lost]]:
         config, say = self.config, progress.note
         targets = set(code.targets(dataclasses.asdict(config)))
         with cluster.connect(say, command, self.store, targets, config.max_concurrent) as capacity:

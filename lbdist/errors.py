@@ -27,6 +27,20 @@ def warn(line: str) -> None:
     print(f"lbdist: {line}", file=sys.stderr, flush=True)
 
 
+class Failure(RuntimeError):
+    """What a machine did not do: one line, and status 1, since the same command may go on."""
+
+
+MOST_LETTERS = 300
+"""Of a message that another program made."""
+
+
+def short(text: str) -> str:
+    """A message of another program's on one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} ..."
+
+
 def one_line(error: BaseException) -> str:
     """An error's message on one line; its kind where it has none.
 

@@ -26,11 +26,13 @@ class Loss(ABC):
     Attributes:
         score: Name of the score, the metric beside the loss; higher is better.
         unit: Unit of the score, `%` or nothing.
+        highest: The highest score.
         loss_unit: Unit of the loss, `nats` or nothing.
     """
 
     score: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "%"
+    highest: ClassVar[float] = 100.0
     loss_unit: ClassVar[str] = ""
 
     @abstractmethod
@@ -228,6 +230,7 @@ class MeanSquaredError(Loss):
 
     score: ClassVar[str] = "r2"
     unit: ClassVar[str] = ""
+    highest: ClassVar[float] = 1.0
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each sample's mean squared error, summed over samples."""

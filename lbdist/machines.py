@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lbdist.code import modules, of_lbdist
 from lbdist.errors import InputError, one_line, require
+from lbdist.processes import KEYS
 from lbdist.storage import Store
 
 CHECK_SECONDS = 60.0
@@ -133,6 +134,8 @@ def inspect(store: Store, joined: str) -> list[Kind]:
             except ray.exceptions.RayError:  # a node that has just died
                 continue
     mine, where = code(), "a folder that every node sees, such as NFS, or a URI such as s3://bucket/folder"
+    if store.local is None:
+        where += f", whose keys ({', '.join(KEYS)}) are in every node's environment"
     for name, said in found.items():
         same = f"a cluster of the driver's code ({mine}), but node {name} has {said['code']}"
         require(said["code"] == mine, "RAY_ADDRESS", joined, same)

@@ -53,6 +53,7 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         data={**settings.data, "samples": {"train": data.train.digest, "test": data.test.digest}},
         loaded=networks.loaded_digest(settings.network),
         score=loss.score,
+        highest=loss.highest,
         parameters=networks.parameter_count(network),
     )
     own = study.measurements(lambda cell: None)  # at files, which need no cell
@@ -182,6 +183,7 @@ def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> St
     for name, (_, measure) in measures.items():
         try:
             measure.check(parameters)
+            measure.check_samples(learnt["train_size"])
         except InputError as error:
             raise InputError(f"measure.{name}.{error}") from error
     study: Study = build(_of_sets(settings.study), "study", kind=Study)

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
+import re
 import select
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
-
-import psutil
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import unquote
 
 from lbdist.errors import warn
+
+if TYPE_CHECKING:
+    import psutil  # takes its time, in which no signal is held yet
 
 AGAIN_SECONDS = 2.0
 """After which an interrupt that got lost is sent again."""
 
 WATCH_SECONDS = 1.0
+
+START_SECONDS = 20.0
+"""How long a local Ray's processes are watched closely, since some of them are not there yet."""
 
 VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Processes without which a local Ray is no more: a raylet dies with its agents."""
@@ -26,6 +35,40 @@ VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _known: dict[int, psutil.Process] = {}
 _closing: list[str] = []
 _timers: list[threading.Timer] = []
+
+
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""The environment variables that an object store's keys are taken from."""
+
+
+def without_keys(text: str) -> str:
+    """A text without the keys of a URI in it, which are this process's and its children's from here on.
+
+    So no file, row or log that a study writes holds one.
+
+    Example:
+        >>> without_keys("storage=s3://bucket/folder")
+        'storage=s3://bucket/folder'
+    """
+    found = re.search(r"s3://([^/@:\s]*):([^/@\s]*)@", text)
+    if found:
+        os.environ.update(zip(KEYS, map(unquote, found.groups()), strict=True))
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+def settle() -> None:
+    """Gives this process a home and a name where the system has none, as in containers: libraries ask for them.
+
+    The home is the folder for temporary files.
+    """
+    known = (os.environ.get("HOME"), os.environ.get("USER") or os.environ.get("LOGNAME"))
+    with contextlib.suppress(KeyError):
+        entry = pwd.getpwuid(os.getuid())
+        known = known[0] or entry.pw_dir, known[1] or entry.pw_name
+    if not known[0]:
+        os.environ["HOME"] = tempfile.gettempdir()
+    if not known[1]:
+        os.environ["USER"] = f"user-{os.getuid()}"
 
 
 def go_on(command: str) -> str:
@@ -136,11 +179,19 @@ def guarded(last: str) -> Iterator[None]:
         last: What is said, after which part died, when that ends the run.
     """
 
+    import psutil
+
     def watch(over: threading.Event) -> None:
         vital: dict[int, str] = {}  # by a descriptor that is readable once the process is dead
         seen: set[int] = set()
+        began = time.monotonic()
         while not over.is_set():
             _look()
+            for process in list(_known.values()):  # one that died before it was seen alive
+                with contextlib.suppress(psutil.Error):
+                    ended = process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid()
+                    if ended and process.pid not in seen and process.name() in VITAL and not over.is_set():
+                        end(1, f"Ray's {process.name()} died; {last}")
             for pid, process in _known.items():
                 # Linux alone has such descriptors; elsewhere Ray has the last word
                 with contextlib.suppress(psutil.Error, OSError, AttributeError, IndexError):
@@ -148,7 +199,8 @@ def guarded(last: str) -> Iterator[None]:
                     if name in VITAL and pid not in seen:
                         seen.add(pid)
                         vital[os.pidfd_open(pid)] = name
-            dead, _, _ = select.select(list(vital), [], [], WATCH_SECONDS)
+            pause = WATCH_SECONDS if time.monotonic() > began + START_SECONDS else WATCH_SECONDS / 5
+            dead, _, _ = select.select(list(vital), [], [], pause)
             if dead and not over.is_set():
                 end(1, f"Ray's {vital[dead[0]].removeprefix('ray::')} died; {last}")
         for descriptor in vital:
@@ -173,6 +225,8 @@ def leave(status: int) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         _look()
     for process in _known.values():
@@ -183,4 +237,6 @@ def _leave(status: int) -> NoReturn:
 
 def _look() -> None:
     """Remembers the processes below this one, which belong to nobody once their parent is dead."""
+    import psutil
+
     _known.update((process.pid, process) for process in psutil.Process().children(recursive=True))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from lbdist.errors import short
 from lbdist.plan import Cell, Measurement, title
 from lbdist.results import final_name
 
@@ -115,7 +116,7 @@ class Progress:
         self._left -= sum(map(self.weight, job.cells))
         self._pace(job)
         if "error" in metrics:
-            said = "failed: " + str(metrics["error"]).strip().splitlines()[-1]
+            said = "failed: " + short(str(metrics["error"]).strip().splitlines()[-1])
         elif metrics.get("diverged"):
             said = "diverged"
         else:

@@ -46,6 +46,10 @@ def scaled(optimizer: Mapping[str, Any], rule: str, batch: int, base: int) -> di
     needed = ("lr", "betas", "eps") if rule == "adam" else ("lr",)
     for key in needed:
         require(key in found, "lr_rule", rule, f"none, or optimizer.{key} given, which the rule changes")
+        value, many = found[key], key == "betas"
+        numbers = value if isinstance(value, list | tuple) else [value]
+        good = isinstance(value, list | tuple) == many and all(map(_is_number, numbers))
+        require(good, f"optimizer.{key}", value, f"{'numbers' if many else 'a number'} with lr_rule={rule}")
     found["lr"] = found["lr"] * (ratio if rule == "linear" else math.sqrt(ratio))
     if rule == "adam":
         for beta in found["betas"]:
@@ -54,3 +58,7 @@ def scaled(optimizer: Mapping[str, Any], rule: str, batch: int, base: int) -> di
         found["betas"] = [round(1 - ratio * (1 - beta), 12) for beta in found["betas"]]
         found["eps"] = found["eps"] / math.sqrt(ratio)
     return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

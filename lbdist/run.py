@@ -5,21 +5,27 @@ python -m lbdist.run experiment=remedies
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import signal
 import sys
+
+if __name__ == "__main__" or sys.argv[0].rpartition("/")[2] == "lbdist":
+    # until `main` holds the signals, which takes some imports
+    signal.signal(
+        signal.SIGINT, lambda number, frame: os._exit(os.write(2, b"lbdist: interrupted\n") and 130)
+    )
+
+import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from omegaconf import OmegaConf
+from typing import TYPE_CHECKING, NoReturn
 
 from lbdist import processes
-from lbdist.config import compose as configuration
-from lbdist.config import schema
-from lbdist.errors import InputError, one_line, warn
+from lbdist.errors import Failure, InputError, one_line, warn
+
+if TYPE_CHECKING:
+    pass
 
 _USAGE = """\
 usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--config-dir DIR] [--help | --cfg job]
@@ -49,6 +55,8 @@ _KEYS = {
 
 def help_text(folders: Sequence[Path] = ()) -> str:
     """What `--help` prints: studies, networks, data sets, remedies, optimisers and the main keys."""
+    from lbdist.config import compose as configuration
+
     lines = [_USAGE]
     titles = {
         "experiment": "studies (experiment=)",
@@ -80,8 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when the study is finished, 1 when some of it failed, 2 for a wrong input, 130 after Ctrl-C, 143
         after SIGTERM.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    command = " ".join(["python -m lbdist.run", *given])
+    processes.settle()
+    asked = list(sys.argv[1:] if arguments is None else arguments)
+    given = [processes.without_keys(text) for text in asked]
+    keys = [f"{name}=..." for name in processes.KEYS] if given != asked else []
+    command = " ".join([*keys, "python -m lbdist.run", *given])
     go_on = processes.go_on(command)
     interrupts = processes.Interrupts(f"interrupted again, and ended at once; {go_on}")
     try:
@@ -93,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
+    except (OSError, Failure) as error:
         warn(f"{one_line(error)}; {go_on}")
         return 1
     except KeyboardInterrupt:
@@ -115,6 +126,12 @@ def _main(arguments: list[str], command: str) -> int:
     wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
     if wrong:
         raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
+    # the signals are held by now: Hydra takes half a second to import
+    from omegaconf import OmegaConf
+
+    from lbdist.config import compose as configuration
+    from lbdist.config import schema
+
     config, parts = configuration.compose_parts(arguments, folders)
     if show == ["--cfg", "job"]:
         print(OmegaConf.to_yaml(config), end="")
@@ -159,6 +176,9 @@ def _config_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 def program() -> NoReturn:
     """The command as a program of its own: runs it, and ends the process with its status."""
+    clean = [processes.without_keys(text) for text in sys.orig_argv]
+    if clean != sys.orig_argv:  # for keys would stand in the list of processes, and in Ray's
+        os.execv(sys.executable, [sys.executable, *clean[1:]])
     status = main()
     if status > 128:  # what was interrupted may be half made, and would crash or hang as the interpreter ends
         processes.leave(status)

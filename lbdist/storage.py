@@ -26,7 +26,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -39,6 +38,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lbdist.errors import InputError, one_line, require, warn
+from lbdist.processes import without_keys
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 FORMAT = 1
@@ -93,7 +93,7 @@ class Store:
         root: A local folder, or a URI that pyarrow opens: `s3://bucket/folder`, `gs://...`, `file:///...`.
 
     Attributes:
-        root: As given, a local folder made absolute.
+        root: As given, without keys (`processes.without_keys`), a local folder made absolute.
         filesystem: pyarrow's file system.
         path: The folder in it.
         local: The folder where it is local, else None.
@@ -109,7 +109,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root)
+        self.root = without_keys(str(root))
         if "://" not in self.root:
             self.root = str(Path(self.root).expanduser().resolve())
             self.filesystem, self.path = fs.LocalFileSystem(), self.root
@@ -138,8 +138,8 @@ class Store:
         return below
 
     def __str__(self) -> str:
-        """The root without keys and options, as people and messages see it."""
-        return re.sub(r"://[^/]*@", "://", self.root.partition("?")[0])
+        """The root without options, as people and messages see it."""
+        return self.root.partition("?")[0]
 
     def check(self) -> None:
         """Refuses a place that could not be read, made or written in; nothing is written.

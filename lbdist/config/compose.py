@@ -110,9 +110,18 @@ def compose_parts(
         return compose(overrides, folders), {}  # most studies: composing takes its time
     whole = compose(chosen, folders)
     parts = whole.study.parts
-    require(OmegaConf.is_list(parts) and len(parts) > 0, "study.parts", parts, "a list of experiments")
+    names = OmegaConf.is_list(parts) and len(parts) > 0 and all(isinstance(name, str) for name in parts)
+    require(bool(names), "study.parts", parts, "a list of experiments")
+    for name in parts:
+        nested = (_file("experiment", name, folders).get("study") or {}).get("parts")
+        require(
+            not nested, "study.parts", list(parts), f"of studies, not of {name}, which consists of others"
+        )
+    parts = list(dict.fromkeys(parts))
     rest = [text for text in overrides if text not in chosen]
     for text in rest:
+        if text.startswith("~study"):
+            raise InputError(f"{text}: must be left out: {whole.name} is made of its study.parts")
         if text.lstrip("+~").startswith("measure="):
             raise InputError(f"{text}: must be left out, since each part has its own; run the part alone")
     bare = {"": whole, **{name: compose([f"experiment={name}"], folders) for name in parts}}

@@ -151,6 +151,9 @@ def _check_runs(config: DictConfig) -> None:
     check_micro_batch("micro_batch_size", config.micro_batch_size, config.ghost_batch_size)
     name, samples = (config.scale.get(key) for key in ("name", "samples"))
     require(isinstance(name, str), "scale.name", name, "a name")
+    for key, value in config.scale.items():
+        numbers = [v for v in (value if OmegaConf.is_list(value) else [value]) if isinstance(v, int | float)]
+        require(all(number > 0 for number in numbers), f"scale.{key}", value, "above 0")
     good = samples is None or (isinstance(samples, int) and samples >= 2)
     require(good, "scale.samples", samples, "null or at least 2")
 

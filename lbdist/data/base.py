@@ -8,10 +8,11 @@ import functools
 import hashlib
 import math
 import os
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ class DataSource(ABC):
         """
         self._at_most = at_most
         dataset = self.read()
+        dataset = replace(dataset, train=_native(dataset.train), test=_native(dataset.test))
         for name, split in (("train", dataset.train), ("test", dataset.test)):
             _check(name, split)
         test_shape = dataset.test.inputs.shape[1:]
@@ -246,7 +248,13 @@ def cache_folder(root: str | None) -> Path:
     """The folder to keep data in: `root`, else lbdist's folder in the user's cache."""
     if root is not None:
         return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbdist"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "lbdist"
+    with contextlib.suppress(RuntimeError):  # no home, and no entry in passwd
+        home = Path.home()
+        if os.access(home, os.W_OK) or (home / ".cache" / "lbdist").is_dir():
+            return home / ".cache" / "lbdist"
+    return Path(tempfile.gettempdir()) / f"lbdist-{os.getuid()}"  # as in a container
 
 
 @contextlib.contextmanager
@@ -259,6 +267,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _native(split: Split) -> Split:
+    """The split in this machine's byte order, which torch alone takes."""
+    if all(array.dtype.isnative for array in (split.inputs, split.labels)):
+        return split
+    inputs, labels = (a.astype(a.dtype.newbyteorder("=")) for a in (split.inputs, split.labels))
+    return Split(inputs, labels)
 
 
 def _check(name: str, split: Split) -> None:

@@ -74,6 +74,13 @@ class Measure(ABC):
             InputError: With the key that is wrong.
         """
 
+    def check_samples(self, samples: int) -> None:
+        """Refuses settings that do not fit so many training samples.
+
+        Raises:
+            InputError: With the key that is wrong.
+        """
+
 
 def check_objective(batch_norm: str, micro_batch_size: int) -> None:
     """Refuses options that no `Objective` takes.

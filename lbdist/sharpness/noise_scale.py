@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lbdist.errors import InputError, require
+from lbdist.errors import require
 from lbdist.random import permutation
 from lbdist.results import Row
 from lbdist.sharpness.measure import Measure, Minimiser, check_objective
@@ -34,6 +34,12 @@ class NoiseScale(Measure):
         check_objective(self.batch_norm, self.group)
         require(self.batch_norm != "batch", "batch_norm", self.batch_norm, "running or recalibrated")
 
+    def check_samples(self, samples: int) -> None:
+        """There are two groups or more."""
+        require(
+            2 * self.group <= samples, "group", self.group, f"at most half of the {samples} training samples"
+        )
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """Rows `noise_scale`, its standard error `noise_scale_error` by the spread over the groups,
         `gradient_variance` (tr Sigma) and `gradient_square` (|G|^2).
@@ -42,8 +48,6 @@ class NoiseScale(Measure):
         x = minimiser.x
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.group)
         samples = len(f.labels)
-        if samples < 2 * self.group:
-            raise InputError(f"group={self.group}: must be at most half of the {samples} training samples")
         _, whole = f(x)
         # groups by chance: the data may be sorted
         shuffled = f.over(permutation(samples, seed=0, epoch=0))

@@ -11,7 +11,7 @@ import torch
 
 from lbdist.capacity import Capacity
 from lbdist.data.base import Dataset
-from lbdist.errors import one_line
+from lbdist.errors import one_line, short
 from lbdist.losses import Loss
 from lbdist.machines import check_code, code
 from lbdist.objective import Objective
@@ -68,7 +68,12 @@ class EvaluatorActor(Evaluator):
         helpers: Actors of this kind that compute parts of f.
     """
 
-    passes: ClassVar[tuple[type[Exception], ...]] = (ray.exceptions.RayActorError,)  # a helper's death
+    passes: ClassVar[tuple[type[Exception], ...]] = (
+        ray.exceptions.RayActorError,  # a helper's death
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.ObjectStoreFullError,
+    )
 
     def __init__(
         self, data: Dataset, store: Store, device: str, driver: str, helpers: Sequence[Any] = ()
@@ -235,15 +240,15 @@ class _Pool:
         actor, measurement, tries = self.busy.pop(ready)
         try:
             rows = ray.get(ready)
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        except ray.exceptions.RayError as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-            if isinstance(cause, ray.exceptions.RayActorError):
+            if isinstance(cause, ray.exceptions.RayError):  # a death, or memory that ran out
                 self._died(actor, measurement, tries, cause)
                 return
             self.idle.append(actor)
             if isinstance(cause, OSError) and cause.errno in FULL:
                 raise cause from error  # every other one would fail as well
-            self._fail(measurement, f"{type(cause).__name__}: {one_line(cause)}")
+            self._fail(measurement, f"{type(cause).__name__}: {short(str(cause))}")
         else:
             self.idle.append(actor)
             self.done(measurement, rows)
@@ -256,4 +261,7 @@ class _Pool:
         if tries < self.retries:
             self.waiting.appendleft((measurement, tries + 1))
         else:
-            self._fail(measurement, f"its process died {tries + 1} times: {cause.__class__.__name__}")
+            why = f"its process died {tries + 1} times: {type(cause).__name__}"
+            if not isinstance(cause, ray.exceptions.RayActorError):  # which says no more
+                why += f" ({short(str(cause))})"
+            self._fail(measurement, why)

@@ -67,6 +67,7 @@ class Plan:
         data: The data set's node, with the digests of its `samples`.
         loaded: Digest of what the network begins with whatever the seed; None if there is nothing.
         score: The metric that the search maximises.
+        highest: The highest value that it can have.
 
     Attributes:
         combinations: Remedies together, each once.
@@ -88,8 +89,9 @@ class Plan:
         data: Node,
         loaded: str | None = None,
         score: str = "accuracy",
+        highest: float = 100.0,
     ) -> None:
-        self.config, self.train_size, self.score = config, train_size, score
+        self.config, self.train_size, self.score, self.highest = config, train_size, score, highest
         self.remedies, self.measures = remedies, measures
         self.devices: int | None = None
         schedule, rate = config.schedule, None

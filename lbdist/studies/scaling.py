@@ -55,6 +55,9 @@ class Scaling(Comparison):
         if self.batches is not None:
             chosen_batches(self.plan, self.batches)
         self._after()
+        for target in self.targets or []:
+            allowed = f"test scores of at most {self.plan.highest:g}, the highest {self.plan.score}"
+            require(target <= self.plan.highest, "study.targets", self.targets, allowed)
         for name in ("workers", "predicted"):
             numbers = getattr(self, name)
             good = all(number >= 1 for number in numbers) and (bool(numbers) or name == "predicted")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from lbdist import results
 from lbdist.capacity import Capacity
+from lbdist.errors import short
 from lbdist.plan import AUTO, Cell
 from lbdist.studies.base import Study, cells_of
 from lbdist.training.cell import finished_rows
@@ -204,7 +205,7 @@ class Schedule:
         """Why a cell has no rows: what a process that was late wrote of it, else what its job reported."""
         store, file = self.book.store, results.late_file(cell.id)
         late = store.read(file).decode() if store.exists(file) else ""
-        return late or str(metrics.get("error", "its process ended before it did"))
+        return short(late or str(metrics.get("error", "its process ended before it did")))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "watch": None, "cost": None, "worthwhile": None, "most_at_once": None}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -24,6 +26,9 @@ from lbdist.training.cell import finished_rows, mean_metrics, run_cells
 from lbdist.training.precision import Arithmetic, in_which
 from lbdist.tuning.book import handed_out, read_cell
 from lbdist.tuning.schedule import Schedule
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPORT_SECONDS = 2.0
 """A report costs the driver time: between the points of the test curve there is one this often."""
@@ -135,15 +140,81 @@ def trial(
         tune.report(final)
 
 
-def grid(folder: str | Path) -> tune.ResultGrid:
-    """Tune's results of a study, each trial with its configuration, metrics and files.
+@dataclass(frozen=True)
+class Trial:
+    """What Tune kept of a trial.
+
+    Attributes:
+        config: Its configuration.
+        metrics: What it reported last, its `error` among them where it failed.
+    """
+
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+class Grid(Sequence[Trial]):
+    """The trials of a study, read from the JSON that Tune wrote: nothing is unpickled.
+
+    `ray.tune.Tuner.restore` gives a `ResultGrid` of the same folder; it runs what is in it, so let it only
+    have folders that you trust.
+    """
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.trials = list(trials)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.trials[place]
+
+    @property
+    def errors(self) -> list[str]:
+        """What failed, and why."""
+        return [trial.metrics["error"] for trial in self.trials if trial.metrics.get("error")]
+
+    def get_dataframe(self) -> pd.DataFrame:
+        """A row a trial: its metrics, and its configuration in columns `config/...`."""
+        import pandas as pd
+
+        rows = [
+            {**trial.metrics, **{f"config/{key}": value for key, value in trial.config.items()}}
+            for trial in self.trials
+        ]
+        return pd.DataFrame(rows)
+
+    def get_best_result(self, metric: str, mode: str) -> Trial:
+        """The trial with the highest (`max`) or lowest (`min`) value of a metric.
+
+        Raises:
+            ValueError: None has it.
+        """
+        known = [trial for trial in self.trials if not math.isnan(trial.metrics.get(metric, math.nan))]
+        if not known:
+            raise ValueError(f"no trial has the metric {metric}")
+        return {"max": max, "min": min}[mode](known, key=lambda trial: trial.metrics[metric])
+
+
+def grid(folder: str | Path) -> Grid:
+    """Tune's results of a study, each trial with its configuration and its last metrics.
 
     Args:
         folder: The study's folder (`results/remedies`), or its URI.
+
+    Raises:
+        FileNotFoundError: There are no trials in it.
     """
-    store = Store(folder) / "tune"
-    tuner = tune.Tuner.restore(store.path, trainable=trial, storage_filesystem=store.filesystem)
-    return tuner.get_results()
+    store, found = Store(folder) / "tune", []
+    for name in store.names():
+        if name.rpartition("/")[2] == "result.json":
+            lines = store.read(name).decode().splitlines()
+            metrics = json.loads(lines[-1]) if lines else {}
+            config = metrics.pop("config", {})
+            found.append(Trial(config, metrics))
+    if not found:
+        raise FileNotFoundError(f"no trials under {store}")
+    return Grid(found)
 
 
 def run(
