@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import logging
@@ -132,24 +131,26 @@ def _token() -> str:
 
 @contextlib.contextmanager
 def _own_token() -> Iterator[None]:
-    """Lets a local Ray, whose servers listen on all addresses, take a token that this user alone can read.
+    """Lets a local Ray, whose servers listen on all addresses, take a token of this process's alone.
 
-    Ray's own would lie in the home folder, where others may read it, or not at all where there is none.
+    Ray's own would lie in the home folder, where others may read it, or fail where there is none. This one is
+    in the environment, which no other user reads.
     """
-    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
-    if not any(os.environ.get(name) for name in names[:2]) and os.environ.get(names[2], "token") == "token":
-        os.environ["RAY_AUTH_TOKEN_PATH"] = _token_file()
-    yield
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if given or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = _made_token()
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 @functools.cache
-def _token_file() -> str:
-    """A file with a token, mode 0600, for as long as this process lasts."""
-    handle, name = tempfile.mkstemp(prefix="lbdist-token-")
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
-    atexit.register(Path(name).unlink, missing_ok=True)
-    return name
+def _made_token() -> str:
+    """The same for as long as this process lasts, since Ray keeps it."""
+    return secrets.token_hex(32)
 
 
 def _check_folder(folder: Path) -> None:
@@ -179,14 +180,38 @@ def connect(
     Raises:
         InputError: The nodes have other code than the driver, or do not see the storage folder.
     """
-    joined, began = address(), time.monotonic()
+    joined, began, go_on = address(), time.monotonic(), processes.go_on(command)
+    with contextlib.nullcontext() if joined else _own_token():
+        _begin(joined, targets, go_on)
+        try:
+            kinds = machines.inspect(store, joined) if joined else []
+            capacity = _capacity(kinds, asked or 0)
+            how = f"joined the cluster at {joined}:" if joined else "started a local Ray with"
+            say(f"{how} {capacity} ({time.monotonic() - began:.1f} s)")
+            allowed = "a cluster with CPUs: each process of lbdist takes one"
+            require(capacity.cpus > 0, "RAY_ADDRESS", joined, allowed)
+            with (
+                _guarded(joined, go_on) if joined else processes.guarded(go_on),
+                _telling(say, go_on, bool(capacity.growth)),
+            ):
+                yield capacity
+        finally:
+            with processes.closing(f"interrupted; {go_on}"):
+                ray.shutdown()
+
+
+def _begin(joined: str, targets: Collection[str], go_on: str) -> None:
+    """Connects to the cluster at an address, or starts a local Ray where there is none.
+
+    Raises:
+        InputError: What Ray refuses.
+        Failure: What keeps Ray from starting.
+    """
     terminate = signal.getsignal(signal.SIGTERM)
-    go_on = processes.go_on(command)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="lbdist-") as folder,
             contextlib.nullcontext() if joined else processes.guarded(go_on),
-            contextlib.nullcontext() if joined else _own_token(),
         ):
             environment = machines.own_code(targets, Path(folder)) if joined else {}
             if joined and not machines.in_a_job():
@@ -208,22 +233,6 @@ def connect(
         raise Failure(f"Ray did not start: {short(str(error)) or type(error).__name__}") from error
     finally:
         signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
-    try:
-        kinds = machines.inspect(store, joined) if joined else []
-        capacity = _capacity(kinds, asked or 0)
-        how = f"joined the cluster at {joined}:" if joined else "started a local Ray with"
-        say(f"{how} {capacity} ({time.monotonic() - began:.1f} s)")
-        require(
-            capacity.cpus > 0, "RAY_ADDRESS", joined, "a cluster with CPUs: each process of lbdist takes one"
-        )
-        with (
-            _guarded(joined, go_on) if joined else processes.guarded(go_on),
-            _telling(say, go_on, bool(capacity.growth)),
-        ):
-            yield capacity
-    finally:
-        with processes.closing(f"interrupted; {go_on}"):
-            ray.shutdown()
 
 
 def _capacity(kinds: Sequence[machines.Kind], asked: int) -> Capacity:

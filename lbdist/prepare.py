@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from lbdist import networks
@@ -119,7 +119,8 @@ def _left_out(configs: Sequence[DictConfig], data: Dataset) -> list[str]:
             why = build(node, f"remedy.{name}", kind=Remedy).leaves_out(data.train.inputs)
             if why:
                 found[name] = f"remedy {name} is left out: {why}"
-                del config.remedy[name]
+                with open_dict(config.remedy):
+                    del config.remedy[name]
         kept = [list(names) for names in config.combinations if not set(names) & set(found)]
         config.combinations = kept
     return list(found.values())

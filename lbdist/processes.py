@@ -57,7 +57,7 @@ def without_keys(text: str) -> str:
 
 
 def settle() -> None:
-    """Gives this process a home and a name where the system has none, as in containers: libraries ask for them.
+    """Gives this process a home and a name where the system has none, as in containers: libraries ask.
 
     The home is the folder for temporary files.
     """

@@ -64,3 +64,22 @@ def test_more_workers_than_there_are_and_tf32_without_a_gpu_are_refused(tmp_path
     with pytest.raises(InputError, match=r"^precision=tf32: must be float32, bfloat16 or auto"):
         made.check_workers(Capacity(2, 0))
     made.check_workers(Capacity(2, 1))
+
+
+def test_remedies_that_tokens_cannot_have_are_left_out_by_a_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    source = "# tokens\n_target_: tests.support.sources.Sentences\nname: sentences\n"
+    (tmp_path / "data" / "mine.yaml").write_text(source + "train_samples: null\ntest_samples: null\n")
+    (tmp_path / "network").mkdir()
+    network = "# bag\n_target_: tests.support.sources.Bag\nname: bag\n"
+    (tmp_path / "network" / "mine.yaml").write_text(network)
+    words = ["experiment=remedies", "remedy=all", "combinations=[[augmentation,robust],[robust,growth]]"]
+    words += ["data=mine", "network=mine", "measure=[]", "epochs=2", "small_batch=8", "executor=serial"]
+    words += ["study.check_workers=null", "study.check_precision=null", f"storage={tmp_path / 's'}"]
+    made = prepare(*compose_parts(words, [tmp_path]))
+    kinds = {cell.remedy for cell in made.cells.values()}
+    assert kinds == {"none", "conservative", "robust", "growth", "robust+growth"}
+    assert [note.partition(":")[0] for note in made.notes] == [
+        "remedy adversarial is left out", "remedy augmentation is left out",
+    ]  # fmt: skip
+    assert made.run("command") == 0

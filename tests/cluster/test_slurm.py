@@ -49,6 +49,8 @@ def test_slurm_runs_a_study_on_two_nodes(s3: str, cache: str, tmp_path: Path) ->
         "SLURM_CPUS_PER_TASK": "1",
         "STUB_TMP": str(short),
         "HOME": str(tmp_path),
+        "AWS_ACCESS_KEY_ID": "key",  # on every node
+        "AWS_SECRET_ACCESS_KEY": "secret",
     }
     root = s3.format("slurm")
     study = ["experiment=benchmark", "study.workers=[2]", "~study.procedures.DataLoader", cache]

@@ -29,6 +29,25 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / gro
 
 # the command line, and what its one line of complaint must hold
 BAD = [
+    # what a rule, a study or a measure needs
+    ("experiment=gap lr_rule=sqrt optimizer.lr=abc", "optimizer.lr=abc: must be a number with lr_rule=sqrt"),
+    ("experiment=gap lr_rule=adam optimizer.betas=[a,b]", "optimizer.betas=['a', 'b']: must be numbers with"),
+    ("experiment=gap lr_rule=adam optimizer.betas=0.9", "optimizer.betas=0.9: must be numbers with"),
+    ("experiment=gap lr_rule=adam optimizer.eps=x", "optimizer.eps=x: must be a number with"),
+    ("experiment=paper study.parts=[paper]", "study.parts=['paper']: must be"),
+    ("experiment=paper study.parts=[gap,[3]]", "study.parts=['gap', [3]]: must be a list of experiments"),
+    ("experiment=paper ~study.parts", "~study.parts: must be left out: paper is made of its study.parts"),
+    ("experiment=paper scale.fixed_epochs=0", "scale.fixed_epochs=0: must be above 0"),
+    ("experiment=scaling study.targets=[101]", "study.targets=[101.0]: must be test scores of at most 100"),
+    (
+        "experiment=gap measure=[noise_scale] measure.noise_scale.group=5000",
+        "measure.noise_scale.group=5000: must be at most half of the 4000 training samples",
+    ),
+    (
+        "experiment=benchmark study.procedures.lbdist.precision=float99",
+        "study.procedures.lbdist.precision=float99: must be auto, float32, tf32 or bfloat16",
+    ),
+    ("experiment=gap retrain=all", "retrain=all: must be null or changed"),
     # choices that are not there
     ("experiment=nope", "experiment=nope: must be one of advise, batch_size"),
     ("experiment=null", "experiment=null: must be one of"),

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbdist.data import Dataset, Split
-from lbdist.data.base import DataSource, to_float
+from lbdist.data.base import DataSource, on_device, to_float
 from lbdist.errors import InputError
 from lbdist.plan import held_out
+from tests.support.samples import signals
 
 YAMLS = sorted((Path(__file__).parents[2] / "experiments/data").glob("*.yaml"))
 
@@ -168,3 +169,23 @@ def test_a_scale_leaves_some_samples_out_unless_a_field_says_how_many() -> None:
     assert capped.train.digest == same.train.digest  # what `train_samples` takes
     more = Given(train=split([0, 1] * 10), test=split([0, 1] * 3), train_samples=12).load(at_most=8)
     assert len(more.train) == 12
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "<f4"])
+def test_arrays_of_any_byte_order_are_the_same_samples(kind: str) -> None:
+    data = signals()
+
+    @dataclass
+    class Ordered(DataSource):
+        def read(self) -> Dataset:
+            def other(split: Split) -> Split:
+                return Split(split.inputs.astype(kind), split.labels.astype(f"{kind[0]}i8"))
+
+            return Dataset(other(data.train), other(data.test), data.classes)
+
+    found = Ordered().load()
+    same = Split(data.train.inputs.astype(kind[1:]), data.train.labels.astype("i8"))
+    assert found.train.digest == same.digest and found.train.inputs.dtype.isnative
+    inputs, labels = on_device(found.train, "cpu")
+    assert torch.equal(inputs, torch.from_numpy(data.train.inputs.astype(kind[1:])).to(inputs.dtype))
+    assert labels.tolist() == data.train.labels.tolist()

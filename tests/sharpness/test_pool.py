@@ -263,6 +263,26 @@ def test_a_job_whose_actor_died_too_often_leaves_no_row(
         agree(stored(folder, job), expected[job.id])
 
 
+def test_f_that_is_cut_is_proven_on_few_samples_in_one_process() -> None:
+    """Where there are no more samples than the proof takes, the proof asks no others, nor itself."""
+    data = on_device(make_split(100, 0), "cpu")
+    network = networks.make(CELL.network)
+    asked: list[int] = []
+
+    def ask(x: torch.Tensor, v: torch.Tensor | None, parts: int) -> list[ray.ObjectRef]:
+        asked.append(parts)
+        other = Objective(network, data, micro_batch_size=10)
+        other._proven = True
+        return [ray.put(other.sums(x, v, part, parts)) for part in range(1, parts)]
+
+    f = pool.Sharded(ask, 1, network, data, micro_batch_size=10)
+    alone = Objective(network, data, micro_batch_size=10)
+    (value, gradient), (expected, own) = f(f.x), alone(alone.x)
+    assert value == pytest.approx(expected, rel=1e-12) and torch.allclose(gradient, own, atol=1e-7)
+    assert torch.allclose(f.curvature(f.x, own), alone.curvature(f.x, own), atol=1e-6)
+    assert asked == [2, 2]  # the gradient, the product: not the proofs
+
+
 def test_no_jobs_start_no_actor(data: ray.ObjectRef, tmp_path: Path) -> None:
     before = set(evaluators())
     pool.measure_all([], data, Store(tmp_path), capacity=Capacity(2, 0))
