@@ -17,6 +17,7 @@ if __name__ == "__main__" or sys.argv[0].rpartition("/")[2] == "lbdist":
 
 import contextlib
 import gc
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -89,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         after SIGTERM.
     """
     processes.settle()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one that is not UTF-8 has no φ
+            stream.reconfigure(errors="replace")
     asked = list(sys.argv[1:] if arguments is None else arguments)
     given = [processes.without_keys(text) for text in asked]
     keys = [f"{name}=..." for name in processes.KEYS] if given != asked else []
@@ -107,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, Failure) as error:
         warn(f"{one_line(error)}; {go_on}")
         return 1
-    except KeyboardInterrupt:
+    except BaseException as error:  # what is imported just then may make another of an interrupt
+        if not (interrupts.came or isinstance(error, KeyboardInterrupt)):
+            raise
         print(file=sys.stderr)
         warn(f"interrupted; {go_on}")
         return 128 + (interrupts.came[0] if interrupts.came else signal.SIGINT)
@@ -138,6 +144,7 @@ def _main(arguments: list[str], command: str) -> int:
         return 0
     for checked in (config, *parts.values()):
         schema.check(checked)
+        checked.storage = processes.without_keys(checked.storage)  # a file of the user's may hold them
     with _uncollected():
         # torch and Ray take seconds to import: not before the configuration is known to be good
         from lbdist.prepare import prepare

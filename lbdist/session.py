@@ -279,27 +279,22 @@ class Session(ABC):
         runs = Runs(rows, self.score)
         results.append(self.store, self.config.name, self.study.derived(runs))
         sections = self.study.sections(runs, book)
-        words = reading.words(runs)
+        words, others = reading.words(runs), self._other_code(book, finished.values())
+        context = {"command": command, **results.provenance(), "configuration": self.text}
+        if others:
+            context["other code"] = "; ".join(others)
+        heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
+        # first the file: a terminal may be gone, or not know a letter
+        written = write_report(self.folder, heading, sections, context, words)
         print("".join(f"{line}\n" for line in words), end="")
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
-        for line in _by_kind(
+        went_on = _by_kind(
             (cell, f"went on with {row['num_workers']} of its {cell.num_workers} workers, to the same end")
             for key, cell in finished.items()
             for row in book.rows(results.cell_file(key))[:1]
             if cell.num_workers not in (AUTO, row["num_workers"])
-        ):
-            print(line)
-        others = self._other_code(book, finished.values())
-        for line in others:
-            print(line)
-        context = {"command": command, **results.provenance(), "configuration": self.text}
-        if others:
-            context["other code"] = "; ".join(others)
-        # a URI may hold keys, which do not belong in a page that is shown around
-        shown = str(self.store) if "://" in self.config.storage else self.config.storage
-        context = {name: text.replace(self.config.storage, shown) for name, text in context.items()}
-        heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
-        print(f"report: {write_report(self.folder, heading, sections, context, words)}")
+        )
+        print("\n".join([*went_on, *others, f"report: {written}"]))
         wrong = rows[rows["error"].notna()]
         return [
             f"not measured: {line}"

@@ -251,9 +251,9 @@ def cache_folder(root: str | None) -> Path:
     if named := os.environ.get("XDG_CACHE_HOME"):
         return Path(named) / "lbdist"
     with contextlib.suppress(RuntimeError):  # no home, and no entry in passwd
-        home = Path.home()
-        if os.access(home, os.W_OK) or (home / ".cache" / "lbdist").is_dir():
-            return home / ".cache" / "lbdist"
+        cache = Path.home() / ".cache" / "lbdist"
+        if os.access(next(path for path in (cache, *cache.parents) if path.exists()), os.W_OK):
+            return cache
     return Path(tempfile.gettempdir()) / f"lbdist-{os.getuid()}"  # as in a container
 
 

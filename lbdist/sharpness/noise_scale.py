@@ -48,6 +48,7 @@ class NoiseScale(Measure):
         x = minimiser.x
         f = minimiser.objective(batch_norm=self.batch_norm, micro_batch_size=self.group)
         samples = len(f.labels)
+        self.check_samples(samples)
         _, whole = f(x)
         # groups by chance: the data may be sorted
         shuffled = f.over(permutation(samples, seed=0, epoch=0))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import torch
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
@@ -147,10 +148,12 @@ class Trial:
     Attributes:
         config: Its configuration.
         metrics: What it reported last, its `error` among them where it failed.
+        path: Its folder, with TensorBoard's events.
     """
 
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    path: str
 
 
 class Grid(Sequence[Trial]):
@@ -211,7 +214,7 @@ def grid(folder: str | Path) -> Grid:
             lines = store.read(name).decode().splitlines()
             metrics = json.loads(lines[-1]) if lines else {}
             config = metrics.pop("config", {})
-            found.append(Trial(config, metrics))
+            found.append(Trial(config, metrics, f"{store.path}/{name}".rpartition("/")[0]))
     if not found:
         raise FileNotFoundError(f"no trials under {store}")
     return Grid(found)
@@ -243,6 +246,9 @@ def run(
         one = capacity.process() if config["num_workers"] == 1 else {"memory": 1.0}
         return tune.PlacementGroupFactory([one])
 
+    # Ray writes what it hands on into its logs; a node has its keys in its own environment
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in handed_on if not name.startswith("AWS_")}
     folder.remove("tune")  # finished cells report again, so that it is whole
     trainable = tune.with_parameters(
         trial,

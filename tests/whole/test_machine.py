@@ -127,4 +127,4 @@ def test_no_home_and_no_entry_in_passwd_will_do(tmp_path: Path) -> None:
         env={**hidden, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("lbdist-*/mnist1d*"))  # the data's place
+    assert list(tmp_path.glob(".cache/lbdist/mnist1d*"))  # the data's place
