@@ -123,3 +123,15 @@ def test_measurements(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "4 measurements to make"
     assert lines[-2] == "[3/4] measurements, about 6 s left"
     assert lines[-1] == "a.B of SB seed 3: ValueError: no"
+
+
+def test_cells_that_results_bring_up_are_counted(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the advisor's, which follow from what it recommends."""
+    with Progress(CELLS[:2], [], lambda cell: 1.0) as shown:
+        for cell in CELLS:
+            job = Job((cell,))
+            shown.began(job)
+            shown.ended(job, {"test_accuracy": 71.5, "seconds": 1.0})
+    told = re.findall(r"\[(\d+)/(\d+)\]", capsys.readouterr().out)
+    assert all(int(done) <= int(total) for done, total in told) and told[-1] == ("4", "4")
+    assert progress.several(1, "measurement") == "1 measurement"

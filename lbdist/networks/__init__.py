@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = ["INITS", "check", "check_start", "make", "parameter_count", "sample_f
 GLOROT = "glorot"
 INITS = (GLOROT, "keep")
 """Where a network begins: at weights that are drawn, or as its constructor left it."""
+
+_SEEDING = threading.RLock()
 
 
 def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
@@ -57,9 +60,12 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds every generator that a constructor may draw from, while the context lasts."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    """Seeds every generator that a constructor may draw from, while the context lasts.
+
+    They belong to the whole process, of which several threads may train.
+    """
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        states = random.getstate(), np.random.get_state()
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

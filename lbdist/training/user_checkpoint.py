@@ -133,7 +133,7 @@ def read(network: nn.Module, file: str | Path, key: str | None = None) -> tuple[
 
 def _heads(state: State, at: str, own: set[str]) -> Iterator[tuple[str, State]]:
     """The state dicts of several modules in one, each under the first part of its names."""
-    heads = dict.fromkeys(name.partition(".")[0] for name in state)
+    heads = dict.fromkeys(name.partition(".")[0] for name in state if name != "n_averaged")
     for head in heads if len(heads) > 1 else ():
         names = {name.removeprefix(f"{head}."): name for name in state if name.startswith(f"{head}.")}
         # of which each may be wrapped once more

@@ -32,6 +32,7 @@ class Book:
         self._found: dict[tuple[str, frozenset[int]], Final | None] = {}
         self._ended: dict[str, Final] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._codes: dict[str, dict[str, str]] = {}
 
     def __call__(self, cell: Cell) -> Final | None:
         """The final metrics of a cell that is finished with every model that it keeps, else None."""
@@ -67,11 +68,12 @@ class Book:
         return [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
 
     def _code(self, cell: Cell) -> dict[str, str]:
-        try:
-            found: dict[str, str] = results.read_cell(self.store, cell.id).get("code", {})
-        except (FileNotFoundError, Damaged):
-            return {}
-        return found
+        if cell.id not in self._codes:
+            try:
+                self._codes[cell.id] = results.read_cell(self.store, cell.id).get("code", {})
+            except (FileNotFoundError, Damaged):
+                return {}
+        return self._codes[cell.id]
 
     def measured(self, measurement: Measurement) -> list[dict[str, Any]]:
         """The rows of a measurement; none where it is missing."""
@@ -142,6 +144,7 @@ class Book:
     def end(self, cell: Cell, final: Final) -> None:
         """Books a cell that ended; an empty `final` is a failure."""
         self._ended[cell.id] = final
+        self._codes.pop(cell.id, None)
 
 
 def read_cell(store: Store, name: str) -> Cell:

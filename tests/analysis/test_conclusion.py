@@ -73,7 +73,7 @@ POSITIVE = st.lists(st.floats(0.1, 100.0), min_size=1, max_size=5)
 
 
 @given(POSITIVE, POSITIVE)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_the_sentence_and_the_claim_say_the_same_of_a_ratio(sb: list[float], lb: list[float]) -> None:
     """By the same numbers: seeds that both have."""
     rows = measured(sb, lb)

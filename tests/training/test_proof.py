@@ -60,7 +60,7 @@ def pure(network: nn.Module) -> nn.Module:
 
 
 @given(odd_networks())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_odd_networks_are_taken(network: nn.Module) -> None:
     before = {k: v.clone() for k, v in network.state_dict().items()}
     proven(pure(network))
@@ -68,7 +68,7 @@ def test_odd_networks_are_taken(network: nn.Module) -> None:
 
 
 @given(odd_networks(), st.sampled_from(RANDOM), st.sampled_from([None, 0.0, 0.5]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=27, deadline=None)
 def test_randomness_from_any_source_is_refused(network: nn.Module, kind: Any, dropout: float | None) -> None:
     """However rarely it shows, and beside an nn.Dropout, which is lbdist's own."""
     network = around(pure(network), kind, 0)
@@ -79,7 +79,7 @@ def test_randomness_from_any_source_is_refused(network: nn.Module, kind: Any, dr
 
 
 @given(odd_networks(), st.sampled_from(KEEPING))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_state_that_follows_the_samples_is_refused(network: nn.Module, kind: Any) -> None:
     with pytest.raises(InputError, match=r"^network: (its buffer \S+top follows|a pass in training mode)"):
         proven(around(pure(network), kind, 0))

