@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,16 @@ from lbdist.config.compose import config_root
 from lbdist.errors import InputError
 from lbdist.losses import MeanSquaredError
 from lbdist.objective import Objective
-from lbdist.plan import Cell
+from lbdist.plan import Cell, Measurement, Point
 from lbdist.results import SCHEMA
+from lbdist.sharpness.evaluator import Evaluator
 from lbdist.sharpness.measure import Measure, Minimiser
 from lbdist.sharpness.slices import filter_normalised
 from lbdist.sharpness.spectrum import lambda_max
+from lbdist.storage import Store
+from lbdist.training.cell import run_cell
+from tests.support.cells import make_cell
+from tests.support.samples import signals
 
 NAMES = sorted(path.stem for path in (config_root() / "measure").glob("*.yaml"))
 CELL = Cell(network={}, data={}, loss={}, optimizer={}, remedies=(), global_batch_size=1, epochs=1, seed=0)
@@ -438,3 +444,19 @@ def test_a_wrong_setting_is_one_clear_line(name: str, fields: dict[str, Any], sa
     with pytest.raises(InputError) as error:
         build(node(name, **fields), f"measure.{name}")
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "lbdist.sharpness.ball.BallSharpness", "radius": 1e30},
+        {"_target_": "lbdist.sharpness.average.AverageSharpness", "sigma": 1e30},
+        {"_target_": "lbdist.sharpness.adaptive.AdaptiveSharpness", "radius_2": 1e30, "radius_inf": 1e30},
+    ],
+)
+def test_what_overflows_is_not_measured_and_says_so(node: dict[str, Any], tmp_path: Path) -> None:
+    cell, data, store = make_cell(), signals(), Store(tmp_path)
+    run_cell(cell, data, store)
+    rows = Evaluator(data, store, "cpu").measure(Measurement({**node, "name": "m"}, (Point(cell),)))
+    assert rows and all(math.isnan(row["value"]) and "overflows" in row["error"] for row in rows)
+    assert not any(row.get("converged") for row in rows)
