@@ -192,7 +192,7 @@ def _unwrapped(names: list[str], own: set[str]) -> Iterator[dict[str, str]]:
     names = [name for name in names if name != "n_averaged" or name in own]
     yield {name: name for name in names}
     shared = {name: name for name in names}
-    for _ in range(6):  # wrappers in wrappers
+    while True:  # wrappers in wrappers
         heads = {to.partition(".")[0] for to in shared.values()}
         if len(heads) != 1:
             return
