@@ -45,13 +45,13 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     _fill_in([config, *(parts or {}).values()], data, outputs)
     notes = _left_out([config, *(parts or {}).values()], data)
     settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
-    network, flops = _network(settings, data, outputs)
+    network, loaded, flops = _network(settings, data, outputs)
     study = make_study(
         settings,
         {name: OmegaConf.to_object(part) for name, part in (parts or {}).items()},  # type: ignore[misc]
         train_size=len(data.train),
         data={**settings.data, "samples": {"train": data.train.digest, "test": data.test.digest}},
-        loaded=networks.loaded_digest(settings.network),
+        loaded=loaded,
         score=loss.score,
         highest=loss.highest,
         parameters=networks.parameter_count(network),
@@ -126,13 +126,15 @@ def _left_out(configs: Sequence[DictConfig], data: Dataset) -> list[str]:
     return list(found.values())
 
 
-def _network(settings: Config, data: Dataset, outputs: tuple[int, ...]) -> tuple[nn.Module, float]:
-    """The network, which can be measured, and the FLOPs of a sample."""
-    networks.check_start(settings.network)
+def _network(
+    settings: Config, data: Dataset, outputs: tuple[int, ...]
+) -> tuple[nn.Module, str | None, float]:
+    """The network, which can be measured, a digest of what it loads, and the FLOPs of a sample."""
+    loaded = networks.check_start(settings.network)
     network = networks.make(settings.network)
     networks.check(network)
     network = network.float()
-    return network, networks.sample_flops(network, data.train.inputs[:2], outputs)
+    return network, loaded, networks.sample_flops(network, data.train.inputs[:2], outputs)
 
 
 def _check_cells(cells: Collection[Cell], data: Dataset) -> None:

@@ -309,7 +309,7 @@ class Session(ABC):
         for cell in finished:
             changed = book.changed(cell)
             if changed:
-                then = results.code_version(results.read_cell(self.store, cell.id)["provenance"])
+                then = results.code_version(book.told(cell)["provenance"])
                 own = [name for name in changed if name != code.LBDIST]
                 words = [f"{', '.join(own)} {'have' if len(own) > 1 else 'has'} changed"] if own else []
                 words += [f"by {then}"] if code.LBDIST in changed else []

@@ -34,14 +34,14 @@ class Watched(TorchDispatchMode):
     Attributes:
         draws: Each random operation: its layer, its name, and the state that its generator was in.
         low: Each layer that computed in half precision, and in which.
-        outputs: What each layer without layers of its own gave, in the order of the calls.
+        outputs: What each layer without layers of its own gave, in the order of the calls; None if not asked.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, outputs: bool = False) -> None:
         super().__init__()
         self.draws: list[tuple[str, str, bytes]] = []
         self.low: dict[str, torch.dtype] = {}
-        self.outputs: list[tuple[str, Tensor]] = []
+        self.outputs: list[tuple[str, Tensor]] | None = [] if outputs else None
         self._network, self._inside, self._hooks = network, list[str](), list[Any]()
 
     def __enter__(self) -> Watched:
@@ -68,7 +68,7 @@ class Watched(TorchDispatchMode):
 
     def _left(self, out: Any, leaf: bool) -> None:
         name = self._inside.pop()
-        if leaf and isinstance(out, Tensor):
+        if leaf and self.outputs is not None and isinstance(out, Tensor):
             self.outputs.append((name, out.detach().clone()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

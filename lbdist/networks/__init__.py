@@ -89,13 +89,16 @@ def _loaded(text: str) -> frozenset[str]:
     )
 
 
-def check_start(node: Mapping[str, Any]) -> None:
+def check_start(node: Mapping[str, Any]) -> str | None:
     """Refuses a start that is not known: weights that were loaded without saying what becomes of the others.
+
+    Returns:
+        A digest of what the network begins with whatever the seed; None if there is nothing.
 
     Raises:
         InputError: Parameters do not depend on the seed, and `init` is not given; or they depend on more.
     """
-    one, two = (start_digests(make(node)) for _ in range(2))
+    one, two, other = (_digests(make(node, seed)) for seed in (0, 0, 1))
     for name, found in one.items():
         if two.get(name) != found:
             raise InputError(
@@ -108,22 +111,17 @@ def check_start(node: Mapping[str, Any]) -> None:
             f"network: {min(loaded)} is the same for every seed, so it was loaded, not drawn: "
             "network.init=keep leaves all as it is made, network.init=glorot draws what is not loaded"
         )
+    fixed = {name: found for name, found in one.items() if other.get(name) == found}
+    return digest(fixed) if fixed else None
 
 
-def start_digests(network: nn.Module) -> dict[str, str]:
+def _digests(network: nn.Module) -> dict[str, str]:
     """A digest of each parameter and of each buffer that belongs to a network's state."""
     return {
         name: flat.digest({name: tensor})
         for name, tensor in network.state_dict().items()
         if isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor)
     }
-
-
-def loaded_digest(node: Mapping[str, Any]) -> str | None:
-    """A digest of what a network begins with whatever the seed; None if there is nothing."""
-    one, two = (start_digests(make(node, seed)) for seed in (0, 1))
-    fixed = {name: found for name, found in one.items() if two.get(name) == found}
-    return digest(fixed) if fixed else None
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -90,19 +90,17 @@ class Evaluator:
                 run tries again.
         """
         name, file = f"measure.{title(measurement.measure)}", results.measurement_file(measurement.id)
-        failed: Row = {"metric": title(measurement.measure)}
+        columns, failed = measurement.columns(), {"metric": title(measurement.measure)}
         at = self.minimisers(measurement.at)
         try:
             measure: Measure = build(measurement.measure, name, kind=Measure)
             failed = measure.failed()
-            rows = [{**measurement.columns(), **_believable(row)} for row in measure(at)]
+            rows = [{**columns, **_believable(row)} for row in measure(at)]
             table = results.as_table(rows)
         except self.passes:
             raise
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
-            failed |= {"value": float("nan"), "converged": False, "error": text}
-            rows = [{**measurement.columns(), **failed}]
+            rows = [{**columns, **_unmeasured(failed, f"{type(error).__name__}: {one_line(error)}")}]
             table = results.as_table(rows)
         results.write_rows(self.store, file, table)
         return rows
@@ -110,6 +108,8 @@ class Evaluator:
 
 def _believable(row: Row) -> Row:
     """A row, or, where its value is no number, one that says so."""
-    if math.isfinite(row["value"]):
-        return row
-    return {**row, "value": math.nan, "converged": False, "error": "its value is no number: it overflows"}
+    return row if math.isfinite(row["value"]) else _unmeasured(row, "its value is no number: it overflows")
+
+
+def _unmeasured(row: Row, why: str) -> Row:
+    return {**row, "value": math.nan, "converged": False, "error": why}

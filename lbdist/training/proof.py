@@ -142,7 +142,7 @@ def _prove(
         others, whole = once(batch.local(2, 4), 1), once(batch.local(0, 4), 1)
         _refuse_state(held, first, others)
         if not same(whole.outputs, torch.cat([first.outputs, others.outputs]), 1e-2):
-            layer = _mixing(first, others, whole)
+            layer = _mixing(held, network, run, batch)
             raise InputError(
                 f"network: what {layer} gives for a sample in training mode depends on the others in its "
                 "batch, other than by an nn.BatchNorm, and so on how a batch is cut over workers"
@@ -186,9 +186,14 @@ def _refuse_state(held: Held, first: _Pass, others: _Pass) -> None:
             )
 
 
-def _mixing(first: _Pass, others: _Pass, whole: _Pass) -> str:
+def _mixing(held: Held, network: nn.Module, run: Callable[[Batch], Tensor], batch: Batch) -> str:
     """The first layer whose outputs for a sample depend on the others."""
-    seen = [part.watched.outputs for part in (first, others, whole)]
+    seen = []
+    for start, stop in ((0, 2), (2, 4), (0, 4)):
+        held.put_back_buffers()
+        with Watched(network, outputs=True) as watched:
+            run(batch.local(start, stop))
+        seen.append(watched.outputs or [])
     for (name, one), (_, other), (_, both) in zip(*seen, strict=False):
         if len(both) == len(one) + len(other) and not same(both, torch.cat([one, other]), 1e-2):
             return name

@@ -32,7 +32,7 @@ class Book:
         self._found: dict[tuple[str, frozenset[int]], Final | None] = {}
         self._ended: dict[str, Final] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._codes: dict[str, dict[str, str]] = {}
+        self._told: dict[str, Mapping[str, Any]] = {}
 
     def __call__(self, cell: Cell) -> Final | None:
         """The final metrics of a cell that is finished with every model that it keeps, else None."""
@@ -60,20 +60,23 @@ class Book:
     def _described(self, cell: Cell) -> bool:
         """Whether `cell.json` is there, with the code that the rows come from; if not, they are dropped."""
         name = f"{results.cell_folder(cell.id)}/cell.json"
-        return self._needed(cell, name, lambda: results.read_cell(self.store, cell.id))
+        return self._needed(cell, name, lambda: self._read(cell))
 
     def changed(self, cell: Cell) -> list[str]:
         """Of what a finished cell was computed by, what is no longer as it was."""
-        then, now = self._code(cell), todays_code(cell)
+        then, now = self.told(cell).get("code", {}), todays_code(cell)
         return [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
 
-    def _code(self, cell: Cell) -> dict[str, str]:
-        if cell.id not in self._codes:
-            try:
-                self._codes[cell.id] = results.read_cell(self.store, cell.id).get("code", {})
-            except (FileNotFoundError, Damaged):
-                return {}
-        return self._codes[cell.id]
+    def told(self, cell: Cell) -> Mapping[str, Any]:
+        """What `cell.json` says of a cell, read once; nothing where it is missing or damaged."""
+        try:
+            return self._told.get(cell.id) or self._read(cell)
+        except (FileNotFoundError, Damaged):
+            return {}
+
+    def _read(self, cell: Cell) -> Mapping[str, Any]:
+        self._told[cell.id] = results.read_cell(self.store, cell.id)
+        return self._told[cell.id]
 
     def measured(self, measurement: Measurement) -> list[dict[str, Any]]:
         """The rows of a measurement; none where it is missing."""
@@ -94,7 +97,7 @@ class Book:
         for cell in cells:
             name = f"{results.cell_folder(cell.id)}/{checkpoint.RESUME}"
             read = functools.partial(checkpoint.check, self.store / results.cell_folder(cell.id))
-            if self._sound(name, read) and self.say and self._code(cell) and self.changed(cell):
+            if self._sound(name, read) and self.say and self.told(cell) and self.changed(cell):
                 self.store.remove(name)
                 self.say(f"{cell.label} was begun by other code than today's, and begins anew")
         for cell, epoch in {(cell.id, epoch): (cell, epoch) for cell, epoch in models}.values():
@@ -144,17 +147,13 @@ class Book:
     def end(self, cell: Cell, final: Final) -> None:
         """Books a cell that ended; an empty `final` is a failure."""
         self._ended[cell.id] = final
-        self._codes.pop(cell.id, None)
+        self._told.pop(cell.id, None)
 
 
-def read_cell(store: Store, name: str) -> Cell:
-    """The cell whose configuration `cells/<id>/cell.json` holds."""
-    return Cell.of_record(results.read_cell(store, name)["cell"])
-
-
-def handed_out(store: Store, name: str) -> float:
-    """When the cell was handed out, in seconds since the epoch."""
-    return float(results.read_cell(store, name)["handed_out"])
+def read_cells(store: Store, names: Sequence[str]) -> tuple[list[Cell], float]:
+    """The cells of these ids, and when they were handed out, in seconds since the epoch."""
+    told = [results.read_cell(store, name) for name in names]
+    return [Cell.of_record(one["cell"]) for one in told], told[0]["handed_out"]
 
 
 def write_cell(store: Store, cell: Cell) -> None:

@@ -25,7 +25,7 @@ from lbdist.results import final_name
 from lbdist.storage import Store
 from lbdist.training.cell import finished_rows, mean_metrics, run_cells
 from lbdist.training.precision import Arithmetic, in_which
-from lbdist.tuning.book import handed_out, read_cell
+from lbdist.tuning.book import read_cells
 from lbdist.tuning.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def trial(
 
     try:
         check_code(driver)
-        cells = [read_cell(store, name) for name in config["cells"]]
-        began = handed_out(store, config["cells"][0])
+        cells, began = read_cells(store, config["cells"])
         if config["num_workers"] > 1:
             if not all(finished_rows(store, cell) for cell in cells):
                 from lbdist.training import ray_train  # slow to import, and few studies need it here

@@ -26,7 +26,7 @@ from lbdist.data.mnist1d import MNIST1D
 from lbdist.errors import InputError
 from lbdist.storage import Store
 from lbdist.training.loop import train
-from lbdist.tuning.book import read_cell
+from lbdist.tuning.book import read_cells
 from tests.support.commands import UNMEASURED, agree, cmdline, here, start, table, values
 
 QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
@@ -172,7 +172,7 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     # the same trajectory, whoever computed it: one process that nothing disturbed
     data = MNIST1D(root=cache.partition("=")[2], train_samples=400, test_samples=200).load()
     for name in rows["cell"].unique():
-        alone, _ = train(read_cell(Store(tmp_path), name), data)
+        alone, _ = train(read_cells(Store(tmp_path), [name])[0][0], data)
         expected = [row["value"] for row in alone if row["metric"] == "running_loss"]
         found = rows[rows["cell"] == name].sort_values("epoch")["value"]
         # steps are so small that roundings do not grow: of two workers undisturbed, 7e-8

@@ -15,7 +15,7 @@ from lbdist.plan import Cell
 from lbdist.storage import Store
 from lbdist.studies.base import cells_of, whole
 from lbdist.training import checkpoint
-from lbdist.tuning.book import Book, read_cell, write_cell
+from lbdist.tuning.book import Book, read_cells, write_cell
 from lbdist.tuning.schedule import Job, Schedule
 from lbdist.tuning.trial import Trials
 from tests.support.plans import make_study, quality
@@ -231,7 +231,7 @@ def test_cells_are_written_before_they_are_handed_out(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, "experiment=gap", "study.equal_loss=null", "seeds=1", slots=4)
     trials = Trials(schedule)
     told = trials.suggest("trial")
-    assert read_cell(Store(tmp_path), told["cell"]) == schedule.running["trial"].cells[0]
+    assert read_cells(Store(tmp_path), [told["cell"]])[0][0] == schedule.running["trial"].cells[0]
     content = results.read_cell(tmp_path, told["cell"])
     assert content["provenance"]["lbdist"] and content["columns"]["method"] == told["method"]
     trials.on_trial_complete("trial", {"test_accuracy": 1.0})
