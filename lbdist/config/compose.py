@@ -114,9 +114,7 @@ def compose_parts(
     require(bool(names), "study.parts", parts, "a list of experiments")
     for name in parts:
         nested = (_file("experiment", name, folders).get("study") or {}).get("parts")
-        require(
-            not nested, "study.parts", list(parts), f"of studies, not of {name}, which consists of others"
-        )
+        require(not nested, "study.parts", list(parts), f"studies, not {name}, which consists of others")
     parts = list(dict.fromkeys(parts))
     rest = [text for text in overrides if text not in chosen]
     for text in rest:
