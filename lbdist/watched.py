@@ -112,23 +112,28 @@ def differing(one: Watched, other: Watched) -> tuple[str, str] | None:
     return None
 
 
-def generator_states(everywhere: bool = False) -> dict[Any, Any]:
-    """The states of NumPy's and Python's generators: the global ones, or all that this process has."""
+def generators() -> list[Any]:
+    """All of NumPy's and Python's generators that this process has."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # what is frozen is not among the objects
+    known = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    own = random.Random, np.random.Generator, np.random.RandomState
+    kinds = {kind for kind in set(map(type, known)) if issubclass(kind, own)}
+    return [found for found in known if type(found) in kinds and not isinstance(found, random.SystemRandom)]
+
+
+def generator_states(those: Sequence[Any]) -> dict[Any, Any]:
+    """The states of NumPy's and Python's global generators, and of those given."""
     states: dict[Any, Any] = {"random": random.getstate(), "numpy": str(np.random.get_state(legacy=False))}
-    if everywhere:
-        frozen = gc.get_freeze_count()
-        gc.unfreeze()  # what is frozen is not among the objects
-        known = gc.get_objects()
-        if frozen:
-            gc.freeze()
-        for found in known:
-            kind = type(found)
-            if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
-                states[id(found)] = found.getstate()
-            elif issubclass(kind, np.random.Generator):
-                states[id(found)] = str(found.bit_generator.state)
-            elif issubclass(kind, np.random.RandomState):
-                states[id(found)] = str(found.get_state(legacy=False))
+    for one in those:
+        if isinstance(one, random.Random):
+            states[id(one)] = one.getstate()
+        elif isinstance(one, np.random.Generator):
+            states[id(one)] = str(one.bit_generator.state)
+        else:
+            states[id(one)] = str(one.get_state(legacy=False))
     return states
 
 

@@ -7,7 +7,7 @@ numbers that are the same at every step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from lbdist.errors import InputError
 from lbdist.held import Held
 from lbdist.networks import seeded
 from lbdist.remedies.base import Batch
-from lbdist.watched import WHOLE, Watched, differing, generator_states
+from lbdist.watched import WHOLE, Watched, differing, generator_states, generators
 
 PASSES, PASSES_SECONDS = 500, 1.0
 """Passes under other seeds, before a study starts: a layer that is dropped in 1 % shows in 99 % of them."""
@@ -102,28 +102,28 @@ def prove(
 def _prove(
     network: nn.Module, held: Held, run: Callable[[Batch], Tensor], batch: Batch, thorough: bool
 ) -> None:
-    def once(part: Batch, seed: int, everywhere: bool = False) -> _Pass:
+    def once(part: Batch, seed: int, those: Sequence[Any] = ()) -> _Pass:
         """A pass; what other threads of this process draw in one try, they do not in three."""
         for _ in range(_TRIES):
-            found = attempt(part, seed, everywhere)
+            found = attempt(part, seed, those)
             if not found.drew:
                 break
         return found
 
-    def attempt(part: Batch, seed: int, everywhere: bool) -> _Pass:
+    def attempt(part: Batch, seed: int, those: Sequence[Any]) -> _Pass:
         held.put_back_buffers()
         with seeded(seed):
-            before = generator_states(everywhere)
+            before = generator_states(those)
             with Watched(network) as watched:
                 outputs = run(part)
-            after = generator_states(everywhere)
+            after = generator_states(those)
         buffers = {name: value.clone() for name, value in network.named_buffers()}
         return _Pass(
             outputs, buffers, watched, any(after.get(key, was) != was for key, was in before.items())
         )
 
     two = batch.local(0, 2)
-    first, second = once(two, 1, thorough), once(two, 2)
+    first, second = once(two, 1, generators() if thorough else ()), once(two, 2)
     _refuse_draws(first, second)
     for parameter, was in held.parameters:
         if not torch.equal(parameter, was):
