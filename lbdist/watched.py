@@ -7,6 +7,7 @@ left out once in a hundred passes shows in few of them.
 from __future__ import annotations
 
 import gc
+import pickle
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -126,14 +127,17 @@ def generators() -> list[Any]:
 
 def generator_states(those: Sequence[Any]) -> dict[Any, Any]:
     """The states of NumPy's and Python's global generators, and of those given."""
-    states: dict[Any, Any] = {"random": random.getstate(), "numpy": str(np.random.get_state(legacy=False))}
+    states: dict[Any, Any] = {
+        "random": random.getstate(),
+        "numpy": pickle.dumps(np.random.get_state(legacy=False)),
+    }
     for one in those:
         if isinstance(one, random.Random):
             states[id(one)] = one.getstate()
         elif isinstance(one, np.random.Generator):
-            states[id(one)] = str(one.bit_generator.state)
+            states[id(one)] = pickle.dumps(one.bit_generator.state)
         else:
-            states[id(one)] = str(one.get_state(legacy=False))
+            states[id(one)] = pickle.dumps(one.get_state(legacy=False))
     return states
 
 

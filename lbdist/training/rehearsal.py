@@ -47,7 +47,7 @@ def rehearse(cell: Cell, data: Dataset, limit: float = 300.0, thorough: bool = T
     Args:
         cell: The cell.
         data: Training and test set.
-        thorough: Whether the network is held against other seeds as well (see `training.proof`), and its
+        thorough: Whether the network is passed through many times (see `training.proof`), and its
             model and its resume file are written and read, and give what was there.
         limit: Seconds after which the process ends, with one line and status 2.
 

@@ -26,7 +26,7 @@ from tests.support.odd_networks import CLASSES, INPUTS, WIDTH, Recurrent, odd_ne
 
 @pytest.fixture(autouse=True, scope="module")
 def few() -> Iterator[None]:
-    """Few passes under other seeds: what they alone show has a test of its own."""
+    """Few passes in a row: what they alone show has a test of its own."""
     whole, proof.PASSES = proof.PASSES, 3
     yield
     proof.PASSES = whole
