@@ -159,6 +159,9 @@ def _main(arguments: list[str], command: str) -> int:
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
     """Keeps the garbage collector from what is imported or made in the context: a third of the start."""
+    if "torch" in sys.modules:  # the process was somebody else's before
+        yield
+        return
     gc.disable()
     try:
         yield
