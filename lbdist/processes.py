@@ -26,6 +26,10 @@ AGAIN_SECONDS = 2.0
 
 WATCH_SECONDS = 1.0
 
+INTERRUPT_SECONDS = 0.02
+"""By how much a part of Ray may die before an interrupt that it got as well is here: systemd, Slurm and `timeout`
+send it to every process. Not longer, since Ray then ends this process at once, with lines of its own."""
+
 START_SECONDS = 20.0
 """How long a local Ray's processes are watched closely, since some of them are not there yet."""
 
@@ -33,6 +37,7 @@ VITAL = ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Processes without which a local Ray is no more: a raylet dies with its agents."""
 
 _known: dict[int, psutil.Process] = {}
+_arrived: list[int] = []  # a descriptor that interrupts are read from, as soon as the system has them here
 _closing: list[str] = []
 _timers: list[threading.Timer] = []
 
@@ -95,6 +100,10 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         kinds = (signal.SIGINT, signal.SIGTERM)
         self._previous = {kind: signal.signal(kind, self._interrupt) for kind in kinds}
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._woken = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        _arrived[:] = self._pipe[:1]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,6 +113,10 @@ class Interrupts:
         _got_through()
         for kind, handler in self._previous.items():
             signal.signal(kind, handler)
+        _arrived.clear()
+        signal.set_wakeup_fd(self._woken)
+        for descriptor in self._pipe:
+            os.close(descriptor)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         again, self._again = self._again, False
@@ -181,6 +194,11 @@ def guarded(last: str) -> Iterator[None]:
 
     import psutil
 
+    def died(name: str) -> None:
+        if _arrived and select.select(_arrived, [], [], INTERRUPT_SECONDS)[0]:
+            end(128 + os.read(_arrived[0], 1)[0], f"interrupted; {last}")
+        end(1, f"Ray's {name} died; {last}")
+
     def watch(over: threading.Event) -> None:
         vital: dict[int, str] = {}  # by a descriptor that is readable once the process is dead
         seen: set[int] = set()
@@ -191,7 +209,7 @@ def guarded(last: str) -> Iterator[None]:
                 with contextlib.suppress(psutil.Error):
                     ended = process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid()
                     if ended and process.pid not in seen and process.name() in VITAL and not over.is_set():
-                        end(1, f"Ray's {process.name()} died; {last}")
+                        died(process.name())
             for pid, process in _known.items():
                 # Linux alone has such descriptors; elsewhere Ray has the last word
                 with contextlib.suppress(psutil.Error, OSError, AttributeError, IndexError):
@@ -202,7 +220,7 @@ def guarded(last: str) -> Iterator[None]:
             pause = WATCH_SECONDS if time.monotonic() > began + START_SECONDS else WATCH_SECONDS / 5
             dead, _, _ = select.select(list(vital), [], [], pause)
             if dead and not over.is_set():
-                end(1, f"Ray's {vital[dead[0]].removeprefix('ray::')} died; {last}")
+                died(vital[dead[0]].removeprefix("ray::"))
         for descriptor in vital:
             os.close(descriptor)
 
