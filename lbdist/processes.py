@@ -27,8 +27,8 @@ AGAIN_SECONDS = 2.0
 WATCH_SECONDS = 1.0
 
 INTERRUPT_SECONDS = 0.02
-"""By how much a part of Ray may die before an interrupt that it got as well is here: systemd, Slurm and `timeout`
-send it to every process. Not longer, since Ray then ends this process at once, with lines of its own."""
+"""By how much a part of Ray may die before an interrupt is here that it got as well: systemd, Slurm and
+`timeout` send it to every process. Not longer, since Ray then ends this process, with lines of its own."""
 
 START_SECONDS = 20.0
 """How long a local Ray's processes are watched closely, since some of them are not there yet."""
