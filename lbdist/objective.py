@@ -42,7 +42,7 @@ class Objective:
     """f and its gradient for a network and a data set; neither is ever changed.
 
     A network in half precision, or in several, is measured in float32 (a copy of it), since a box of Metric
-    2.1 is finer than its rounding. The first call proves f on a few samples: two evaluations give one value,
+    2.1 is finer than its rounding. The first call proves f on a few samples: all evaluations give one value,
     which is the module's own, and along two random directions at a point away from x the gradient agrees
     with difference quotients.
 

@@ -1,6 +1,7 @@
 """Shared by all tests: one thread per process, Ray told to be quiet, small cells and data."""
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # the tests that run beside a study would starve its workers, which are nice by Ray's default
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+import numpy as np
 import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
@@ -73,6 +75,14 @@ def together(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 def mnist1d_cache(together: Path) -> Path:
     """Where data are cached; who comes first makes them, and the others wait."""
     return together / "cache"
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """What a test draws without a seed of its own does not hang on the tests before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)
