@@ -20,6 +20,10 @@ EVALUATIONS = 4
 """Beside the first one: what moves by about the rounding of f shows in most of them, but not in each."""
 
 
+PAIRS = 5
+"""Of directions for which a Hessian is to be symmetric: a wrong one may seem so for one of them."""
+
+
 class Provable(Protocol):
     """What a proof asks of an f over few samples (`lbdist.objective.Objective`).
 
@@ -152,10 +156,14 @@ def prove_curvature(f: Provable) -> None:
             return
     agree = (float((one - two).norm()) < 0.1 * min(off) for one, two in itertools.pairwise(quotients))
     if not any(agree):
-        one = (other * found).double()
-        two = (direction * f.curvature(x, other)).double()
-        size, off = float(one.norm() + two.norm()), [abs(float(one.sum() - two.sum()))]
-        if not off[0] > TOLERANCE * size:
+        for _ in range(PAIRS):
+            one = (other * f.curvature(x, direction)).double()
+            two = (direction * f.curvature(x, other)).double()
+            size, off = float(one.norm() + two.norm()), [abs(float(one.sum() - two.sum()))]
+            if off[0] > TOLERANCE * size:
+                break
+            direction, other = noise(), noise()
+        else:
             return
     raise InputError(
         "network: its second derivatives are not those of its loss: the Hessian's product with a random "
