@@ -16,7 +16,7 @@ TOLERANCE = 0.02
 """Of a difference quotient, at the best of the steps that are tried: a wrong gradient is off by far more."""
 
 
-EVALUATIONS = 4
+EVALUATIONS = 8
 """Beside the first one: what moves by about the rounding of f shows in most of them, but not in each."""
 
 
