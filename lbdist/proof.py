@@ -157,12 +157,12 @@ def prove_curvature(f: Provable) -> None:
     agree = (float((one - two).norm()) < 0.1 * min(off) for one, two in itertools.pairwise(quotients))
     if not any(agree):
         for _ in range(PAIRS):
-            one = (other * f.curvature(x, direction)).double()
-            two = (direction * f.curvature(x, other)).double()
+            product = f.curvature(x, other)
+            one, two = (other * found).double(), (direction * product).double()
             size, off = float(one.norm() + two.norm()), [abs(float(one.sum() - two.sum()))]
             if off[0] > TOLERANCE * size:
                 break
-            direction, other = noise(), noise()
+            direction, other, found = other, noise(), product
         else:
             return
     raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.commands import (
@@ -53,6 +56,22 @@ def test_an_interrupt_while_ray_starts(cache: str, tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, out + err
     assert err.count("lbdist: interrupted") == 1 and "Traceback" not in err
+    gone(members, seconds=20)
+
+
+def test_an_interrupt_that_every_process_gets_is_told_as_one(cache: str, tmp_path: Path) -> None:
+    """As systemd, Slurm and `timeout` send it: parts of Ray are dead before this one is heard."""
+    process = start(tmp_path, "experiment=gap", "study.equal_loss=null", "epochs=2000", cache)
+    wait_for_one(process, "ray::ImplicitFunc")
+    members = family(process)
+    for member in members:
+        with contextlib.suppress(psutil.Error):
+            member.terminate()
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err.count("lbdist: ") == 1 and "Traceback" not in out + err
+    assert re.search(r"lbdist: interrupted; .*To go on: python -m lbdist.run .*experiment=gap", err)
     gone(members, seconds=20)
 
 
