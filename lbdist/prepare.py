@@ -104,6 +104,9 @@ def _fill_in(configs: Sequence[DictConfig], data: Dataset, outputs: tuple[int, .
         "tokens": 1 + int(inputs.max()) if are_tokens(inputs) else 0,
     }
     for config in configs:
+        if data.mean:
+            with open_dict(config.network):
+                config.network["scaled"] = {"mean": list(data.mean), "std": list(data.std)}
         for key, value in config.network.items():  # workers have another working directory
             if isinstance(value, str) and "\0" not in value and Path(value).is_file():
                 config.network[key] = str(Path(value).absolute())

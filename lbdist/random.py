@@ -8,8 +8,14 @@ and gives the same bits there.
 
 from __future__ import annotations
 
+import gc
 import math
+import pickle
+import random
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,3 +113,31 @@ def permutation(n: int, *, seed: int, epoch: int) -> Tensor:
     """The order in which an epoch visits n samples: int64 of shape (n,), on the CPU."""
     generator = torch.Generator().manual_seed(_mix_int(_mix_int((seed + 1) * _GOLDEN) + epoch) >> 1)
     return torch.randperm(n, generator=generator)
+
+
+def generators() -> list[Any]:
+    """All of NumPy's and Python's generators that this process has."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # what is frozen is not among the objects
+    known = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    own = random.Random, np.random.Generator, np.random.RandomState
+    kinds = {kind for kind in set(map(type, known)) if issubclass(kind, own)}
+    return [found for found in known if type(found) in kinds and not isinstance(found, random.SystemRandom)]
+
+
+def generator_states(those: Sequence[Any]) -> dict[Any, Any]:
+    """The states of NumPy's and Python's global generators, and of those given."""
+    states: dict[Any, Any] = {
+        "random": random.getstate(),
+        "numpy": pickle.dumps(np.random.get_state(legacy=False)),
+    }
+    for one in those:
+        if isinstance(one, random.Random):
+            states[id(one)] = one.getstate()
+        elif isinstance(one, np.random.Generator):
+            states[id(one)] = pickle.dumps(one.bit_generator.state)
+        else:
+            states[id(one)] = pickle.dumps(one.get_state(legacy=False))
+    return states

@@ -6,13 +6,9 @@ left out once in a hundred passes shows in few of them.
 
 from __future__ import annotations
 
-import gc
-import pickle
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -111,34 +107,6 @@ def differing(one: Watched, other: Watched) -> tuple[str, str] | None:
         longer = max(one.draws, other.draws, key=len)
         return longer[min(len(one.draws), len(other.draws))][:2]
     return None
-
-
-def generators() -> list[Any]:
-    """All of NumPy's and Python's generators that this process has."""
-    frozen = gc.get_freeze_count()
-    gc.unfreeze()  # what is frozen is not among the objects
-    known = gc.get_objects()
-    if frozen:
-        gc.freeze()
-    own = random.Random, np.random.Generator, np.random.RandomState
-    kinds = {kind for kind in set(map(type, known)) if issubclass(kind, own)}
-    return [found for found in known if type(found) in kinds and not isinstance(found, random.SystemRandom)]
-
-
-def generator_states(those: Sequence[Any]) -> dict[Any, Any]:
-    """The states of NumPy's and Python's global generators, and of those given."""
-    states: dict[Any, Any] = {
-        "random": random.getstate(),
-        "numpy": pickle.dumps(np.random.get_state(legacy=False)),
-    }
-    for one in those:
-        if isinstance(one, random.Random):
-            states[id(one)] = one.getstate()
-        elif isinstance(one, np.random.Generator):
-            states[id(one)] = pickle.dumps(one.bit_generator.state)
-        else:
-            states[id(one)] = pickle.dumps(one.get_state(legacy=False))
-    return states
 
 
 def refuse_in_evaluation(network: nn.Module, go: Callable[[], None], dtype: torch.dtype) -> None:

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lbdist.data import moments
 from lbdist.errors import InputError, require
 from lbdist.plan import held_out
 from lbdist.random import permutation
 
 _SUBSET_SEED = 0
+_ROWS = 4096  # that are looked at at a time
 
 
 def content_digest(array: np.ndarray) -> str:
@@ -82,11 +84,21 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training split, the split to evaluate on, and the number of classes (None where there are none)."""
+    """A training split, the split to evaluate on, and the number of classes (None where there are none).
+
+    Attributes:
+        train: What is trained on.
+        test: What is evaluated on.
+        classes: How many there are.
+        mean: What a network subtracts from each channel of its inputs first; empty for nothing.
+        std: What it divides them by then.
+    """
 
     train: Split
     test: Split
     classes: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,22 +122,37 @@ class Dataset:
         Raises:
             InputError: If the fraction is not between 0 and 1 or there is nothing to carve from.
         """
-        total = len(self.train)
-        if not 0 < fraction < 1:
-            raise InputError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
-        count = held_out(total, fraction)
-        if not 0 < count < total:
-            raise InputError(f"validation fraction {fraction!r}: takes {count} of {total} training samples")
-        shuffled = permutation(total, seed=seed, epoch=0).numpy()
-        labels = self.train.labels
-        classes = labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(total, np.int64)
-        by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
-        # equal steps through the samples sorted by class: a class of k gives k * count / total, rounded
-        carved = np.zeros(total, bool)
-        carved[by_class[(2 * np.arange(count) + 1) * total // (2 * count)]] = True
+        mask = carved(self.train.labels, fraction, "validation fraction", seed)
         return Dataset(
-            self.train.take(np.flatnonzero(~carved)), self.train.take(np.flatnonzero(carved)), self.classes
+            self.train.take(np.flatnonzero(~mask)), self.train.take(np.flatnonzero(mask)), self.classes
         )
+
+
+def carved(labels: np.ndarray, fraction: float, what: str, seed: int = 0) -> np.ndarray:
+    """Which samples of a training split are held out: bool of shape (N,), its share of each class.
+
+    Args:
+        labels: Of all samples; those that are no classes are not looked at.
+        fraction: How many, strictly between 0 and 1.
+        what: What the fraction is called.
+        seed: Which.
+
+    Raises:
+        InputError: The fraction is not between 0 and 1, or takes none or all.
+    """
+    total = len(labels)
+    if not 0 < fraction < 1:
+        raise InputError(f"{what} {fraction!r}: must lie strictly between 0 and 1")
+    count = held_out(total, fraction)
+    if not 0 < count < total:
+        raise InputError(f"{what} {fraction!r}: takes {count} of {total} training samples")
+    shuffled = permutation(total, seed=seed, epoch=0).numpy()
+    classes = labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(total, np.int64)
+    by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    # equal steps through the samples sorted by class: a class of k gives k * count / total, rounded
+    taken = np.zeros(total, bool)
+    taken[by_class[(2 * np.arange(count) + 1) * total // (2 * count)]] = True
+    return taken
 
 
 @dataclass
@@ -136,10 +163,16 @@ class DataSource(ABC):
         train_samples: How many training samples to use; None for all. A fixed shuffle chooses them, and a
             smaller choice is part of a larger one.
         test_samples: The same for the test split.
+        mean: What is subtracted from inputs, of pictures after their bytes are scaled to [0, 1]: a number, or
+            one for each channel, which is the first dimension of a sample; `train` for that of the training
+            split; None for nothing.
+        std: What they are divided by then, likewise.
     """
 
     train_samples: int | None = None
     test_samples: int | None = None
+    mean: Any = None
+    std: Any = None
 
     def __post_init__(self) -> None:
         self._at_most: int | None = None
@@ -155,6 +188,7 @@ class DataSource(ABC):
                 value,
                 "an integer of at least 1, or null",
             )
+        moments.check(self.mean, self.std)
 
     @abstractmethod
     def read(self) -> Dataset:
@@ -174,17 +208,20 @@ class DataSource(ABC):
         dataset = replace(dataset, train=_native(dataset.train), test=_native(dataset.test))
         for name, split in (("train", dataset.train), ("test", dataset.test)):
             _check(name, split)
+            if type(split) is Split:  # of others, as they were made
+                check_finite(f"data: the {name} split", split.inputs)
+            check_finite(f"data: the {name} split's labels", split.labels)
         test_shape = dataset.test.inputs.shape[1:]
         if test_shape != dataset.shape:
             raise InputError(
                 f"data: samples must have one shape, but the train split has {dataset.shape} "
                 f"and the test split {test_shape}"
             )
-        return Dataset(
-            self._subset("train_samples", dataset.train),
-            self._subset("test_samples", dataset.test),
-            dataset.classes,
-        )
+        train = self._subset("train_samples", dataset.train)
+        mean, std = moments.resolved(self.mean, self.std, train.inputs)
+        if mean:
+            self.notes.append(moments.say(mean, std, train.inputs))
+        return Dataset(train, self._subset("test_samples", dataset.test), dataset.classes, mean, std)
 
     def count(self, field: str, total: int) -> int | None:
         """How many of the samples that there are `train_samples` or `test_samples` asks for; None for all."""
@@ -236,7 +273,12 @@ def bounds(start: int, stop: int, size: int, least: int = 2) -> list[tuple[int, 
 
 def are_tokens(inputs: np.ndarray) -> bool:
     """Whether inputs, of shape (N, ...), are whole numbers that are no pixels."""
-    return inputs.dtype.kind in "iu" and inputs.dtype != np.uint8
+    return inputs.dtype.kind in "iu" and not are_pixels(inputs)
+
+
+def are_pixels(inputs: np.ndarray) -> bool:
+    """Whether inputs are pictures, of shape (N, C, H, W): bytes of any other shape are numbers of tokens."""
+    return inputs.dtype == np.uint8 and inputs.ndim == 4
 
 
 def is_integer(value: object, low: int) -> bool:
@@ -270,11 +312,37 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _native(split: Split) -> Split:
-    """The split in this machine's byte order, which torch alone takes."""
-    if all(array.dtype.isnative for array in (split.inputs, split.labels)):
+    """The split in this machine's byte order, which torch alone takes, and tokens of any size as int64."""
+    inputs, labels = split.inputs, split.labels
+    if not all(array.dtype.isnative for array in (inputs, labels)):
+        inputs, labels = (a.astype(a.dtype.newbyteorder("=")) for a in (inputs, labels))
+    if inputs.dtype.kind in "iu" and not are_pixels(inputs) and inputs.dtype != np.int64:
+        inputs = inputs.astype(np.int64)
+    if inputs is split.inputs and labels is split.labels:
         return split
-    inputs, labels = (a.astype(a.dtype.newbyteorder("=")) for a in (split.inputs, split.labels))
     return Split(inputs, labels)
+
+
+def check_finite(where: str, values: np.ndarray, first: int = 0) -> None:
+    """Refuses NaN and infinity.
+
+    Args:
+        where: What the values are.
+        values: Shape (N, ...).
+        first: Number of the first sample.
+
+    Raises:
+        InputError: Naming the first sample that has one.
+    """
+    if values.dtype.kind != "f":
+        return
+    for start in range(0, len(values), _ROWS):
+        good = (
+            np.isfinite(values[start : start + _ROWS]).reshape(len(values[start : start + _ROWS]), -1).all(1)
+        )
+        if not good.all():
+            row = first + start + int(np.argmin(good))
+            raise InputError(f"{where}: sample {row} has NaN or infinity in it; leave it out, or fill it in")
 
 
 def _check(name: str, split: Split) -> None:

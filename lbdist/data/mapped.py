@@ -14,12 +14,12 @@ import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
 
-from lbdist.data.base import Split, cache_folder, locked
+from lbdist.data.base import Split, cache_folder, check_finite, locked
 from lbdist.errors import InputError, require
 from lbdist.storage import FULL
 
@@ -30,9 +30,18 @@ samples of one that does not, the object store does, and a search's validation s
 _ROWS = 1024
 """Samples that are copied at a time."""
 
+_KEPT = 4 * 2**20
+"""Bytes of samples that are slow to make from which on a file of them is kept."""
+
 
 class Recipe(ABC):
-    """How an array of samples is made; sent to other processes in the place of the array."""
+    """How an array of samples is made; sent to other processes in the place of the array.
+
+    Attributes:
+        costly: Whether to make it is slow, so that a file of it is kept although memory holds it.
+    """
+
+    costly: ClassVar[bool] = False
 
     @abstractmethod
     def name(self) -> str:
@@ -100,10 +109,9 @@ class Mapped(Split):
     def of(cls, recipe: Recipe, labels: np.ndarray, limit: float) -> Split:
         """A split of what a recipe makes, which is in memory if it takes no more than `limit` bytes."""
         shape = recipe.shape()
-        if np.prod(shape, dtype=float) * recipe.dtype().itemsize <= limit:
-            array = np.empty(shape, recipe.dtype())
-            recipe.fill(array)
-            return Split(array, labels)
+        size = np.prod(shape, dtype=float) * recipe.dtype().itemsize
+        if size <= limit:
+            return Split(_kept(recipe) if recipe.costly and size >= _KEPT else _made(recipe), labels)
         digest, inputs = opened(recipe)
         return cls(inputs, labels, recipe, digest, limit)
 
@@ -127,6 +135,24 @@ class Mapped(Split):
         return self.of(Rows(self.recipe, indices), self.labels[indices], self.limit)
 
 
+def _made(recipe: Recipe) -> np.ndarray:
+    array = np.empty(recipe.shape(), recipe.dtype())
+    recipe.fill(array)
+    return array
+
+
+def _kept(recipe: Recipe) -> np.ndarray:
+    """A recipe's array from its file, which may be there already, if there is room for it."""
+    try:
+        return np.array(opened(recipe)[1])
+    except (NoRoom, PermissionError):
+        return _made(recipe)
+
+
+class NoRoom(InputError):
+    """A disk takes nothing more."""
+
+
 def check_memory(gib: float | None) -> None:
     """Refuses what is no size.
 
@@ -146,7 +172,7 @@ def opened(recipe: Recipe) -> tuple[str, np.ndarray]:
     """The SHA-256 and the samples of a recipe's file, which is made first where it is not there.
 
     Raises:
-        InputError: There is no room for it.
+        NoRoom: The disk is full.
     """
     folder = cache_folder(None) / "samples" / recipe.name()[:32]
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +209,7 @@ def _make(recipe: Recipe, folder: Path) -> None:
         array.flush()
         digest = hashlib.sha256()
         for start in range(0, len(array), _ROWS):
+            check_finite("data.root", array[start : start + _ROWS], start)
             digest.update(array[start : start + _ROWS].data)
         aside.rename(folder / f"{digest.hexdigest()}.npy")
     except OSError as error:
@@ -190,7 +217,7 @@ def _make(recipe: Recipe, folder: Path) -> None:
             raise
         size = np.prod(recipe.shape()) * recipe.dtype().itemsize
         need, free = size / 2**30, shutil.disk_usage(folder).free / 2**30
-        raise InputError(
+        raise NoRoom(
             f"data.memory_gib: the samples take {need:.3g} GiB in a file, and {folder} has {free:.3g} GiB "
             "free; set XDG_CACHE_HOME to a larger disk, or data.memory_gib to keep them in memory"
         ) from error

@@ -1,376 +1,278 @@
-"""Bring your own images: a folder in the Hugging Face Parquet image layout.
+"""Bring your own: a folder in the Parquet layout of Hugging Face, a column of which holds a sample's input.
 
-`train.parquet` and `test.parquet` (else `validation`, `valid`), or their shards
-`train-00000-of-00003.parquet`, lie in the folder or its `data/`; a column of structs {bytes, path} holds PNG,
-JPEG or WebP, another the class as an integer.
+`train.parquet` and `test.parquet` (else `validation`, `valid`, `val`), or their shards
+`train-00000-of-00003.parquet`, lie in the folder, its `data/`, or a folder of the split's name. Inputs are
+pictures (structs {bytes, path} of PNG, JPEG, WebP, ...), or lists of numbers of one length, nested or not;
+labels are integers, text, numbers, or lists of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
-from lbdist.data.base import Dataset, DataSource, Split, is_integer, subset
-from lbdist.data.mapped import Mapped, Recipe, check_memory, limit
-from lbdist.errors import InputError, one_line, require
+from lbdist.data import shards
+from lbdist.data.brought import Part, column
+from lbdist.data.files import Files
+from lbdist.data.labels import Labels
+from lbdist.data.pictures import Encoded, Item
+from lbdist.data.seen import Pictured, Shaped
+from lbdist.data.streamed import Chunked
+from lbdist.errors import InputError, one_line
 
+ENDINGS = (".parquet",)
 _BATCH = 2048  # rows held encoded at a time
-_CHUNK = 64  # images a thread decodes at a time
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_SPLITS = {"train": ("train",), "test": ("test", "validation", "valid")}
-
-
-_EQUAL = 0  # `channels` of grey images that are kept as colour
-
-
-class _Coloured(Exception):
-    """An image has colours, where those before it had none."""
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """What a name says: `train.parquet`, `train-00000-of-00003.parquet` (and a hash), `train-7.parquet`."""
-
-    file: Path
-    split: str
-    number: int | None
-    total: int | None
-
-    @classmethod
-    def of(cls, file: Path) -> _Shard:
-        form = r"(.*?)(?:[-_.]?(\d+)(?:-of-(\d+)(?:-[0-9a-f]{6,})?)?)?"
-        match = re.fullmatch(form, file.stem)
-        assert match is not None
-        number, total = (None if found is None else int(found) for found in match.group(2, 3))
-        return cls(file, match[1], number, total)
-
-
-def _whole(shards: list[_Shard]) -> list[Path]:
-    """The files of one split by their numbers, where all are there and none is left from another time."""
-    if len(shards) == 1 and shards[0].total is None:
-        return [shards[0].file]
-    first = max(shards, key=lambda shard: (shard.total is not None, shard.total or 0, shard.file.name))
-    kept: dict[int, Path] = {}
-    for shard in shards:
-        if shard.number is None or shard.total != first.total or shard.number in kept:
-            other = kept.get(shard.number or 0, first.file)
-            raise InputError(
-                f"data.root: {shard.file} and {other} are not shards of one set; remove the one that is stale"
-            )
-        kept[shard.number] = shard.file
-    begin = 0 if first.total is not None else min(1, *kept)
-    numbers = range(begin, begin + (first.total or max(kept) - begin + 1))
-    lost = [number for number in numbers if number not in kept]
-    if lost:
-        digits = re.sub(r"\d+", lambda found: f"{lost[0]:0{len(found[0])}}", first.file.name, count=1)
-        raise InputError(
-            f"data.root: {first.file.parent / digits} is missing: {len(kept)} of {len(numbers)} are there"
-        )
-    if first.total is not None and max(kept) >= first.total:
-        raise InputError(f"data.root: {kept[max(kept)]} has a number beyond its own count")
-    return [kept[number] for number in sorted(kept)]
+_IMAGES = ("image", "img")
+_INPUTS = (*_IMAGES, "input_ids", "inputs", "features", "x")
+_LABELS = ("label", "labels", "fine_label", "target", "y")
 
 
 @dataclass
-class Parquet(DataSource):
-    """Images, uint8 of shape (N, C, H, W).
+class Parquet(Pictured, Shaped):
+    """Samples in the rows of Parquet: uint8 (N, C, H, W), float32 or int64 (N, ...).
 
     Attributes:
-        root: The folder.
-        splits: Which split is `train` and which is `test`, where they are not called so; the test split is
-            else `validation` or `valid`.
-        classes: Number of classes; None for those that the files' metadata name (a ClassLabel of the
-            `datasets` library), else the largest training label plus 1.
-        label: Column of the classes; where it is left at `label` and absent, `fine_label` is taken.
-        image: Column of the images; None for `image` or `img`.
-        channels: 1 for grey, 3 for colour; None for as the files have it, where a data set of which all
-            channels of all images are equal is grey: some formats have no other way to keep it.
-        memory_gib: Splits of more GiB, decoded, lie in a file of the cache instead of in memory; None for a
-            tenth of the machine's memory.
+        inputs: Column of the inputs; None for one of the usual names, such as `image` and `input_ids`.
+        label: Column of the labels; None for one of the usual names, `label` first.
     """
 
-    root: str | None = None
-    splits: dict[str, str] | None = None
-    classes: int | None = None
-    label: str = "label"
-    image: str | None = None
-    channels: int | None = None
-    memory_gib: float | None = None
+    inputs: str | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        remedy = "the folder that holds train.parquet and test.parquet, or their shards: set data.root=DIR"
-        require(isinstance(self.root, str), "data.root", self.root, remedy)
-        splits = self.splits or {}
-        known = set(splits) <= {"train", "test"} and all(isinstance(v, str) for v in splits.values())
-        require(known, "data.splits", self.splits, "a mapping from train and test to names of splits")
-        allowed = self.classes is None or is_integer(self.classes, 2)
-        require(allowed, "data.classes", self.classes, "an integer of at least 2, or null")
-        require(isinstance(self.label, str), "data.label", self.label, "a column's name")
-        allowed = self.image is None or isinstance(self.image, str)
-        require(allowed, "data.image", self.image, "a column's name, or null")
-        require(self.channels in (None, 1, 3), "data.channels", self.channels, "1, 3 or null")
-        check_memory(self.memory_gib)
+        for field in ("inputs", "label"):
+            self.check_name(field)
 
-    def read(self) -> Dataset:
-        """Reads all labels, then all images.
+    def parts(self) -> list[Part]:
+        """Labels of each split, and where its inputs are."""
+        found = shards.splits(self.files, ENDINGS)
+        taken = self.chosen(found, "{0}.parquet or {0}-*-of-*.parquet")
+        return [self._part(shards.whole(self.files, names, ENDINGS)) for _, names in taken]
 
-        Raises:
-            InputError: Naming the file that is missing, damaged, or holds something wrong.
-        """
-        train, test = self._files("train"), self._files("test")
-        found = {file: self._labels(file) for file in train + test}
-        labels = {file: values for file, (values, _) in found.items()}
-        named = {file: count for file, (_, count) in found.items() if count}
+    def _part(self, names: Sequence[str]) -> Part:
+        labels = self._labels(names)
+        with opened(self.files, names[0]) as first:
+            schema, where = first.schema_arrow, self.files.say(names[0])
+            name = column("inputs", self.inputs, self._usual(schema), schema.names, where)
+            kind = schema.field(name).type
+        place = _Column(self.files, tuple(names), name)
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            return Part(labels, self.pictures(_Images(self.files, tuple(names), name)))
+        if not is_list(kind) and not isinstance(kind, pa.BaseExtensionType):
+            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            way = "text is to be cut into tokens first" if text else "columns of numbers are data=table"
+            raise InputError(
+                f"data.inputs={name!r}: {where}: must be a struct of bytes and path, or lists of numbers, "
+                "not "
+                f"{kind}: {way}"
+            )
+        rows = next((rows for rows in place.chunks() if len(rows)), np.zeros((0, 1), np.float32))
+        return Part(labels, self.streamed(place, rows))
+
+    def _usual(self, schema: pa.Schema) -> list[str]:
+        """Names that inputs mostly have, and the one column beside the labels that could be them."""
+        label = self.label or next((name for name in _LABELS if name in schema.names), None)
+        others = [
+            f.name for f in schema if f.name != label and (is_list(f.type) or pa.types.is_struct(f.type))
+        ]
+        return [*_INPUTS, *(others if len(others) == 1 else [])]
+
+    def _labels(self, names: Sequence[str]) -> Labels:
+        """The labels of files, and the classes that their schemas name."""
+        values, found, named = [], [], {}
+        for file in names:
+            where = self.files.say(file)
+            with opened(self.files, file) as one:
+                schema = one.schema_arrow
+                name = column("label", self.label, _LABELS, schema.names, where)
+                read = one.read([name]).column(name)
+            if read.null_count:
+                raise InputError(f"data.label={name!r}: {where}: {read.null_count} rows have no label")
+            classes = named_classes(schema, name)
+            if classes:
+                named[where] = classes
+            values.append(_as_labels(read, classes, where, name))
+            found.append((where, len(read)))
         if len(set(named.values())) > 1:
-            one, other = min(named, key=named.__getitem__), max(named, key=named.__getitem__)
+            one, other = list({classes: where for where, classes in named.items()}.items())[:2]
             raise InputError(
-                f"data.root: {one} names {named[one]} classes and {other} {named[other]}; set data.classes"
+                f"data.label: {one[1]} names the classes {', '.join(one[0][:4])}, ... and {other[1]} "
+                f"{', '.join(other[0][:4])}, ...; must mean the same in every file"
             )
-        largest = 1 + int(max(labels[file].max(initial=1) for file in train))
-        classes = self.classes or next(iter(named.values()), largest)
-        for file, values in labels.items():
-            wrong = np.flatnonzero((values < 0) | (values >= classes))
-            if len(wrong):
+        kinds = {
+            ("text" if v.dtype.kind in "US" else "numbers"): where
+            for v, (where, n) in zip(values, found, strict=True)
+            if n
+        }
+        if len(kinds) > 1:
+            told = " and ".join(f"{where} has {kind}" for kind, where in kinds.items())
+            raise InputError(f"data.label: must mean the same in every file: {told}")
+        filled = [v for v in values if len(v)] or values[:1]
+        return Labels(np.concatenate(filled), found, next(iter(named.values()), None))
+
+
+def _as_labels(read: pa.ChunkedArray, classes: Sequence[str], where: str, name: str) -> np.ndarray:
+    """A column of labels as an array: of one of them, or of several, a sample."""
+    if not is_list(read.type):
+        kind = read.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+            return np.array(read.to_pylist(), dtype=np.str_)
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise InputError(f"data.label={name!r}: {where}: must be integers, numbers or text, not {kind}")
+        return np.asarray(read.to_numpy())
+    if classes:  # those of several classes that a sample is of
+        several = np.zeros((len(read), len(classes)), np.int64)
+        for row, labels in enumerate(read.to_pylist()):
+            if wrong := [label for label in labels if not 0 <= label < len(classes)]:
                 raise InputError(
-                    f"data.classes={self.classes!r}: {file}: label {values[wrong[0]]} in row {wrong[0]}; "
-                    f"allowed are 0 to {classes - 1}"
-                    + ("; data.splits={test: NAME} takes another split" if values.max() < 0 else "")
+                    f"data.label={name!r}: {where}: label {wrong[0]} in row {row}; allowed are 0 to "
+                    f"{len(classes) - 1}"
                 )
-        source, parts = self, (("train", train), ("test", test))
-        if self.channels is None and self._begins_grey(train):
-            source = copy.copy(self)
-            source.channels = _EQUAL
-        try:
-            read = [source._split(part, files, labels) for part, files in parts]
-        except _Coloured:  # further on
-            source = self
-            read = [source._split(part, files, labels) for part, files in parts]
-        if source is not self:
-            self.notes.append("data: images are grey, kept as colour: their equal channels are taken as one")
-        return Dataset(read[0], read[1], classes)
+            several[row, labels] = 1
+        return several
+    return arrays(read.combine_chunks(), where, 0, "label")
 
-    def _begins_grey(self, files: list[Path]) -> bool:
-        """Whether the first images are kept as colour although their channels are equal."""
-        file, encoded = next(((file, rows) for file in files for rows in self._encoded(file)), (files[0], []))
-        images = (self._decode(row, data, file) for row, data in enumerate(encoded[:_CHUNK]))
-        return all(len(image) == 3 and not np.ptp(image, axis=0).any() for image in images)
 
-    def _files(self, part: str) -> list[Path]:
-        """The shards of a part, `train` or `test`, in the order of their numbers."""
-        root = Path(str(self.root)).expanduser()
-        require(root.is_dir(), "data.root", self.root, "a folder that is there")
-        names = (self.splits[part],) if self.splits and part in self.splits else _SPLITS[part]
-        found: dict[str, list[_Shard]] = {}
-        for file in sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")]):
-            shard = _Shard.of(file)
-            found.setdefault(shard.split, []).append(shard)
-        for name in names:
-            if name in found:
-                return _whole(found[name])
-        wanted = " or ".join(f"{name}.parquet or {name}-*-of-*.parquet" for name in names)
-        there = f"; there are the splits {', '.join(sorted(found))}: set data.splits" if found else ""
-        raise InputError(
-            f"data.root={self.root!r}: must hold {wanted}, in the folder itself or in data/{there}"
-        )
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is one of lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
-    def _labels(self, file: Path) -> tuple[np.ndarray, int]:
-        """A file's labels, and how many classes its schema names for them; 0 where it does not."""
-        names = ("label", "fine_label") if self.label == "label" else (self.label,)
-        with _opened(file) as opened:
-            column = _column(file, opened.schema_arrow, "label", names)
-            kind = opened.schema_arrow.field(column).type
-            if not pa.types.is_integer(kind):
-                raise InputError(f"data.label={column!r}: {file}: must be integers, not {kind}")
-            values = opened.read([column]).column(column)
+
+def arrays(values: pa.Array, where: str, first: int, field: str = "inputs") -> np.ndarray:
+    """Lists, nested or not, as one array, of shape (rows, ...).
+
+    Raises:
+        InputError: A list is longer than others, or misses a value, naming its row.
+    """
+    rows, sizes = len(values), []
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    while is_list(values.type):
         if values.null_count:
-            raise InputError(f"data.label={column!r}: {file}: {values.null_count} rows have no label")
-        return values.to_numpy().astype(np.int64), _named_classes(opened.schema_arrow, column)
-
-    def _split(self, part: str, files: list[Path], labels: dict[Path, np.ndarray]) -> Split:
-        joined = np.concatenate([labels[file] for file in files])
-        kept = subset(len(joined), self.count(f"{part}_samples", len(joined)))  # only these are decoded
-        file, encoded = next(self._chosen(files, kept), (None, []))
-        shape = self._decode(*encoded[0], file).shape if file is not None else (1, 1, 1)
-        source = copy.copy(self)
-        source.root = str(Path(str(self.root)).expanduser().absolute())  # wherever it is sent
-        images = _Images(source, part, kept, shape)
-        return Mapped.of(images, joined[kept], limit(self.memory_gib))
-
-    def _chosen(
-        self, files: list[Path], kept: np.ndarray
-    ) -> Iterator[tuple[Path, list[tuple[int, bytes | None]]]]:
-        """The rows to decode, in order: a file, and numbers and bytes of some of its rows."""
-        start = 0
-        for file in files:
-            row = 0
-            for batch in self._encoded(file):
-                inside = kept[np.searchsorted(kept, start) : np.searchsorted(kept, start + len(batch))]
-                if len(inside):
-                    yield file, [(row + at, batch[at]) for at in (inside - start).tolist()]
-                start, row = start + len(batch), row + len(batch)
-
-    def _encoded(self, file: Path) -> Iterator[list[bytes | None]]:
-        """The images' bytes, a batch at a time."""
-        names = ("image", "img") if self.image is None else (self.image,)
-        with _opened(file) as opened:
-            column = _column(file, opened.schema_arrow, "image", names)
-            kind = opened.schema_arrow.field(column).type
-            if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+            raise InputError(f"data.{field}: {where}: {values.null_count} rows are missing")
+        if pa.types.is_fixed_size_list(values.type):
+            sizes.append(values.type.list_size)
+        else:
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            wrong = np.flatnonzero(lengths != lengths[:1])
+            if len(wrong):
+                row = first + int(wrong[0]) * rows // max(1, len(lengths))
                 raise InputError(
-                    f"data.image={column!r}: {file}: must be a struct of bytes and path, not {kind}"
+                    f"data.{field}: {where}: row {row} has {lengths[wrong[0]]} values where the first one "
+                    "has "
+                    f"{lengths[0]}; all must have one length: cut or pad them"
                 )
-            for batch in opened.iter_batches(_BATCH, columns=[f"{column}.bytes"]):
-                yield batch.column(0).field("bytes").to_pylist()
-
-    def _fill(self, images: np.ndarray, encoded: list[tuple[int, bytes | None]], file: Path) -> None:
-        """Decodes pairs of a row's number and its bytes into the first of `images`."""
-        for index, (row, data) in enumerate(encoded):
-            image = self._decode(row, data, file)
-            if image.shape != images.shape[1:]:
-                raise InputError(
-                    f"data.root: {file}: the image in row {row} has shape {image.shape}, but the first one "
-                    f"has {images.shape[1:]}; all must have one size (see data.channels for the first number)"
-                )
-            images[index] = image
-
-    def _decode(self, row: int, data: bytes | None, file: Path) -> np.ndarray:
-        """One image as uint8 of shape (C, H, W)."""
-        if data is None:
-            raise InputError(f"data.root: {file}: row {row} holds no image bytes")
-        try:
-            with Image.open(BytesIO(data), formats=_FORMATS) as opened:
-                image = self._as_stored(opened)
-                pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
-        except _Coloured:
-            raise
-        except InputError as error:
-            raise InputError(f"data.root: {file}: the image in row {row} {error}") from error
-        except Exception as error:  # Pillow's decoders raise many kinds
-            raise InputError(
-                f"data.root: {file}: the image in row {row} cannot be decoded as PNG, JPEG or WebP"
-            ) from error
-        return pixels.transpose(2, 0, 1)
-
-    def _as_stored(self, opened: Image.Image) -> Image.Image:
-        """The image in the mode that is wanted, upright; what that would lose without a word is refused."""
-        frames = getattr(opened, "n_frames", 1)
-        if frames > 1:
-            raise InputError(f"has {frames} frames; must be one image")
-        image = ImageOps.exif_transpose(opened) if opened.info.get("exif") else opened
-        if image.mode.startswith("I;16"):  # the high byte, as Pillow takes of colours of 16 bits
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise InputError(
-                f"has mode {image.mode}, numbers of 32 bits; must be of 8 or 16 bits per channel"
-            )
-        if image.has_transparency_data:
-            if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-                raise InputError("is transparent in places, which has no colour; must be opaque")
-            image = image.convert("RGB" if image.mode != "LA" else "L")
-        if self.channels == _EQUAL:
-            colour = image.convert("RGB")
-            if np.ptp(np.asarray(colour), axis=2).any():
-                raise _Coloured
-            return colour.getchannel(0)
-        mode = {1: "L", 3: "RGB"}.get(self.channels or 0, "L" if image.mode == "L" else "RGB")
-        return image if image.mode == mode else image.convert(mode)
+            sizes.append(int(lengths[0]) if len(lengths) else 0)
+        values = values.flatten()
+    if values.null_count:
+        raise InputError(f"data.{field}: {where}: {values.null_count} values are missing")
+    if not (
+        pa.types.is_integer(values.type)
+        or pa.types.is_floating(values.type)
+        or pa.types.is_boolean(values.type)
+    ):
+        raise InputError(f"data.{field}: {where}: must be lists of numbers, not of {values.type}")
+    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(rows, *sizes)
 
 
 @dataclass(frozen=True)
-class _Images(Recipe):
-    """The decoded images of one part of a folder.
+class _Column(Chunked):
+    """A column of the files of a split."""
 
-    Attributes:
-        source: The folder, and how it is read.
-        part: `train` or `test`.
-        kept: Which of its samples, as sorted positions.
-        size: Of an image, (C, H, W).
-    """
-
-    source: Parquet
-    part: str
-    kept: np.ndarray
-    size: tuple[int, ...]
+    files: Files
+    names: tuple[str, ...]
+    column: str
 
     def __str__(self) -> str:
-        return f"data.root={self.source.root!r}"
+        return f"data.root={self.files.root!r}"
 
     def name(self) -> str:
-        """The files, as they are now, and what is read of them."""
-        stats = [(file.name, file.stat()) for file in self.source._files(self.part)]
-        # mtime can be set to what it was, ctime cannot
-        files = [(name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
-        found = hashlib.sha256(repr((files, self.source.image, self.size)).encode())
-        found.update(self.kept.data)
-        return found.hexdigest()
+        """The files, as they are now, and the column."""
+        stamps = [self.files.stamp(name) for name in self.names]
+        return hashlib.sha256(repr((stamps, self.column)).encode()).hexdigest()
 
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-        return len(self.kept), *self.size
+    def _batches(self, name: str, column: str) -> Iterator[tuple[int, pa.Array]]:
+        row = 0
+        with opened(self.files, name) as file:
+            if self.column not in file.schema_arrow.names:
+                raise InputError(f"data.inputs: {self.files.say(name)}: there is no column {self.column}")
+            for batch in file.iter_batches(_BATCH, columns=[column]):
+                yield row, batch.column(0)
+                row += len(batch)
 
-    def fill(self, array: np.ndarray) -> None:
-        """Decodes on all cores.
-
-        Raises:
-            InputError: Naming the image that is not as the first one, or cannot be decoded.
-        """
-        done, files = 0, self.source._files(self.part)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for file, encoded in self.source._chosen(files, self.kept):
-                jobs = [
-                    pool.submit(self.source._fill, array[done + at :], encoded[at : at + _CHUNK], file)
-                    for at in range(0, len(encoded), _CHUNK)
-                ]
-                for job in jobs:
-                    job.result()
-                done += len(encoded)
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Batch by batch."""
+        size = None
+        for name in self.names:
+            for row, values in self._batches(name, self.column):
+                found = arrays(values, self.files.say(name), row)
+                size = size or found.shape[1:]
+                if found.shape[1:] != size:
+                    raise InputError(
+                        f"data.inputs: {self.files.say(name)}: row {row} has shape {list(found.shape[1:])}, "
+                        "but "
+                        f"the first one has {list(size)}; all must have one: cut or pad them"
+                    )
+                yield found
 
 
-def _named_classes(schema: pa.Schema, column: str) -> int:
-    """How many classes the `datasets` library's metadata name for a column; 0 where they do not."""
+@dataclass(frozen=True)
+class _Images(_Column, Encoded):
+    """A column of encoded images."""
+
+    def chosen(self, kept: np.ndarray) -> Iterator[list[Item]]:
+        """The images' bytes, a batch at a time."""
+        start = 0
+        for name in self.names:
+            where = self.files.say(name)
+            for row, values in self._batches(name, f"{self.column}.bytes"):
+                end = start + len(values)
+                inside = kept[np.searchsorted(kept, start) : np.searchsorted(kept, end)] - start
+                if len(inside):
+                    encoded = values.field("bytes").take(pa.array(inside)).to_pylist()
+                    numbers = (row + inside).tolist()
+                    yield [
+                        (f"{where}: the image in row {number}", data)
+                        for number, data in zip(numbers, encoded, strict=True)
+                    ]
+                start = end
+
+
+def named_classes(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The classes that the `datasets` library's metadata name for a column, or for the lists in it."""
     try:
         stored = (schema.metadata or {}).get(b"huggingface", b"{}")
         feature = json.loads(stored)["info"]["features"][column]
+        if isinstance(feature, list):
+            feature = feature[0]
+        feature = feature.get("feature", feature)
         names = feature.get("names") or range(feature["num_classes"])
-        return len(names) if feature["_type"] == "ClassLabel" else 0
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 0
-
-
-def _column(file: Path, schema: pa.Schema, field: str, names: tuple[str, ...]) -> str:
-    """The first of these columns that is there, once."""
-    for name in names:
-        if schema.names.count(name) > 1:
-            raise InputError(
-                f"data.{field}: {file}: must have one column {name}, not {schema.names.count(name)}"
-            )
-        if name in schema.names:
-            return name
-    raise InputError(
-        f"data.{field}: {file}: there is no column {' or '.join(names)}; set data.{field} to one of "
-        f"{', '.join(schema.names)}"
-    )
+        return tuple(map(str, names)) if feature["_type"] == "ClassLabel" else ()
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return ()
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+def opened(files: Files, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a folder's.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     try:
-        with pq.ParquetFile(file) as opened:
-            yield opened
+        with files.open(name) as file, pq.ParquetFile(file) as table:
+            yield table
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"data.root: {file} cannot be read as Parquet: {one_line(error)}") from error
+        raise InputError(
+            f"data.root: {files.say(name)} cannot be read as Parquet: {one_line(error)}"
+        ) from error

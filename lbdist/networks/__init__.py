@@ -19,6 +19,7 @@ from lbdist.config.build import build, plain
 from lbdist.data.base import to_float
 from lbdist.errors import InputError, one_line, require
 from lbdist.networks import flat
+from lbdist.networks.scaled import Scaled
 from lbdist.plan import digest
 
 __all__ = ["INITS", "check", "check_start", "make", "parameter_count", "sample_flops"]
@@ -39,7 +40,8 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
     loads are never drawn anew. `init: keep` leaves all of them as the constructor made or loaded them.
 
     Args:
-        node: Configuration with `_target_`, its arguments, and `init`.
+        node: Configuration with `_target_`, its arguments, `init`, and `scaled`: mean and deviation by which
+            it takes its inputs (`Scaled`).
         seed: The run's seed.
 
     Raises:
@@ -49,12 +51,15 @@ def make(node: Mapping[str, Any], seed: int = 0) -> nn.Module:
     require(init in INITS, "network.init", init, " or ".join(INITS))
     kept = _loaded(json.dumps(plain(node))) if node.get("init") == GLOROT else frozenset()
     with seeded(seed):
-        network: nn.Module = build({k: v for k, v in node.items() if k != "init"}, "network", kind=nn.Module)
+        own = {key: value for key, value in node.items() if key not in ("init", "scaled")}
+        network: nn.Module = build(own, "network", kind=nn.Module)
         if init == GLOROT:
             for name, module in _layers(network):
-                own = {f"{name}.{at}".lstrip(".") for at, _ in module.named_parameters()}
-                if not own & kept:
+                parameters = {f"{name}.{at}".lstrip(".") for at, _ in module.named_parameters()}
+                if not parameters & kept:
                     _start(name, module)
+    if scaled := node.get("scaled"):
+        network.register_forward_pre_hook(Scaled(tuple(scaled["mean"]), tuple(scaled["std"])))
     return network
 
 

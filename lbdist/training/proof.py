@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lbdist.errors import InputError
 from lbdist.held import Held
 from lbdist.networks import seeded
+from lbdist.random import generator_states, generators
 from lbdist.remedies.base import Batch
-from lbdist.watched import WHOLE, Watched, differing, generator_states, generators
+from lbdist.watched import WHOLE, Watched, differing
 
 PASSES, PASSES_SECONDS = 500, 1.0
 """Passes in a row, before a study starts: a layer that is dropped in 1 % shows in 99 % of them."""

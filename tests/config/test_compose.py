@@ -54,7 +54,7 @@ BAD = [
     ("network=nope", "network=nope: must be one of c1"),
     ("network=null", "network=null: must be one of"),
     ("network=3", "network=3: must be one of"),
-    ("data=nope", "data=nope: must be one of cifar10"),
+    ("data=nope", "data=nope: must be one of arrays, cifar10"),
     ("optimizer=nope", "optimizer=nope: must be one of adagrad, adam"),
     ("remedy=nope", "remedy=nope: must be one or more of adversarial"),
     ("remedy=[none,nope]", "remedy=[none,nope]: must be one or more of"),
@@ -116,7 +116,10 @@ BAD = [
     ("network.depth=3", "there is no key network.depth"),
     ("+network.depth=3", "unexpected keyword argument 'depth'"),
     ("data.samples=3", "there is no key data.samples"),
-    ("+data.samples=3", "data.samples=3: no such key; allowed: root, seed, test_samples, train_samples"),
+    (
+        "+data.samples=3",
+        "data.samples=3: no such key; allowed: mean, root, seed, std, test_samples, train_samples",
+    ),
     ("~seeds", "seeds: must be given"),
     ("~nothing", "~nothing: "),
     ("~remedy", "remedy=???: must be given"),
@@ -421,7 +424,7 @@ def test_damaged_data(workplace: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["data=parquet", "data.root=."]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert err.startswith("lbdist: data.root: train.parquet cannot be read as Parquet: ")
+    assert err.startswith(f"lbdist: data.root: {workplace / 'train.parquet'} cannot be read as Parquet: ")
     assert len(list(workplace.iterdir())) == 2
 
 

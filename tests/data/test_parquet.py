@@ -83,7 +83,7 @@ def test_palette_and_alpha_become_rgb(tmp_path: Path) -> None:
 
 def test_many_batches_and_a_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbdist.data.parquet._BATCH", 4)
-    monkeypatch.setattr("lbdist.data.parquet._CHUNK", 2)
+    monkeypatch.setattr("lbdist.data.pictures.CHUNK", 2)
     images = [encode(image) for image in COLOUR]
     write_parquet(tmp_path / "train-0.parquet", images[:7], list(range(7)))
     write_parquet(tmp_path / "train-1.parquet", images[7:], [7, 8, 9])
@@ -100,11 +100,14 @@ def test_many_batches_and_a_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_columns_by_name(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write_parquet(tmp_path / f"{part}.parquet", [encode(COLOUR[0])], [1], image="photo", label="kind")
-    data = Parquet(root=str(tmp_path), image="photo", label="kind", classes=5).load()
+    data = Parquet(root=str(tmp_path), inputs="photo", label="kind", classes=5).load()
     assert data.classes == 5
-    assert "there is no column label or fine_label; set data.label to one of photo, kind" in refused(tmp_path)
-    assert "there is no column image or img; set data.image" in refused(tmp_path, label="kind")
-    assert "no column picture" in refused(tmp_path, label="kind", image="picture")
+    assert (
+        "there is no column label or labels or fine_label or target or y; set data.label to one of photo, kind"
+        in refused(tmp_path)
+    )
+    assert Parquet(root=str(tmp_path), label="kind", classes=5).load().classes == 5  # the only one left
+    assert "no column picture" in refused(tmp_path, label="kind", inputs="picture")
 
 
 def test_fine_label(tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_images_that_cannot_be_decoded(folder: Path) -> None:
         line = refused(folder)
         assert str(file) in line and "image in row 1 cannot be decoded" in line
     write_parquet(folder / "train.parquet", [good, None], [0, 3])
-    assert "row 1 holds no image bytes" in refused(folder)
+    assert "row 1 holds no bytes" in refused(folder)
 
 
 def test_images_of_several_sizes(folder: Path) -> None:
@@ -178,15 +181,17 @@ def test_wrong_labels(folder: Path) -> None:
     assert "data.classes=2" in refused(folder, classes=2)
     write_parquet(folder / "test.parquet", images, [0, None])
     assert "1 rows have no label" in refused(folder)
-    pq.write_table(pa.table({"label": ["cat"]}), file)
-    assert "must be integers, not string" in refused(folder)
+    images = pq.read_table(file).column("image").slice(0, 1)
+    pq.write_table(pa.table({"image": images, "label": ["cat"]}), file)
+    line = refused(folder)
+    assert "must mean the same in every file" in line and f"{file} has text" in line
 
 
 def test_image_column_of_another_kind(folder: Path) -> None:
     file = folder / "train.parquet"
     pq.write_table(pa.table({"image": [b"bytes"], "label": [3]}), file)
     line = refused(folder)
-    assert str(file) in line and "must be a struct of bytes and path, not binary" in line
+    assert str(file) in line and "must be a struct of bytes and path, or lists of numbers, not binary" in line
 
 
 def test_an_empty_file(folder: Path) -> None:
@@ -196,7 +201,7 @@ def test_an_empty_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("root", None), ("classes", 1), ("classes", "10"), ("label", 3), ("image", 3), ("channels", 2)],
+    [("root", None), ("classes", 1), ("classes", "10"), ("label", 3), ("inputs", 3), ("channels", 2)],
 )
 def test_wrong_fields(tmp_path: Path, field: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"data\.{field}={value}: must be"):
