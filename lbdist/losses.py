@@ -260,7 +260,10 @@ class MeanSquaredError(Loss):
         """Labels are finite numbers of one shape."""
         for name, labels in _labels(data):
             if labels.dtype.kind != "f" or not np.isfinite(labels).all():
-                raise InputError(f"data: the {name} split's labels must be finite floating-point numbers")
+                raise InputError(
+                    f"data: the {name} split's labels must be finite floating-point numbers, not "
+                    f"{labels.dtype}: data.task=regression takes integers for numbers"
+                )
         return _sample_shape(data) or (1,)
 
 

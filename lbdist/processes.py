@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import select
+import shlex
 import signal
 import sys
 import tempfile
@@ -74,6 +75,18 @@ def settle() -> None:
         os.environ["HOME"] = tempfile.gettempdir()
     if not known[1]:
         os.environ["USER"] = f"user-{os.getuid()}"
+
+
+def for_shell(word: str) -> str:
+    """A word of a command line as a shell reads it back.
+
+    Example:
+        >>> print(for_shell("seeds=3"), for_shell("remedy=[none]"), for_shell("storage='a b'"))
+        seeds=3 'remedy=[none]' "storage='a b'"
+    """
+    if "'" in word and not re.search(r'["$`\\!]', word):
+        return f'"{word}"'
+    return shlex.quote(word)
 
 
 def go_on(command: str) -> str:

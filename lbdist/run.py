@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = list(sys.argv[1:] if arguments is None else arguments)
     given = [processes.without_keys(text) for text in asked]
     keys = [f"{name}=..." for name in processes.KEYS] if given != asked else []
-    command = " ".join([*keys, "python -m lbdist.run", *given])
+    command = " ".join([*keys, "python -m lbdist.run", *map(processes.for_shell, given)])
     go_on = processes.go_on(command)
     interrupts = processes.Interrupts(f"interrupted again, and ended at once; {go_on}")
     try:
@@ -129,7 +129,7 @@ def _main(arguments: list[str], command: str) -> int:
         if show != ["--cfg", "job"]:
             raise InputError("--cfg: must be followed by job, at the end of the command")
         arguments = [argument for argument in arguments if argument not in show]
-    wrong = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
+    wrong = [word for word in arguments if word.startswith("-") or ("=" not in word and word[:1] != "~")]
     if wrong:
         raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
     # the signals are held by now: Hydra takes half a second to import
@@ -186,6 +186,9 @@ def _config_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 def program() -> NoReturn:
     """The command as a program of its own: runs it, and ends the process with its status."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` has it, so that modules of the user's are found
+        sys.path.insert(0, here)
     clean = [processes.without_keys(text) for text in sys.orig_argv]
     if clean != sys.orig_argv:  # for keys would stand in the list of processes, and in Ray's
         os.execv(sys.executable, [sys.executable, *clean[1:]])

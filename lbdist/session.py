@@ -106,6 +106,9 @@ class Session(ABC):
         here = self.devices()
         lines = self.within(here) if here else []
         self.store.check()
+        if self.config.dry_run:
+            with self.store.probe():  # what it is to find out is whether the study would run
+                pass
         if here:
             self.check_workers(here)
         measurements = len(list(self.study.measurements(whole(self.study))))
@@ -281,6 +284,8 @@ class Session(ABC):
         sections = self.study.sections(runs, book)
         words, others = reading.words(runs), self._other_code(book, finished.values())
         context = {"command": command, **results.provenance(), "configuration": self.text}
+        if said := [*self.source.notes, *self.notes]:
+            context["data"] = "; ".join(said)
         if others:
             context["other code"] = "; ".join(others)
         heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])

@@ -25,12 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lbdist.config.build import allowed_type, plain
 from lbdist.config.schema import Config, Search
+from lbdist.config.text import as_typed, quoted, unparsed
 from lbdist.errors import InputError, one_line, require
 
 SEVERAL = ("remedy", "measure")
 """Groups of which a study may choose several."""
 
-RENAMED = {"evaluations": "test_points", "replicas": "seeds_at_once"}
+RENAMED = {"evaluations": "test_points", "replicas": "seeds_at_once", "data.image": "data.inputs"}
 """Keys of earlier versions, and what they are called now."""
 
 ALL = "all"
@@ -59,12 +60,12 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: must be a folder that is there")
-    overrides = [_quoted(text) for text in overrides]
+    given, overrides = overrides, [quoted(text) for text in overrides]
     for text in overrides:
         _check_override(text, folders)
     own = _own_network(overrides)
-    if own:  # its arguments are nobody else's, and none of them has to be there before
-        overrides = [f"++{text.lstrip('+')}" if text.lstrip("+") in own else text for text in overrides]
+    if added := [*own, *_arguments(overrides)]:  # nobody else's, and none of them has to be there before
+        overrides = [f"++{text.lstrip('+')}" if text.lstrip("+") in added else text for text in overrides]
     ConfigStore.instance().store(name="schema", node=Config)
     every = ["none", *(name for name in options("remedy", folders) if name != "none")]
     ConfigStore.instance().store(group="remedy", name=ALL, node={"defaults": every})
@@ -75,10 +76,11 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Dict
             search = [f"hydra.searchpath=[{paths}]"] if folders else []
             config = hydra.compose("config", overrides=[*search, *overrides])
         if own:
-            given = {text.partition("=")[0].split(".")[1] for text in own}
-            kept = {str(key): value for key, value in config.network.items() if key in given}
+            keys = {text.partition("=")[0].split(".")[1] for text in own}
+            kept = {str(key): value for key, value in config.network.items() if key in keys}
             named = {"name": str(kept["_target_"]).rpartition(".")[2], **kept}
             OmegaConf.update(config, "network", named, merge=False)
+        as_typed(config, given)
         OmegaConf.resolve(
             config.copy()
         )  # `derived` is filled once the data is read; the rest must resolve now
@@ -167,11 +169,11 @@ def _own_network(overrides: Sequence[str]) -> list[str]:
     return found if any(text.startswith("network._target_=") for text in found) else []
 
 
-def _quoted(text: str) -> str:
-    """An override with a path or URI for Hydra's grammar, which has its own idea of `~`, `=` and `:`."""
-    key, mark, value = text.partition("=")
-    plain = re.match(r"(~|\.{0,2}/|[a-z][a-z0-9+.-]*://)", value) and "'" not in value and "${" not in value
-    return f"{key}{mark}'{value}'" if plain else text
+def _arguments(overrides: Sequence[str]) -> list[str]:
+    """The overrides within nodes of the data set that name a class of their own, as `data.train` does."""
+    plain = [text.lstrip("+") for text in overrides]
+    named = [match[1] for text in plain if (match := re.match(r"(data\.\w+\.)_target_=", text))]
+    return [text for text in plain if text.startswith(tuple(named))] if named else []
 
 
 def _check_override(text: str, folders: Sequence[Path]) -> None:
@@ -180,11 +182,13 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
         override = OverridesParser.create().parse_override(text)
         key, value, sweep = override.key_or_group, override.value(), override.is_sweep_override()
     except HydraException as error:
-        raise InputError(f"{text}: must be KEY=VALUE in Hydra's syntax") from error
+        raise InputError(unparsed(text)) from error
     if sweep:
         raise InputError(f"{text}: must be one value; a list is written {key}=[A,B]")
     if not key:
         raise InputError(f"{text}: must be KEY=VALUE, but there is no key")
+    if re.match(r"hydra\b", key):
+        raise InputError(f"{text}: must be left out: it has no effect here; storage= says where results go")
     if not override.is_delete() and any((root / key).is_dir() for root in (config_root(), *folders)):
         chosen = value if isinstance(value, list) and key in SEVERAL else [value]
         known = [*options(key, folders), *([ALL] if key == "remedy" else [])]

@@ -203,7 +203,8 @@ def sample_flops(network: nn.Module, inputs: np.ndarray, outputs: tuple[int, ...
         ) from error
     if not isinstance(scores, torch.Tensor):
         raise InputError(f"network: gives a {type(scores).__name__} in evaluation mode, not a tensor")
-    if scores.shape != (len(batch), *outputs):
+    one = outputs == (1,) and scores.shape == (len(batch),)  # a number a sample is one output
+    if scores.shape != (len(batch), *outputs) and not one:
         raise InputError(
             f"network: gives outputs of shape {tuple(scores.shape)} for {len(batch)} samples; the loss takes "
             f"{(len(batch), *outputs)}"

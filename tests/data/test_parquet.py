@@ -103,7 +103,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
     data = Parquet(root=str(tmp_path), inputs="photo", label="kind", classes=5).load()
     assert data.classes == 5
     assert (
-        "there is no column label or labels or fine_label or target or y; set data.label to one of photo, kind"
+        "no column label or labels or fine_label or target or y; set data.label to one of photo, kind"
         in refused(tmp_path)
     )
     assert Parquet(root=str(tmp_path), label="kind", classes=5).load().classes == 5  # the only one left
