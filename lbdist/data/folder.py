@@ -1,11 +1,14 @@
 """A folder of pictures: one folder a class, in train/ and test/ beside each other, or one to be split.
 
-Classes are numbered in the alphabetical order of their folders, as torchvision's ImageFolder has them.
+Classes are numbered in the alphabetical order of their folders, as torchvision's ImageFolder has them. The
+pictures are in the order of their own names, whatever their class: a data set that was written out by number is
+what it was.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -59,18 +62,20 @@ class Folder(Pictured):
                         f"data.root: {files.say(f'{split}/{label}')} has no pictures, but "
                         f"{files.say(f'{other}/{label}')} has {len(found[other][label])}"
                     )
-        return [self._part(files, found[split], every) for split in taken]
+        return [self._part(files, found[split]) for split in taken]
 
-    def _part(self, files: Files, found: dict[str, list[str]], classes: list[str]) -> Part:
-        names = [(label, name) for label in classes for name in sorted(found[label])]
-        values = np.repeat(np.array(classes), [len(found[label]) for label in classes])
-        of = [
-            (files.say(name.rpartition("/")[0]), len(found[label]))
-            for label in classes
-            for name in found[label][:1]
-        ]
-        place = _Named(files, tuple(name for _, name in names))
-        return Part(Labels(values, of), self.pictures(place))
+    def _part(self, files: Files, found: dict[str, list[str]]) -> Part:
+        named = [(label, name) for label, names in found.items() for name in names]
+        named.sort(key=lambda one: (_natural(one[1]), one[0]))
+        place = _Named(files, tuple(name for _, name in named))
+        labels = Labels(np.array([label for label, _ in named]), [(f"{files}", len(named))])
+        return Part(labels, self.pictures(place))
+
+
+def _natural(name: str) -> list[str | int]:
+    """By which files are sorted: their own names, in which 10 comes after 9."""
+    parts = re.split(r"(\d+)", name.rpartition("/")[2])
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,10 @@ class Table(Shaped):
         features = self.inputs or [name for name in first.column_names if name not in labels]
         self._check(features, labels)
         fitted = _Fitted(self.standardise is not None, self.missing == "mean", tuple(self.categories or ()))
-        integers = self.kind in ("tokens", "pictures") or len(self.sides) == 3
+        kinds = {name: first.column(name).type for name in features if name in first.column_names}
+        whole = all(pa.types.is_integer(kind) for kind in kinds.values())
+        pictures = self.kind is None and len(self.sides) == 3 and whole
+        integers = self.kind in ("tokens", "pictures") or pictures
         parts: list[Part] = []
         for (where, table), (_, names) in zip(tables, taken, strict=True):
             for name in (*features, *labels):
