@@ -63,7 +63,7 @@ class Arrays(Shaped):
                     f"{known} (without the split's name)"
                 )
         both = {split: [inputs[split], labels[split]] for split in inputs if split in labels}
-        taken = self.chosen(both, "the keys {0}_x and {0}_y, or {0}.npz,")
+        taken = self.chosen(both, "the keys {0}_x and {0}_y, or x and y in {0}.npz")
         return [self._part(*(every[name] for name in names)) for _, names in taken]
 
     def _part(self, inputs: _Member, labels: _Member) -> Part:

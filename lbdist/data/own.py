@@ -140,7 +140,8 @@ def _array(value: Any, look: Look) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
-    array = np.array(value)
+    plain = isinstance(value, np.ndarray | np.generic | bool | int | float | str | list | tuple)
+    array = np.array(value) if plain else np.array(None)  # NumPy would read all of what has a length
     if array.dtype.kind not in "biufUS":
         raise InputError(f"holds a {type(value).__name__}, which is no array of numbers or text")
     return array

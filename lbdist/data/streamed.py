@@ -91,7 +91,8 @@ class Layout:
             )
         if self.kind == "tokens" and rows.dtype == np.uint64:
             require(not len(rows) or rows.max() < 2**63, "data.inputs", rows.dtype, "below 2^63")
-        rows = rows.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):  # infinity is refused further on
+            rows = rows.astype(self.dtype, copy=False)
         if self.last:
             channels, height, width = self.size
             return rows.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)

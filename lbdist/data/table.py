@@ -293,10 +293,9 @@ class _Rows(Chunked):
             text = pc.fill_null(values.cast(pa.string()), "")
             codes = np.asarray(pc.fill_null(pc.index_in(text, pa.array(known, pa.string())), -1))
             if len(wrong := np.flatnonzero(codes < 0)):
-                row = int(wrong[0])
+                value = text[int(wrong[0])].as_py()
                 raise InputError(
-                    f"data.categories: {self.where}: {name} is {text[row].as_py()!r} in row {row}, which no "
-                    "training sample has"
+                    f"data.categories: {self.where}: {name} is {value!r} where no training sample has that"
                 )
             return np.eye(len(known), dtype=np.float32)[codes]
         numbers = _numbers(values, name, self.where)
