@@ -11,7 +11,6 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -219,7 +218,7 @@ def _header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype, np.n
 def _tensors(files: Files, name: str) -> Iterator[tuple[list[str], Any]]:
     """The keys of a file of safetensors, and what gives a key's array, of a local file piece by piece."""
     place = files.here(name)
-    if isinstance(place, Path):
+    if isinstance(place, str):
         with safetensors.safe_open(place, framework="np") as opened:
             yield list(opened.keys()), opened.get_slice
     else:

@@ -55,7 +55,7 @@ class Split:
         found.update(content_digest(self.labels).encode())
         return found.hexdigest()
 
-    @property
+    @functools.cached_property
     def inputs_digest(self) -> str:
         """The SHA-256 of the inputs' bytes."""
         return content_digest(self.inputs)

@@ -71,27 +71,33 @@ class Files:
 
     def open(self, name: str) -> BinaryIO:
         """A file to read and to seek in."""
-        self._first.setdefault(name, self.stamp(name))
+        if name not in self._first:
+            self.stamp(name)
         if self.store.local is not None:
             return Path(self.path(name)).open("rb")
         return cast(BinaryIO, self.store.filesystem.open_input_file(self.path(name)))
 
-    def here(self, name: str) -> Path | bytes:
+    def here(self, name: str) -> str | bytes:
         """A local file's path, or else its content."""
         if self.store.local is not None:
-            self._first.setdefault(name, self.stamp(name))
-            return Path(self.path(name))
+            if name not in self._first:
+                self.stamp(name)
+            return self.path(name)
         with self.open(name) as file:
             return bytes(file.read())
 
     def stamp(self, name: str) -> tuple[object, ...]:
         """What tells a file from the one that was there before, as its inode and times on a local disk."""
+        stamp: tuple[object, ...]
         if self.store.local is not None:
-            found = Path(self.path(name)).stat()
+            found = os.stat(self.path(name))  # noqa: PTH116 (of many files, a Path each takes longer)
             # mtime can be set to what it was, ctime cannot
-            return name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        info = self.store.filesystem.get_file_info(self.path(name))
-        return name, info.size, info.mtime_ns
+            stamp = name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        else:
+            info = self.store.filesystem.get_file_info(self.path(name))
+            stamp = name, info.size, info.mtime_ns
+        self._first.setdefault(name, stamp)
+        return stamp
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

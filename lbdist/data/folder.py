@@ -1,8 +1,7 @@
 """A folder of pictures: one folder a class, in train/ and test/ beside each other, or one to be split.
 
 Classes are numbered in the alphabetical order of their folders, as torchvision's ImageFolder has them. The
-pictures are in the order of their own names, whatever their class: one that was written out by number is what it
-was.
+pictures are in the order of their own names, whatever their class: written out by number, they are as before.
 """
 
 from __future__ import annotations

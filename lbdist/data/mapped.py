@@ -111,7 +111,7 @@ class Mapped(Split):
         shape = recipe.shape()
         size = np.prod(shape, dtype=float) * recipe.dtype().itemsize
         if size <= limit:
-            return Split(_kept(recipe) if recipe.costly and size >= _KEPT else _made(recipe), labels)
+            return _kept(recipe, labels) if recipe.costly and size >= _KEPT else Split(_made(recipe), labels)
         digest, inputs = opened(recipe)
         return cls(inputs, labels, recipe, digest, limit)
 
@@ -141,12 +141,15 @@ def _made(recipe: Recipe) -> np.ndarray:
     return array
 
 
-def _kept(recipe: Recipe) -> np.ndarray:
-    """A recipe's array from its file, which may be there already, if there is room for it."""
+def _kept(recipe: Recipe, labels: np.ndarray) -> Split:
+    """A recipe's array as its file has it, kept in memory by the system; made anew if there is no room."""
     try:
-        return np.array(opened(recipe)[1])
+        digest, there = opened(recipe)
     except (NoRoom, PermissionError):
-        return _made(recipe)
+        return Split(_made(recipe), labels)
+    split = Split(there.view(np.ndarray), labels)
+    vars(split)["inputs_digest"] = digest  # known already
+    return split
 
 
 class NoRoom(InputError):
@@ -168,7 +171,7 @@ def limit(gib: float | None) -> float:
     return psutil.virtual_memory().total * MEMORY_SHARE if gib is None else gib * 2**30
 
 
-def opened(recipe: Recipe) -> tuple[str, np.ndarray]:
+def opened(recipe: Recipe) -> tuple[str, np.memmap]:
     """The SHA-256 and the samples of a recipe's file, which is made first where it is not there.
 
     Raises:
@@ -177,7 +180,7 @@ def opened(recipe: Recipe) -> tuple[str, np.ndarray]:
     folder = cache_folder(None) / "samples" / recipe.name()[:32]
     folder.mkdir(parents=True, exist_ok=True)
 
-    def there() -> tuple[str, np.ndarray] | None:
+    def there() -> tuple[str, np.memmap] | None:
         for file in folder.glob("[!.]*.npy"):
             with contextlib.suppress(ValueError, OSError, EOFError):  # cut short
                 array = np.load(file, mmap_mode="r")

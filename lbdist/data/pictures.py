@@ -32,7 +32,7 @@ CHUNK = 64  # pictures that a process decodes at a time
 _EQUAL = 0  # `channels` of grey pictures that are kept as colour
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
-Item = tuple[str, Path | bytes | None]
+Item = tuple[str, str | bytes | None]
 """What a line calls a picture, and where it is or what it is encoded as."""
 
 
@@ -230,10 +230,10 @@ class Pictures(Recipe):
             array[at] = picture
 
 
-_TASK: list[tuple[np.ndarray, Pictures]] = []  # of a process that decodes
+_TASK: list[tuple[np.memmap, Pictures]] = []  # of a process that decodes
 
 
-def _begin(array: np.ndarray, pictures: Pictures) -> None:
+def _begin(array: np.memmap, pictures: Pictures) -> None:
     """In a process that decodes: it ends with its parent, who alone hears of signals."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -244,8 +244,13 @@ def _begin(array: np.ndarray, pictures: Pictures) -> None:
 
 
 def _put(start: int, items: list[Item]) -> None:
+    """Decodes pictures to their place in the file, written at once: a fault for each page takes longer."""
     array, pictures = _TASK[0]
-    pictures.put(array, start, items)
+    some = np.empty((len(items), *pictures.size), np.uint8)
+    pictures.put(some, 0, items)
+    with Path(str(array.filename)).open("r+b", buffering=0) as file:
+        file.seek(array.offset + start * some[0].nbytes)
+        file.write(some.data)
 
 
 def looked_at(place: Encoded, kept: np.ndarray, look: Look) -> Look:
