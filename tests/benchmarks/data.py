@@ -50,9 +50,9 @@ def folder(root: Path, count: int, side: int) -> None:
     first = seconds(Folder(root=str(root), held_out=0.1).load)
     again = min(seconds(Folder(root=str(root), held_out=0.1).load) for _ in range(3))
     print(
-        f"{count:,} pictures of {side} x {side} ({kind}): Pillow on all cores {bare:.1f} s; lbdist {first:.1f} s"
+        f"{count:,} pictures of {side} x {side} ({kind}): Pillow on all cores {bare:.1f} s, lbdist {first:.1f}"
     )
-    print(f"({first / bare:.2f} times), later {again:.1f} s ({again / bare:.2f} times)")
+    print(f"s ({first / bare:.2f} times), later {again:.1f} s ({again / bare:.2f} times)")
 
 
 def table(root: Path, rows: int) -> None:

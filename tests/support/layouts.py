@@ -49,14 +49,14 @@ def folder(root: Path, splits: Splits, **_: Any) -> DataSource:
     return Folder(root=str(root))
 
 
-def npz(root: Path, splits: Splits, **_: Any) -> DataSource:
+def npz(root: Path, splits: Splits, name: str = "all") -> DataSource:
     named = {
         f"{key}_{split}": value
         for split, pair in splits.items()
         for key, value in zip("xy", pair, strict=True)
     }
-    np.savez(root / "all.npz", **named)
-    return Arrays(root=str(root / "all.npz"))
+    np.savez(root / f"{name}.npz", **named)
+    return Arrays(root=str(root / f"{name}.npz"))
 
 
 def npy(root: Path, splits: Splits, **_: Any) -> DataSource:

@@ -23,6 +23,7 @@ from lbdist.data import kaldi
 from lbdist.networks.convolutional import Shallow
 from lbdist.run import main
 from tests.support.files import encode, experiment, utterances, write_idx, write_parquet
+from tests.support.layouts import npz, tar
 from tests.support.repository import BLOCKS, README
 
 COMMANDS = [
@@ -46,6 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = [encode(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(4)]
     for name, count in (("train", 400), ("test", 8), ("validation", 8)):
         write_parquet(folder / "DIR" / f"{name}.parquet", images * (count // 4), [0, 1, 2, 9] * (count // 4))
+    _bring(folder, random)
     speech = utterances(400)
     experiment(folder, "data-fmllr-tri3/train", "exp/tri3_ali/pdf", speech)
     with pytest.MonkeyPatch.context() as patch:
@@ -55,6 +57,38 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(Shallow().state_dict(), folder / "MODELS" / "one.pt")
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), folder / "r18.pt")
     return folder
+
+
+def _bring(home: Path, random: np.random.Generator) -> None:
+    """What a user brings: photos of several sizes, digits, houses, shards, reviews, and a model."""
+    for at in range(420):
+        file = home / "PHOTOS" / ("train", "test")[at >= 400] / ("cat", "dog")[at % 2] / f"{at}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        size = (*random.integers(40, 90, 2), 3)
+        file.write_bytes(encode(random.integers(0, 256, size, np.uint8), "JPEG"))
+    count = {"train": 400, "test": 20}
+    digits = {
+        split: (random.integers(0, 256, (n, 28, 28), np.uint8), np.arange(n) % 10)
+        for split, n in count.items()
+    }
+    reviews = {split: (random.integers(0, 50, (n, 12)), np.arange(n) % 2) for split, n in count.items()}
+    for name, splits in (("digits", digits), ("reviews", reviews)):
+        npz(home, splits, name)
+    (home / "SHARDS").mkdir()
+    shards = {
+        split: (random.integers(0, 256, (n, 3, 32, 32), np.uint8), np.arange(n) % 10)
+        for split, n in count.items()
+    }
+    tar(home / "SHARDS", shards)
+    rows = [
+        (1 + at % 5, 80.5 + at % 37, ("Ulm", "Bonn")[at % 2], 90000 + 1000 * (at % 37)) for at in range(450)
+    ]
+    lines = ["rooms,area,town,price", *(",".join(map(str, row)) for row in rows)]
+    (home / "houses.csv").write_text("\n".join(lines))
+    (home / "my_model.py").write_text(
+        "from torch import nn\n\n\nclass Bag(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(48, 2))\n"
+    )
 
 
 def test_there_are_commands_of_every_kind() -> None:
@@ -74,6 +108,7 @@ def test_a_command_is_taken_as_written(
 ) -> None:
     """Up to what would run; the default study itself is run, shrunk, elsewhere."""
     monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(home))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
     words = shlex.split(os.path.expandvars(command))
