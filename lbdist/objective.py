@@ -48,8 +48,9 @@ class Objective:
 
     Args:
         network: Any module that maps inputs to what the loss takes; its device is used.
-        data: Inputs (N, ...), whose integers stay integers unless they are uint8, and labels (N, ...); on
-            the network's device, or on the host, from where each micro-batch is sent.
+        data: Inputs (N, ...), whose integers stay integers unless they are bytes of pictures, (N, H, W) or
+            more, and labels (N, ...); on the network's device, or on the host, from where each micro-batch is
+            sent.
         batch_norm: Statistics of batch normalisation: `running` averages as trained; `batch`, those of
             each evaluated micro-batch (the released code of Keskar et al., at 5,000); `recalibrated`,
             those of the whole data set at the network's own parameters, one layer after the other, then

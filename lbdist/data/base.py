@@ -27,6 +27,7 @@ from lbdist.random import permutation
 
 _SUBSET_SEED = 0
 _ROWS = 4096  # that are looked at at a time
+_PICTURES = 3  # dimensions that bytes of pictures have at least, (N, H, W)
 
 
 def content_digest(array: np.ndarray) -> str:
@@ -243,14 +244,15 @@ def subset(total: int, count: int | None) -> np.ndarray:
 
 
 def to_float(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Inputs as a network takes them: uint8 scaled to [0, 1], floats and other integers (tokens) as they are.
+    """Inputs as a network takes them: bytes of pictures scaled to [0, 1], other integers are tokens.
 
     No mean is subtracted.
     """
-    if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
-        return inputs
+    pixels = inputs.dtype == torch.uint8 and inputs.ndim >= _PICTURES
+    if not inputs.is_floating_point() and not pixels:
+        return inputs.long() if inputs.dtype == torch.uint8 else inputs
     scaled = inputs.to(dtype)
-    return scaled.div_(255) if inputs.dtype == torch.uint8 else scaled
+    return scaled.div_(255) if pixels else scaled
 
 
 def handed_out(inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -277,8 +279,8 @@ def are_tokens(inputs: np.ndarray) -> bool:
 
 
 def are_pixels(inputs: np.ndarray) -> bool:
-    """Whether inputs are pictures, of shape (N, C, H, W): bytes of any other shape are numbers of tokens."""
-    return inputs.dtype == np.uint8 and inputs.ndim == 4
+    """Whether inputs are pictures, bytes of two dimensions or more a sample: those in a row are tokens."""
+    return inputs.dtype == np.uint8 and inputs.ndim >= _PICTURES
 
 
 def is_integer(value: object, low: int) -> bool:

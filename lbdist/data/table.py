@@ -47,7 +47,7 @@ class Table(Shaped):
     """
 
     inputs: list[str] | None = None
-    label: Any = None
+    label: Any = field(default=None, metadata={"text": True})  # for lbdist.config.text
     categories: list[str] | None = None
     missing: str | None = None
     standardise: str | None = None

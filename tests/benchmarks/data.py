@@ -50,7 +50,7 @@ def folder(root: Path, count: int, side: int) -> None:
     first = seconds(Folder(root=str(root), held_out=0.1).load)
     again = min(seconds(Folder(root=str(root), held_out=0.1).load) for _ in range(3))
     print(
-        f"{count:,} pictures of {side} x {side} ({kind}): Pillow on all cores {bare:.1f} s, lbdist {first:.1f}"
+        f"{count:,} pictures of {side} x {side} ({kind}): Pillow on all cores {bare:.1f}, lbdist {first:.1f}"
     )
     print(f"s ({first / bare:.2f} times), later {again:.1f} s ({again / bare:.2f} times)")
 

@@ -112,10 +112,11 @@ def test_inconsistent_data_is_refused(wrong: dict[str, Split], message: str) -> 
 
 
 def test_to_float() -> None:
-    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
-    assert to_float(pixels).tolist() == pytest.approx([0, 0.2, 1])
+    pixels = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)
+    assert to_float(pixels).flatten().tolist() == pytest.approx([0, 0.2, 1])
     assert to_float(pixels).dtype == torch.float32
-    assert to_float(pixels, torch.float64).tolist() == [0, 51 / 255, 1]
+    assert to_float(pixels, torch.float64).flatten().tolist() == [0, 51 / 255, 1]
+    assert to_float(pixels[0]).dtype == torch.int64 and to_float(pixels[0]).equal(pixels[0])  # tokens
     signal = torch.tensor([-3.0, 300.0])
     assert to_float(signal).equal(signal)
     assert to_float(signal, torch.bfloat16).dtype == torch.bfloat16
