@@ -119,7 +119,7 @@ def _left_out(configs: Sequence[DictConfig], data: Dataset) -> list[str]:
     found = {}
     for config in configs:
         for name, node in list(config.remedy.items()):
-            why = build(node, f"remedy.{name}", kind=Remedy).leaves_out(data.train.inputs)
+            why = build(node, f"remedy.{name}", kind=Remedy).leaves_out(data)
             if why:
                 found[name] = f"remedy {name} is left out: {why}"
                 with open_dict(config.remedy):

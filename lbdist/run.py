@@ -46,6 +46,8 @@ _KEYS = {
     "network.init": "where weights begin: glorot, or keep (as the constructor makes or loads them)",
     "ghost_batch_size": "batch-norm group in samples; null is the whole global batch",
     "data.root": "folder of the data set (downloaded there, or read from there)",
+    "data.held_out": "share of the training split that is tested on, where there is no test split",
+    "data.mean, data.std": "what inputs are less and over: numbers, one a channel, or train",
     "search.epochs": "length of a search run, as a share of epochs",
     "combinations": "remedies together, as rows of their own: [[augmentation,robust]]",
     "measure.sharpness.solvers": "paper (as published), converged, or both",

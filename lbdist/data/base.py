@@ -93,6 +93,7 @@ class Dataset:
         classes: How many there are.
         mean: What a network subtracts from each channel of its inputs first; empty for nothing.
         std: What it divides them by then.
+        columns: Whether a sample's numbers are columns of a table, which have no order.
     """
 
     train: Split
@@ -100,6 +101,7 @@ class Dataset:
     classes: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    columns: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -222,7 +224,9 @@ class DataSource(ABC):
         mean, std = moments.resolved(self.mean, self.std, train.inputs)
         if mean:
             self.notes.append(moments.say(mean, std, train.inputs))
-        return Dataset(train, self._subset("test_samples", dataset.test), dataset.classes, mean, std)
+        return replace(
+            dataset, train=train, test=self._subset("test_samples", dataset.test), mean=mean, std=std
+        )
 
     def count(self, field: str, total: int) -> int | None:
         """How many of the samples that there are `train_samples` or `test_samples` asks for; None for all."""

@@ -126,7 +126,11 @@ class Brought(DataSource):
         names: dict[str, tuple[str, ...]] = {"train": (splits["train"],) if "train" in splits else TRAIN}
         if self.held_out is None:
             names["test"] = (splits["test"],) if "test" in splits else TEST
-        elif "train" not in splits and "train" not in found and len(found) == 1:
+        elif "train" in splits or "train" in found:
+            unused = [name for name in TEST if name in found and name not in splits.values()]
+            share = f"since data.held_out={self.held_out}"
+            self.notes += [f"data: the split {name} is left out, {share}" for name in unused]
+        elif len(found) == 1:
             names["train"] = tuple(found)  # all there is
         taken = []
         for part, candidates in names.items():

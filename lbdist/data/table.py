@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from lbdist.data import shards
+from lbdist.data.base import Dataset
 from lbdist.data.brought import Part, Take, column
 from lbdist.data.files import Files
 from lbdist.data.labels import Labels
@@ -65,6 +66,14 @@ class Table(Shaped):
         good = bool(names) and all(isinstance(one, str) for one in names)
         require(good, "data.label", self.label, "a column, a list of columns, or null")
 
+    def read(self) -> Dataset:
+        """Reads the tables.
+
+        Raises:
+            InputError: Naming the file, and the column that is missing or wrong.
+        """
+        return replace(super().read(), columns=True)
+
     def parts(self) -> list[Part]:
         """The rows of each split; how features are taken is told by the training split."""
         found = shards.splits(self.files, _ENDINGS)
@@ -83,6 +92,8 @@ class Table(Shaped):
         whole = all(pa.types.is_integer(kind) for kind in kinds.values())
         pictures = self.kind is None and len(self.sides) == 3 and whole
         integers = self.kind in ("tokens", "pictures") or pictures
+        plain = not integers or self.standardise is None
+        require(plain, "data.standardise", self.standardise, "null: tokens and pixels stay as they are")
         parts: list[Part] = []
         for (where, table), (_, names) in zip(tables, taken, strict=True):
             for name in (*features, *labels):

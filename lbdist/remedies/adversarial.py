@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from lbdist.data.base import are_tokens
+from lbdist.data.base import Dataset, are_tokens
 from lbdist.errors import require
 from lbdist.remedies.base import Batch, Learner, Remedy
 
@@ -30,9 +28,11 @@ class Adversarial(Remedy):
         require(self.epsilon >= 0, "epsilon", self.epsilon, "0 or more")
         require(0 <= self.weight <= 1, "weight", self.weight, "between 0 and 1")
 
-    def leaves_out(self, inputs: np.ndarray) -> str:
+    def leaves_out(self, data: Dataset) -> str:
         """Whole numbers that are no pixels: a loss has no gradient with respect to them."""
-        return "it moves inputs along a gradient, and tokens have none" if are_tokens(inputs) else ""
+        return (
+            "it moves inputs along a gradient, and tokens have none" if are_tokens(data.train.inputs) else ""
+        )
 
     def gradient(self, learner: Learner, batch: Batch) -> None:
         """The gradient of the mixed loss."""

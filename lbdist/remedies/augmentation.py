@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from lbdist import random
 from lbdist.data.augmentation import augment_images, augment_signals
-from lbdist.data.base import are_tokens
+from lbdist.data.base import Dataset, are_tokens
 from lbdist.errors import require
 from lbdist.remedies.base import Batch, Remedy
 
@@ -44,10 +42,13 @@ class Augmentation(Remedy):
         for name in ("degrees", "shift", "scale", "noise", "strength", "translate"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
-    def leaves_out(self, inputs: np.ndarray) -> str:
+    def leaves_out(self, data: Dataset) -> str:
         """What is neither images (N, C, H, W) nor signals (N, L)."""
+        inputs = data.train.inputs
         if are_tokens(inputs):
             return "it shifts, scales and blurs numbers, and tokens are none"
+        if data.columns and inputs.ndim == 2:
+            return "it shifts signals, and the columns of a table are none"
         known = inputs.ndim in (2, 4)
         return (
             "" if known else f"it takes images (N, C, H, W) or signals (N, L), not {inputs.ndim} dimensions"

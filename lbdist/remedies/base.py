@@ -21,12 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lbdist import random
 from lbdist.config.build import build
+from lbdist.data.base import Dataset
 from lbdist.errors import InputError
 from lbdist.plan import Node
 
@@ -109,8 +109,8 @@ class Learner(Protocol):
 class Remedy:
     """No remedy: plain mini-batch training. The others override its hooks."""
 
-    def leaves_out(self, inputs: np.ndarray) -> str:
-        """Why it cannot take such inputs, of shape (N, ...); empty where it can."""
+    def leaves_out(self, data: Dataset) -> str:
+        """Why it cannot take such inputs; empty where it can."""
         return ""
 
     def batch_size(self, full: int, epoch: int, epochs: int) -> int:
@@ -169,9 +169,9 @@ class Combined(Remedy):
                 )
             self._owner[hook] = members[names[0]] if names else Remedy()
 
-    def leaves_out(self, inputs: np.ndarray) -> str:
+    def leaves_out(self, data: Dataset) -> str:
         """What one of the members cannot take."""
-        return next(filter(None, (member.leaves_out(inputs) for member in self.members.values())), "")
+        return next(filter(None, (member.leaves_out(data) for member in self.members.values())), "")
 
     def batch_size(self, full: int, epoch: int, epochs: int) -> int:
         """That of the member that grows the batch."""
