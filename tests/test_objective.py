@@ -109,8 +109,8 @@ def test_measure_is_at_the_network_s_own_parameters() -> None:
 
 
 def test_images_are_scaled_to_one() -> None:
-    network = mlp()
-    stored = torch.randint(0, 256, (SAMPLES, INPUTS), dtype=torch.uint8)
+    network = nn.Sequential(nn.Flatten(), *mlp())
+    stored = torch.randint(0, 256, (SAMPLES, 1, 2, INPUTS // 2), dtype=torch.uint8)
     labels = samples()[1]
     f = Objective(network, (stored, labels), micro_batch_size=7)
     close(f(f.x), reference(network, f.x, (stored.double() / 255, labels), [SAMPLES]))

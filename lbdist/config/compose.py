@@ -227,7 +227,8 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
         names = _fields(_SECTIONS[group]) if group in _SECTIONS else []
         known = [f"{group}.{name}" for name in names] or [*_fields(Config), "experiment"]
         near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near and (names or not rest) else ""
+        told = names or not rest or key in RENAMED
+        hint = f"; did you mean {near[0]}?" if near and told else ""
         member, _, last = rest.partition(".")
         if group in SEVERAL and f"Key '{member}'" in line and member in options(group, folders):
             hint = f", since {member} is not among those of the study; add it to {group}=[...]"

@@ -155,6 +155,7 @@ class Brought(DataSource):
         Raises:
             InputError: Naming the file that is missing, damaged, or holds something wrong.
         """
+        vars(self).pop("files", None)  # what they were at an earlier reading does not count
         with self.files.unchanged():
             return self._read()
 

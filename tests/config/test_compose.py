@@ -54,6 +54,7 @@ BAD = [
     ("network=nope", "network=nope: must be one of c1"),
     ("network=null", "network=null: must be one of"),
     ("network=3", "network=3: must be one of"),
+    ("data=parquet data.image=x", "data.image=x: there is no key data.image; did you mean data.inputs?"),
     ("data=nope", "data=nope: must be one of arrays, cifar10"),
     ("optimizer=nope", "optimizer=nope: must be one of adagrad, adam"),
     ("remedy=nope", "remedy=nope: must be one or more of adversarial"),

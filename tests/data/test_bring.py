@@ -601,13 +601,41 @@ def test_data_in_an_object_store(layout: str, tmp_path: Path, s3: str) -> None:
     if layout == "npz":
         head, _, query = store.root.partition("?")
         source.root = f"{head}/all.npz?{query}"
-    del source.files
     there = source.load()
     assert (there.train.digest, there.test.digest) == (local.train.digest, local.test.digest)
     source.root = s3.format("nothing-there")
-    del source.files
     with pytest.raises(InputError, match="must be a folder that is there, or a file, or a URI of one"):
         source.load()
+
+
+def test_a_source_that_is_read_again_reads_what_is_there(tmp_path: Path) -> None:
+    source = Arrays(root=str(write(tmp_path)), memory_gib=0)
+    first = source.load()
+    write(tmp_path, x_train=COLOUR[::-1])
+    assert np.array_equal(source.load().train.inputs, COLOUR[::-1])
+    assert np.array_equal(first.train.inputs, COLOUR)
+
+
+@pytest.mark.parametrize("layout", ["folder", "npz", "csv", "tar", "Parquet"])
+def test_what_is_held_out_is_the_same_in_a_file(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a share of the training split, in memory and mapped; a test split that is there is left out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    labels = np.array(["a", "b", "c"])[LABELS] if layout == "folder" else LABELS
+    (tmp_path / "root").mkdir()
+    source: Any = LAYOUTS[layout](
+        tmp_path / "root", {"train": (COLOUR, labels), "test": (COLOUR[:3], labels[:3])}
+    )
+    source.held_out, found = 0.25, []
+    for memory in (None, 0):
+        source.memory_gib = memory
+        data = source.load()
+        assert isinstance(data.train, Mapped) == (memory == 0)
+        assert np.bincount(data.test.labels).tolist() == [1, 1, 1]
+        found.append((data.train.digest, data.test.digest))
+    assert found[0] == found[1]
+    assert any("the split test is left out, since data.held_out=0.25" in note for note in source.notes)
 
 
 def test_files_that_change_while_they_are_read(tmp_path: Path) -> None:

@@ -66,8 +66,10 @@ def few(shape: tuple[int, ...]) -> Dataset:
     generator = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
-        inputs = torch.rand(count, *shape, generator=generator).mul(255).byte().numpy()
-        return Split(inputs, torch.randint(0, 10, (count,), generator=generator).numpy())
+        inputs = torch.rand(count, *shape, generator=generator)
+        if len(shape) == 3:  # pictures
+            inputs = inputs.mul(255).byte()
+        return Split(inputs.numpy(), torch.randint(0, 10, (count,), generator=generator).numpy())
 
     return Dataset(split(len(data.train)), split(len(data.test)), 10)
 

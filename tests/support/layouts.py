@@ -84,7 +84,7 @@ def _columns(inputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 def _of_table(root: Path, splits: Splits, fields: Mapping[str, Any]) -> DataSource:
     inputs, labels = splits["train"]
-    kind = "numbers" if inputs.dtype.kind == "f" else "pictures" if inputs.ndim == 4 else "tokens"
+    kind = {"f": "numbers", "u": "pictures", "i": "tokens"}[inputs.dtype.kind]
     label = "kind" if labels.ndim == 1 else [f"y{at}" for at in range(labels[0].size)]
     return Table(root=str(root), label=label, kind=kind, shape=list(inputs.shape[1:]), **fields)
 
