@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import safetensors.numpy
 
 import lbdist.results
 from lbdist.run import main
@@ -91,6 +92,23 @@ def test_a_study_of_what_people_bring(
             "data: inputs are scaled to [0, 1], then less" in page
             and "the classes in order: cat is 0" in page
         )
+
+
+def test_the_same_samples_in_another_layout_are_the_same_cells(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(home))
+    assert main(["experiment=gap", *DATA["sequences of integers"].split(), *QUICK]) == 0
+    cells = {file: file.stat().st_mtime_ns for file in (home / "results/cells").rglob("*") if file.is_file()}
+    (home / "again").mkdir()
+    with np.load(home / "reviews.npz") as archive:
+        own = {key: values.astype("i2") for key, values in archive.items()}
+    safetensors.numpy.save_file(own, home / "again/all.safetensors")
+    other = DATA["sequences of integers"].replace("reviews.npz", "again")
+    assert main(["experiment=gap", *other.split(), *QUICK]) == 0
+    assert {
+        file: file.stat().st_mtime_ns for file in (home / "results/cells").rglob("*") if file.is_file()
+    } == cells
 
 
 def test_the_command_finds_modules_of_the_current_folder(home: Path) -> None:
