@@ -285,7 +285,7 @@ class Session(ABC):
         words, others = reading.words(runs), self._other_code(book, finished.values())
         context = {"command": command, **results.provenance(), "configuration": self.text}
         if said := [*self.source.notes, *self.notes]:
-            context["data"] = "; ".join(said)
+            context["data"] = "; ".join(line.removeprefix("data: ") for line in said)
         if others:
             context["other code"] = "; ".join(others)
         heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])

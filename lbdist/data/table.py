@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ _LABELS = ("label", "target", "y", "class")
 _MISSING = ("drop", "mean")
 _STANDARDISE = ("inputs", "all")
 _ROWS = 65536
+_MOST_VALUES = 1000  # of a category, each of which is an input of its own
 
 
 @dataclass
@@ -79,10 +81,10 @@ class Table(Shaped):
         found = shards.splits(self.files, _ENDINGS)
         taken = self.chosen(found, "{0}.csv or {0}.parquet")
         tables = []
-        for _, names in taken:
-            names = shards.whole(self.files, names, _ENDINGS)
-            tables.append((self.files.say(names[0]), read(self.files, names)))
-        where, first = tables[0]
+        for _, files in taken:
+            names = shards.whole(self.files, files, _ENDINGS)
+            tables.append((tuple(names), self.files.say(names[0]), read(self.files, names)))
+        _, where, first = tables[0]
         single = not isinstance(self.label, list)
         labels = [column("label", self.label, _LABELS, first.column_names, where)] if single else self.label
         features = self.inputs or [name for name in first.column_names if name not in labels]
@@ -95,15 +97,17 @@ class Table(Shaped):
         plain = not integers or self.standardise is None
         require(plain, "data.standardise", self.standardise, "null: tokens and pixels stay as they are")
         parts: list[Part] = []
-        for (where, table), (_, names) in zip(tables, taken, strict=True):
-            for name in (*features, *labels):
+        every = (*features, *labels)
+        for own, where, table in tables:
+            for name in every:
                 column("label" if name in labels else "inputs", name, (), table.column_names, where)
-            used = table.select([*features, *labels])
-            used = self._present(used, features, labels, where)
-            rows = _Rows(self.files, tuple(names), where, used.select(features), fitted, integers)
-            values = _labels([used.column(name) for name in labels], single, where)
+            drop = self.missing == "drop"
+            rows = _Rows(self.files, own, where, every, len(features), drop, fitted, integers)
+            vars(rows)["table"] = _present(table.select(every), drop)  # it has been read already
+            self._check_cells(table.select(every), labels, where)
+            values = _labels([rows.table.column(name) for name in labels], single, where)
             fit = rows.fit if not parts else None
-            parts.append(Part(Labels(values, [(where, len(used))]), self._taker(rows), fit))
+            parts.append(Part(Labels(values, [(where, len(values))]), self._taker(rows), fit))
         return parts
 
     def _check(self, features: Sequence[str], labels: Sequence[str]) -> None:
@@ -115,31 +119,24 @@ class Table(Shaped):
         require(not unknown, "data.categories", unknown, f"among the features, {', '.join(features[:40])}")
 
     def _taker(self, rows: _Rows) -> Take:
-        return lambda kept: self.streamed(rows, next(rows.chunks()))(kept)
+        return lambda kept: self.streamed(rows, rows.none())(kept)
 
-    def _present(
-        self, table: pa.Table, features: Sequence[str], labels: Sequence[str], where: str
-    ) -> pa.Table:
-        """The rows without empty cells, where that is how they are taken; else their cells are refused."""
+    def _check_cells(self, table: pa.Table, labels: Sequence[str], where: str) -> None:
+        """Refuses empty cells, unless it is said what becomes of them."""
         empty = {name: _empty(table.column(name)) for name in table.column_names}
-        counts = {name: int(mask.sum()) for name, mask in empty.items()}
-        if self.missing == "drop" and any(counts.values()):
-            kept = ~np.logical_or.reduce(list(empty.values()))
-            self.notes.append(
-                f"data: {int((~kept).sum()):,} of {len(kept):,} rows of {where} have empty cells"
-            )
-            return table.filter(pa.array(kept))
-        for name in (*labels, *(features if self.missing is None else ())):
-            if counts[name]:
-                row = int(np.argmax(empty[name]))
+        if self.missing == "drop":
+            lost = int(np.logical_or.reduce(list(empty.values())).sum())
+            if lost:
+                self.notes.append(f"data: {lost:,} of {len(table):,} rows of {where} have empty cells")
+            return
+        for name in labels if self.missing else table.column_names:
+            if count := int(empty[name].sum()):
                 ways = "data.missing=drop leaves such rows out"
                 ways += "" if name in labels else ", data.missing=mean takes the training split's mean"
                 raise InputError(
-                    f"data.missing={self.missing}: {where}: column {name} is empty in {counts[name]} rows, "
-                    "the "
-                    f"first of them {row}; {ways}"
+                    f"data.missing={self.missing}: {where}: column {name} is empty in {count} rows, "
+                    f"the first of them {int(np.argmax(empty[name]))}; {ways}"
                 )
-        return table
 
     def scaled(self, values: np.ndarray, train: np.ndarray) -> np.ndarray:
         """Labels that are numbers by the training split's mean and deviation, where that is asked for."""
@@ -175,6 +172,14 @@ def read(files: Files, names: Sequence[str]) -> pa.Table:
     except pa.ArrowException as error:
         listed = " and ".join(files.say(name) for name in names[:2])
         raise InputError(f"data.root: {listed} are not of one table: {one_line(error)}") from error
+
+
+def _present(table: pa.Table, drop: bool) -> pa.Table:
+    """The rows without empty cells, where those are dropped."""
+    if not drop:
+        return table
+    empty = [_empty(table.column(name)) for name in table.column_names]
+    return table.filter(pa.array(~np.logical_or.reduce(empty)))
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -254,34 +259,50 @@ class _Rows(Chunked):
         files: Where they lie.
         names: The split's files.
         where: What a line calls them.
-        table: The columns of the features, of the rows that count.
-        fitted: How they are taken.
+        used: Columns of the features, and then of the labels.
+        features: How many of them are features.
+        drop: Whether rows with empty cells do not count.
+        fitted: How features are taken.
         integers: Whether they are tokens or pixels.
     """
 
     files: Files
     names: tuple[str, ...]
     where: str
-    table: pa.Table
+    used: tuple[str, ...]
+    features: int
+    drop: bool
     fitted: _Fitted
     integers: bool
 
     def __str__(self) -> str:
         return f"data.root={self.files.root!r}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "table"}
+
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """The columns that are used, of the rows that count."""
+        return _present(read(self.files, self.names).select(self.used), self.drop)
+
     def name(self) -> str:
         """The files, as they are now, and how they are taken."""
         stamps = [self.files.stamp(name) for name in self.names]
-        shown = (stamps, self.table.column_names, len(self.table), self.fitted)
+        shown = (stamps, self.used, self.features, self.drop, self.fitted)
         return hashlib.sha256(repr(shown).encode()).hexdigest()
 
     def fit(self, kept: np.ndarray) -> None:
         """Learns from these rows how features are taken."""
-        for name in self.table.column_names:
+        for name in self.used[: self.features]:
             values = _plain(self.table.column(name))
             if name in self.fitted.categories:
                 there = values.take(pa.array(kept)).cast(pa.string()).unique().to_pylist()
-                self.fitted.values[name] = sorted({one or "" for one in there})
+                known = sorted({one or "" for one in there})
+                few = len(known) <= _MOST_VALUES
+                allowed = f"columns of at most {_MOST_VALUES:,} values each; leave it out of data.inputs"
+                require(few, "data.categories", f"{name} ({len(known):,} values)", allowed)
+                self.fitted.values[name] = known
             elif not self.integers:
                 numbers = _numbers(values, name, self.where)[kept].astype(np.float64)
                 numbers = numbers[~np.isnan(numbers)]
@@ -290,14 +311,24 @@ class _Rows(Chunked):
                 with np.errstate(invalid="ignore"):  # of infinity, which is refused where it is
                     self.fitted.moments[name] = float(numbers.mean()), float(numbers.std()) or 1.0
 
+    def none(self) -> np.ndarray:
+        """No row, of the shape and type that rows have once they are fitted."""
+        known = self.fitted.values
+        width = sum(len(known[name]) if name in known else 1 for name in self.used[: self.features])
+        return np.zeros((0, width), np.int64 if self.integers and not known else np.float32)
+
     def chunks(self) -> Iterator[np.ndarray]:
         """Rows as float32, or int64 where they are integers, some at a time."""
-        columns = [self._column(name) for name in self.table.column_names]
+        columns = [self._column(name) for name in self.used[: self.features]]
         for start in range(0, max(1, len(self.table)), _ROWS):
-            yield np.concatenate([one[start : start + _ROWS] for one in columns], axis=1)
+            some = [(values[start : start + _ROWS], kinds) for values, kinds in columns]
+            yield np.concatenate(
+                [np.eye(kinds, dtype=np.float32)[one] if kinds else one[:, None] for one, kinds in some],
+                axis=1,
+            )
 
-    def _column(self, name: str) -> np.ndarray:
-        """A feature as (N, 1), or (N, K) of a category with K values."""
+    def _column(self, name: str) -> tuple[np.ndarray, int]:
+        """A feature's numbers, of shape (N,), and 0; of a category its codes, and how many values it has."""
         values = _plain(self.table.column(name))
         if name in self.fitted.categories:
             known = self.fitted.values[name]
@@ -308,12 +339,12 @@ class _Rows(Chunked):
                 raise InputError(
                     f"data.categories: {self.where}: {name} is {value!r} where no training sample has that"
                 )
-            return np.eye(len(known), dtype=np.float32)[codes]
+            return codes, len(known)
         numbers = _numbers(values, name, self.where)
         if self.integers:
             whole = numbers.dtype.kind in "iu"
             require(whole, "data.kind", f"column {name} of {self.where}", "numbers, since it is no integers")
-            return numbers.astype(np.int64)[:, None]
+            return numbers.astype(np.int64), 0
         mean, deviation = self.fitted.moments[name]
         numbers = numbers.astype(np.float64)
         if self.fitted.fill:
@@ -321,4 +352,4 @@ class _Rows(Chunked):
         if self.fitted.standardise:
             numbers = (numbers - mean) / deviation
         with np.errstate(over="ignore"):  # infinity is refused further on
-            return numbers.astype(np.float32)[:, None]
+            return numbers.astype(np.float32), 0

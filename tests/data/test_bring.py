@@ -374,8 +374,20 @@ def test_empty_cells(tmp_path: Path) -> None:
         ({}, {"label": ["x", "y"]}, {"categories": ["town"]}, "must mean the same in every file"),
         ({"size": [1, 2, "inf", 3]}, {}, {"inputs": ["size"]}, "sample 2 has NaN or infinity"),
         ({"town": ["2020-01-01"] * 4}, {}, {}, "column town is date32[day], no number"),
+        (
+            {"town": [f"t{at}" for at in range(1001)], "size": [1] * 1001, "label": [0, 1] * 500 + [0]},
+            {},
+            {"categories": ["town"]},
+            "town (1,001 values): must be columns of at most 1,000",
+        ),
         ({}, {}, {"missing": "zero"}, "data.missing=zero: must be drop or mean, or null"),
         ({}, {}, {"standardise": True}, "data.standardise=True: must be inputs or all, or null"),
+        (
+            {"size": [1, 2, 3, 4]},
+            {},
+            {"inputs": ["size"], "kind": "tokens", "standardise": "all"},
+            "tokens and pixels stay",
+        ),
         ({}, {}, {"inputs": ["size"], "kind": "tokens"}, "must be numbers, since it is no integers"),
     ],
 )

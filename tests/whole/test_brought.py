@@ -88,10 +88,7 @@ def test_a_study_of_what_people_bring(
     assert set(ends.method) >= {"SB", "LB"} and np.isfinite(ends.value).all()
     page = (home / "results/gap/report.html").read_text()
     if kind == "pictures of several sizes":
-        assert (
-            "data: inputs are scaled to [0, 1], then less" in page
-            and "the classes in order: cat is 0" in page
-        )
+        assert "inputs are scaled to [0, 1], then less" in page and "the classes in order: cat is 0" in page
 
 
 def test_the_same_samples_in_another_layout_are_the_same_cells(
