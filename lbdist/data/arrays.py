@@ -58,8 +58,7 @@ class Arrays(Shaped):
                 wanted = getattr(self, field) or " or ".join(usual)
                 raise InputError(
                     f"data.{field}: there is no key {wanted} in {self.files.root}; set data.{field} to one "
-                    "of "
-                    f"{known} (without the split's name)"
+                    f"of {known} (without the split's name)"
                 )
         both = {split: [inputs[split], labels[split]] for split in inputs if split in labels}
         taken = self.chosen(both, "the keys {0}_x and {0}_y, or x and y in {0}.npz")
@@ -206,8 +205,7 @@ def _header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype, np.n
     if dtype.hasobject:
         raise InputError(
             f"data.root: {where} holds Python objects, which are never unpickled: save an array of numbers "
-            "or "
-            "text, of rows of one length"
+            "or text, of rows of one length"
         )
     if columns_first and len(shape) > 1:
         return shape, dtype, np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T

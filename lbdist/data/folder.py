@@ -43,8 +43,7 @@ class Folder(Pictured):
             has = "pictures of no class" if names else "no pictures"
             raise InputError(
                 f"data.root={self.root!r}: must hold a folder of pictures for each class, in train/ and "
-                "test/ "
-                f"or in itself; it holds {has}: {there(files, str(self.root))}"
+                f"test/ or in itself; it holds {has}: {there(files, str(self.root))}"
             )
         splits = {
             split: [name for own in classes.values() for name in own] for split, classes in found.items()

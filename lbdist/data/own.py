@@ -43,8 +43,8 @@ class Own(Pictured, Shaped):
 
     def check_root(self) -> None:
         """Refuses what belongs to files."""
-        for field in ("root", "splits"):
-            allowed = "null: a data set has its own arguments, as in data.train.root=DIR"
+        for field in ("root", "splits", "memory_gib"):
+            allowed = "null: a data set has its own arguments, as in data.train.root=DIR, and is in memory"
             require(getattr(self, field) is None, f"data.{field}", getattr(self, field), allowed)
         named = isinstance(self.train, Mapping) and bool(self.train.get("_target_"))
         allowed = "a data set: data.train._target_=torchvision.datasets.FakeData, and its arguments"
@@ -77,8 +77,7 @@ class Own(Pictured, Shaped):
         except (TypeError, AttributeError) as error:
             raise InputError(
                 f"{key}: a {type(source).__name__} has no length or no numbered samples; must be a "
-                "map-style data "
-                "set, as torch.utils.data.Dataset is"
+                "map-style data set, as torch.utils.data.Dataset is"
             ) from error
         those = generators()
         before = _states(those)

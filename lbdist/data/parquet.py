@@ -71,8 +71,7 @@ class Parquet(Pictured, Shaped):
             way = "text is to be cut into tokens first" if text else "columns of numbers are data=table"
             raise InputError(
                 f"data.inputs={name!r}: {where}: must be a struct of bytes and path, or lists of numbers, "
-                "not "
-                f"{kind}: {way}"
+                f"not {kind}: {way}"
             )
         rows = next((rows for rows in place.chunks() if len(rows)), np.zeros((0, 1), np.float32))
         return Part(labels, self.streamed(place, rows))
@@ -167,8 +166,7 @@ def arrays(values: pa.Array, where: str, first: int, field: str = "inputs") -> n
                 row = first + int(wrong[0]) * rows // max(1, len(lengths))
                 raise InputError(
                     f"data.{field}: {where}: row {row} has {lengths[wrong[0]]} values where the first one "
-                    "has "
-                    f"{lengths[0]}; all must have one length: cut or pad them"
+                    f"has {lengths[0]}; all must have one length: cut or pad them"
                 )
             sizes.append(int(lengths[0]) if len(lengths) else 0)
         values = values.flatten()
@@ -218,8 +216,7 @@ class _Column(Chunked):
                 if found.shape[1:] != size:
                     raise InputError(
                         f"data.inputs: {self.files.say(name)}: row {row} has shape {list(found.shape[1:])}, "
-                        "but "
-                        f"the first one has {list(size)}; all must have one: cut or pad them"
+                        f"but the first one has {list(size)}; all must have one: cut or pad them"
                     )
                 yield found
 

@@ -62,8 +62,7 @@ class Tar(Pictured, Shaped):
                     if len(own) != 1:
                         raise InputError(
                             f"data.inputs: {where} has {', '.join(files)}; must have one picture or "
-                            f"{_ARRAY}: "
-                            "set data.inputs to one of them"
+                            f"{_ARRAY}: set data.inputs to one of them"
                         )
                     ending = own[0]
                 for field, end in (("inputs", ending), ("label", self.label)):

@@ -279,8 +279,7 @@ def test_labels_that_are_told(tmp_path: Path) -> None:
     assert source.load().classes == 4
     assert source.notes == [
         "data: of 4 classes, no training sample has class 0; data.relabel=true takes those that there are, "
-        "in "
-        "order"
+        "in order"
     ]
     source = Arrays(root=str(tmp_path / "a.npz"), relabel=True)
     data = source.load()

@@ -68,8 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 DATA = {
     "pictures of several sizes": "data=folder data.root=photos data.resize=32 data.mean=train "
-    "data.std=[0.2,0.2,0.3] "
-    "network._target_=my_model.Small",
+    "data.std=[0.2,0.2,0.3] network._target_=my_model.Small",
     "a table": "data=table data.root=houses.csv data.label=price data.task=regression data.categories=[town] "
     "data.standardise=all data.held_out=0.2 loss=mean_squared_error network._target_=my_model.Price",
     "sequences of integers": "data=arrays data.root=reviews.npz network._target_=my_model.Bag",
