@@ -125,9 +125,16 @@ class Mapped(Split):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens the file where the split was sent, or makes it there."""
-        found, inputs = opened(state["recipe"])
+        recipe = state["recipe"]
+        try:
+            found, inputs = opened(recipe)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"data: {recipe}: {error.filename} is not there on this node; samples that are larger than "
+                "data.memory_gib have to be where every node sees them"
+            ) from error
         if found != state["sum"]:
-            raise InputError(f"data: {state['recipe']} gives other samples on this node than at the driver")
+            raise InputError(f"data: {recipe} gives other samples on this node than at the driver")
         self.__dict__.update(state, inputs=inputs)
 
     def take(self, indices: np.ndarray) -> Split:

@@ -684,3 +684,8 @@ def test_a_mapped_split_of_any_layout_is_sent_as_a_recipe(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"{layout}-elsewhere"))
         assert pickle.loads(pickle.dumps(data.train)).digest == data.train.digest
         assert png(data.train.inputs[0])
+        content = pickle.dumps(data.train)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"{layout}-third"))
+        (tmp_path / layout).rename(tmp_path / f"{layout}-moved")
+        with pytest.raises(InputError, match="is not there on this node"):
+            pickle.loads(content)
