@@ -47,7 +47,7 @@ def splits(draw: st.DrawFn) -> Splits:
     return made
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(splits=splits())
 def test_every_layout_gives_the_arrays_that_it_was_made_of(splits: Splits) -> None:
     digests = set()
@@ -75,7 +75,7 @@ def test_mnist_is_one_data_set_in_every_layout(
         pytest.skip(f"{SHARED / 'mnist'} is not here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     memory = {"memory_gib": 0} if mapped else {}
-    data = Parquet(root=str(SHARED / "mnist"), train_samples=600, test_samples=200, **memory).load()
+    data = Parquet(root=str(SHARED / "mnist"), train_samples=400, test_samples=100, **memory).load()
     found = {split: getattr(data, split) for split in ("train", "test")}
     whole = {split: (one.inputs, one.labels) for split, one in found.items()}
     digests = {data.train.digest + data.test.digest}

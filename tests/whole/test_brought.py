@@ -150,7 +150,7 @@ def test_processes_that_decode_end_with_the_driver(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     picture = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
-    for at in range(6000):
+    for at in range(4000):
         file = tmp_path / "photos" / "ab"[at % 2] / f"{at}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture)
