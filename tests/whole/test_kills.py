@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import signal
@@ -11,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.commands import (
@@ -64,10 +64,11 @@ def test_an_interrupt_that_every_process_gets_is_told_as_one(cache: str, tmp_pat
     process = start(tmp_path, "experiment=gap", "study.equal_loss=null", "epochs=2000", cache)
     wait_for_one(process, "ray::ImplicitFunc")
     members = family(process)
-    for member in members:
-        with contextlib.suppress(psutil.Error):
-            member.terminate()
-    process.terminate()
+    os.kill(process.pid, signal.SIGSTOP)  # so that it is at once to this one, however slowly it is sent
+    for pid in [*(member.pid for member in members), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGCONT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.count("lbdist: ") == 1 and "Traceback" not in out + err
