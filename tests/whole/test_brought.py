@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -140,10 +141,13 @@ def test_columns_of_a_table_are_no_signal(
 READ = """
 import sys
 from lbdist.data.folder import Folder
-Folder(root=sys.argv[1], held_out=0.1).load()
+from lbdist.processes import Interrupts
+with Interrupts("over"):
+    Folder(root=sys.argv[1], held_out=0.1).load()
 """
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core decodes in the driver itself")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_processes_that_decode_end_with_the_driver(
     how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,10 +163,11 @@ def test_processes_that_decode_end_with_the_driver(
     ) as driver:
         children: list[psutil.Process] = []
         begin = time.monotonic()
-        while not children and driver.poll() is None and time.monotonic() < begin + 60:
+        cores = len(os.sched_getaffinity(0))  # one child alone may be what `import torch` asks
+        while len(children) < cores and driver.poll() is None and time.monotonic() < begin + 60:
             time.sleep(0.05)
             children = psutil.Process(driver.pid).children()
-        assert children
+        assert len(children) == cores
         driver.send_signal(how)
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive
