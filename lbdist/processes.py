@@ -22,6 +22,8 @@ from lbdist.errors import warn
 if TYPE_CHECKING:
     import psutil  # takes its time, in which no signal is held yet
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 AGAIN_SECONDS = 2.0
 """After which an interrupt that got lost is sent again."""
 
@@ -111,8 +113,7 @@ class Interrupts:
         self._again = False
 
     def __enter__(self) -> Interrupts:
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {kind: signal.signal(kind, self._interrupt) for kind in kinds}
+        self._previous = {kind: signal.signal(kind, self._interrupt) for kind in INTERRUPTS}
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._woken = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -170,7 +171,7 @@ def closing(last: str) -> Iterator[None]:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            for kind in (signal.SIGINT, signal.SIGTERM):
+            for kind in INTERRUPTS:
                 signal.signal(kind, signal.getsignal(kind))
         _closing.pop()
 

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 from lbdist.data.mapped import Recipe
 from lbdist.errors import Failure, InputError, require
+from lbdist.processes import INTERRUPTS
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -197,6 +198,8 @@ class Pictures(Recipe):
         pool = ProcessPoolExecutor(cores, fork, _begin, (array, self))
         waiting: deque[Future[None]] = deque()
         try:
+            with _unheard():
+                pool.submit(int)  # starts the processes, all of them
             for start, items in chunks:
                 waiting.append(pool.submit(_put, start, items))
                 if len(waiting) > 4 * cores:
@@ -233,11 +236,22 @@ class Pictures(Recipe):
 _TASK: list[tuple[np.memmap, Pictures]] = []  # of a process that decodes
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Interrupts wait: one amid forks would be lost, or leave processes that the end waits for."""
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+
 def _begin(array: np.memmap, pictures: Pictures) -> None:
     """In a process that decodes: it ends with its parent, who alone hears of signals."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     _TASK[:] = [(array, pictures)]

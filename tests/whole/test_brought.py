@@ -143,7 +143,7 @@ import sys
 from lbdist.data.folder import Folder
 from lbdist.processes import Interrupts
 with Interrupts("over"):
-    Folder(root=sys.argv[1], held_out=0.1).load()
+    Folder(root=sys.argv[1], held_out=0.1, memory_gib=0).load()
 """
 
 
@@ -174,3 +174,21 @@ def test_processes_that_decode_end_with_the_driver(
         assert driver.wait(20) != 0
     assert not list((tmp_path / "cache").rglob("[!.]*.npy"))
     shutil.rmtree(tmp_path / "photos")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core decodes in the driver itself")
+def test_an_interrupt_amid_their_forks_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There Python loses it, or waits at its end for processes that nobody ends."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    picture = encode(np.zeros((8, 8), np.uint8))
+    for at in range(1200):
+        file = tmp_path / "photos" / "ab"[at % 2] / f"{at}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture)
+    amid = "import os\nos.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), 2))\n"
+    code = READ.replace("with Interrupts", f"{amid}with Interrupts")
+    driver = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "photos")], timeout=60, capture_output=True, text=True
+    )
+    assert driver.returncode == -signal.SIGINT
+    assert "ignored" not in driver.stderr and driver.stderr.rstrip().endswith("KeyboardInterrupt")
