@@ -145,29 +145,36 @@ from lbdist.processes import Interrupts
 with Interrupts("over"):
     Folder(root=sys.argv[1], held_out=0.1, memory_gib=0).load()
 """
+CORES = len(os.sched_getaffinity(0))
+several = pytest.mark.skipif(CORES == 1, reason="one core decodes in the driver itself")
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core decodes in the driver itself")
+def _photos(folder: Path, picture: np.ndarray, count: int) -> None:
+    """One picture many times, in two classes."""
+    encoded = encode(picture)
+    for at in range(count):
+        file = folder / "ab"[at % 2] / f"{at}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded)
+
+
+@several
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_processes_that_decode_end_with_the_driver(
     how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    picture = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
-    for at in range(4000):
-        file = tmp_path / "photos" / "ab"[at % 2] / f"{at}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture)
+    _photos(tmp_path / "photos", np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), 4000)
     with subprocess.Popen(
         [sys.executable, "-c", READ, str(tmp_path / "photos")], stderr=subprocess.PIPE
     ) as driver:
         children: list[psutil.Process] = []
         begin = time.monotonic()
-        cores = len(os.sched_getaffinity(0))  # one child alone may be what `import torch` asks
-        while len(children) < cores and driver.poll() is None and time.monotonic() < begin + 60:
+        # one child alone may be what `import torch` asks
+        while len(children) < CORES and driver.poll() is None and time.monotonic() < begin + 60:
             time.sleep(0.05)
             children = psutil.Process(driver.pid).children()
-        assert len(children) == cores
+        assert len(children) == CORES
         driver.send_signal(how)
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive
@@ -176,19 +183,13 @@ def test_processes_that_decode_end_with_the_driver(
     shutil.rmtree(tmp_path / "photos")
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core decodes in the driver itself")
+@several
 def test_an_interrupt_amid_their_forks_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There Python loses it, or waits at its end for processes that nobody ends."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    picture = encode(np.zeros((8, 8), np.uint8))
-    for at in range(1200):
-        file = tmp_path / "photos" / "ab"[at % 2] / f"{at}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture)
-    amid = "import os\nos.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), 2))\n"
-    code = READ.replace("with Interrupts", f"{amid}with Interrupts")
-    driver = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "photos")], timeout=60, capture_output=True, text=True
-    )
+    _photos(tmp_path / "photos", np.zeros((8, 8), np.uint8), 1200)
+    amid = "import os\nos.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), 2))"
+    words = [sys.executable, "-c", amid + READ, str(tmp_path / "photos")]
+    driver = subprocess.run(words, timeout=60, capture_output=True, text=True)
     assert driver.returncode == -signal.SIGINT
     assert "ignored" not in driver.stderr and driver.stderr.rstrip().endswith("KeyboardInterrupt")
