@@ -28,6 +28,7 @@ def show(study: Study, cells: Collection[Cell], data: Dataset, store: Store, rem
         remarks: What is said first.
     """
     book = Book(store)
+    book.read_ahead(study)
     done = sum(book(cell) is not None for cell in cells_of(study, book).values())
     print(remarks[0])
     if not cells:

@@ -6,6 +6,7 @@ A storage folder, local or in an object store, is shared by all its studies:
     cells/<cell>/rows.parquet      its rows, once it is finished
     cells/<cell>/*.safetensors     its models: the last, and one for each epoch that is kept
     measurements/<id>.parquet      the rows of one measurement
+    compacted                      what was read of these, which need not be read again
     <study>/rows.parquet           the rows of a study, with the columns that say what each cell is
     <study>/tune, report.html, figures/, tables/
 
@@ -15,7 +16,6 @@ Neither torch nor ray is imported here: reading results needs neither.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
 import re
@@ -27,68 +27,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lbdist import code
-from lbdist.old_rows import OLD_COLUMNS, renewed
-from lbdist.storage import Damaged, Store, check_stamp, digest, read_json, stamp, write_json
+from lbdist.compacted import Files
+from lbdist.old_rows import renewed
+from lbdist.rows import SCHEMA, Place, Row, write_rows
+from lbdist.rows import as_table as as_table
+from lbdist.rows import read_rows as read_rows
+from lbdist.storage import Store, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and writing does not need it
-
-SCHEMA = pa.schema(
-    [
-        ("experiment", pa.string()),
-        ("cell", pa.string()),
-        ("network", pa.string()),
-        ("data", pa.string()),
-        ("method", pa.string()),
-        ("remedy", pa.string()),
-        ("setting", pa.string()),
-        ("global_batch_size", pa.int64()),
-        ("num_workers", pa.int64()),
-        ("seed", pa.int64()),
-        ("role", pa.string()),
-        ("epoch", pa.int64()),
-        ("step", pa.int64()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("split", pa.string()),
-        ("measure", pa.string()),
-        ("epsilon", pa.float64()),
-        ("space", pa.string()),
-        ("solver", pa.string()),
-        ("draw", pa.int64()),
-        ("converged", pa.bool_()),
-        ("evaluations", pa.int64()),
-        ("position", pa.float64()),
-        ("position_2", pa.float64()),
-        ("other_cell", pa.string()),
-        ("origin_cell", pa.string()),
-        ("origin_epoch", pa.int64()),
-        ("options", pa.string()),
-        ("precision", pa.string()),
-        ("memory_format", pa.string()),
-        ("seeds_at_once", pa.int64()),
-        ("device", pa.string()),
-        ("block", pa.int64()),
-        ("bytes", pa.int64()),
-        ("curvilinear", pa.bool_()),
-        ("convention", pa.string()),
-        ("file", pa.string()),
-        ("rule", pa.string()),
-        ("procedure", pa.string()),
-        ("code", pa.string()),
-        # beyond the common columns: what a number needs to be believed
-        ("measurement", pa.string()),
-        ("start", pa.string()),
-        ("iterations", pa.int64()),
-        ("fraction_at_bound", pa.float64()),
-        ("batch_norm", pa.string()),
-        ("error", pa.string()),
-    ]
-)
-"""One row per measured value; columns that do not apply are null."""
 
 RAN = ("num_workers", "precision", "memory_format", "seeds_at_once")
 """Columns that say how a cell was run, which its id may leave open."""
@@ -96,19 +45,14 @@ RAN = ("num_workers", "precision", "memory_format", "seeds_at_once")
 CELLS, MEASUREMENTS = "cells", "measurements"
 """Folders of the storage folder, which no study may be called."""
 
-Row = dict[str, Any]
-"""A value with its columns."""
-
-Place = str | Path | Store
-"""A folder, a URI or a store."""
-
 
 def cell_folder(cell: str) -> str:
     """Where what is known of a cell is."""
     return f"{CELLS}/{cell}"
 
 
-def _cell_json(cell: str) -> str:
+def cell_json(cell: str) -> str:
+    """Where a cell says what it is."""
     return f"{cell_folder(cell)}/cell.json"
 
 
@@ -125,85 +69,6 @@ def late_file(cell: str) -> str:
 def measurement_file(measurement: str) -> str:
     """Where a measurement's rows are."""
     return f"{MEASUREMENTS}/{measurement}.parquet"
-
-
-def as_table(rows: Iterable[Row]) -> pa.Table:
-    """Rows as a table with the columns of `SCHEMA`; missing ones become null.
-
-    Raises:
-        ValueError: A row has a column that the schema does not have.
-    """
-    rows = list(rows)
-    unknown = {column for row in rows for column in row} - set(SCHEMA.names)
-    if unknown:
-        raise ValueError(f"columns that the row schema does not have: {sorted(unknown)}")
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
-
-
-def write_rows(place: Place, name: str, rows: Iterable[Row] | pa.Table) -> None:
-    """Writes the rows of what is finished; it counts as done once this returns.
-
-    Args:
-        place: The storage folder.
-        name: The file; a second write replaces the first.
-        rows: A table, or what `as_table` takes.
-
-    Raises:
-        ValueError: A row has a column that the schema does not have.
-    """
-    _write(Store.of(place), name, rows if isinstance(rows, pa.Table) else as_table(rows))
-
-
-def _write(store: Store, name: str, table: pa.Table) -> None:
-    mark = stamp(name, _digest(table))
-    sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({"lbdist": json.dumps(mark)})
-    pq.write_table(table, sink, compression="zstd")
-    store.write(name, sink.getvalue().to_pybytes())
-
-
-def _digest(table: pa.Table) -> str:
-    return digest(json.dumps(table.to_pylist()).encode())
-
-
-def _read(store: Store, name: str) -> pa.Table:
-    """A file's table.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        Damaged: It is not what `_write` wrote there.
-    """
-    content, where = store.read(name), f"{store}/{name}"
-    try:
-        table = pq.read_table(pa.BufferReader(content))
-        mark = json.loads((table.schema.metadata or {}).get(b"lbdist", b"null"))
-        table = table.replace_schema_metadata(None)
-        others = [f.name for f in table.schema if f not in SCHEMA and f.name not in OLD_COLUMNS]
-        content_digest = _digest(table)  # text may be garbled, in names and in values
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Damaged(f"{where} cannot be read as Parquet") from error
-    if others:
-        raise Damaged(f"{where} has other columns")
-    check_stamp(mark, name, content_digest, where)
-    if "stage" in table.column_names:
-        table = pa.Table.from_pylist([renewed(row) for row in table.to_pylist()], schema=SCHEMA)
-    missing = [field for field in SCHEMA if field.name not in table.column_names]
-    for field in missing:  # which an earlier version did not write
-        table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(SCHEMA.names) if missing else table
-
-
-def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
-    """The rows of a file; none if it is not there.
-
-    Raises:
-        Damaged: It is not what was written there.
-    """
-    try:
-        rows: list[dict[str, Any]] = _read(Store.of(place), name).to_pylist()
-    except FileNotFoundError:
-        return []
-    return rows
 
 
 def final_name(metric: str, split: str | None) -> str:
@@ -225,7 +90,7 @@ def final_metrics(rows: Iterable[Row]) -> dict[str, float]:
 
 def write_cell(place: Place, cell: str, content: Mapping[str, Any]) -> None:
     """Writes what a cell is: its `cell`, its `columns`, the `provenance` of its rows, and their `code`."""
-    write_json(Store.of(place), _cell_json(cell), content)
+    write_json(Store.of(place), cell_json(cell), content)
 
 
 @functools.cache
@@ -288,7 +153,7 @@ def gather(
             rows.append(_whole(row, columns, study))
     table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
     if study is not None and rows:
-        _write(store / study, "rows.parquet", table)
+        write_rows(store / study, "rows.parquet", table)
     return table.to_pandas()
 
 
@@ -307,9 +172,9 @@ def append(place: Place, study: str, rows: Iterable[Row]) -> None:
         rows: The rows, of no cell.
     """
     store = Store.of(place) / study
-    more = pa.Table.from_pylist([{**row, "experiment": study} for row in rows], schema=SCHEMA)
-    if more.num_rows:
-        _write(store, "rows.parquet", _sorted(pa.concat_tables([_read(store, "rows.parquet"), more])))
+    if more := [{**row, "experiment": study} for row in rows]:
+        table = _sorted(as_table([*read_rows(store, "rows.parquet"), *more]))
+        write_rows(store, "rows.parquet", table)
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -334,11 +199,20 @@ def load(place: Place) -> pd.DataFrame:
     """
     store = Store.of(place)
     if store.exists("rows.parquet"):
-        return _sorted(_read(store, "rows.parquet")).to_pandas()
-    cells = {cell: read_cell(store, cell)["columns"] for cell in finished(store, CELLS)}
-    if not cells:
+        return _sorted(as_table(read_rows(store, "rows.parquet"))).to_pandas()
+    found, measurements = finished(store, CELLS), finished(store, MEASUREMENTS)
+    if not found:
         raise FileNotFoundError(f"no rows under {store}")
-    return gather(store, cells, dict.fromkeys(finished(store, MEASUREMENTS), ""))
+    files = Files(store)
+    files.read_ahead(file_names(found, measurements))
+    cells = {cell: files.json(cell_json(cell))["columns"] for cell in found}
+    return gather(store, cells, dict.fromkeys(measurements, ""), read=files.rows)
+
+
+def file_names(cells: Iterable[str], measurements: Iterable[str]) -> list[str]:
+    """The files in which cells and measurements are that are finished."""
+    found = [file(cell) for cell in cells for file in (cell_json, cell_file)]
+    return found + [measurement_file(measurement) for measurement in measurements]
 
 
 def finished(place: Place, kind: str) -> list[str]:
@@ -354,7 +228,7 @@ def read_cell(place: Place, cell: str) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         Damaged: It is not what was written there.
     """
-    return read_json(Store.of(place), _cell_json(cell))
+    return read_json(Store.of(place), cell_json(cell))
 
 
 def code_version(provenance: Mapping[str, str]) -> str:

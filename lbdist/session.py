@@ -122,7 +122,9 @@ class Session(ABC):
         print("\n".join([f"{head}, in {self.folder}", *lines]), flush=True)
         with self.folder.lock():
             book = Book(self.store, warn, self.config.retrain == "changed")
+            book.read_ahead(self.study)
             failed = self._work(book, command) + self._diverged(book) + self.report(book, command)
+            book.compact(self.study)
         for line in failed:
             warn(line)
         return 1 if failed else 0

@@ -51,6 +51,10 @@ LEASE_SECONDS = 60.0
 """How long a lease outlives its holder, where the file system has no lock."""
 
 
+Version = tuple[int, int | None]
+"""What changes with a file: its size in bytes, and when it was written, in nanoseconds."""
+
+
 class Damaged(InputError):
     """A file that is not what was written there: cut, garbled, of another format, or another file."""
 
@@ -234,13 +238,18 @@ class Store:
 
     def names(self, prefix: str = "") -> list[str]:
         """The files below a folder, sorted; files that are being written aside are not among them."""
+        return sorted(self.versions(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, Version]:
+        """The files below a folder, each with its version."""
         below = f"{self.path}/{prefix}".rstrip("/")
         selector = fs.FileSelector(below, recursive=True, allow_not_found=True)
-        found = [
-            info.path for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File
-        ]
         start = len(self.path.rstrip("/")) + 1
-        return sorted(path[start:] for path in found if not path.rpartition("/")[2].startswith("."))
+        return {
+            info.path[start:]: (info.size, info.mtime_ns)
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == fs.FileType.File and not info.base_name.startswith(".")
+        }
 
     def exists(self, name: str) -> bool:
         """Whether a file is there."""

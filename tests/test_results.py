@@ -183,7 +183,17 @@ def test_the_code_version_in_words() -> None:
 def test_a_repository_that_only_contains_the_environment_is_no_version(tmp_path: Path) -> None:
     package = tmp_path / "site-packages" / "lbdist"
     package.mkdir(parents=True)
-    for module in ("__init__", "results", "old_rows", "storage", "errors", "code", "processes"):
+    for module in (
+        "__init__",
+        "results",
+        "compacted",
+        "rows",
+        "old_rows",
+        "storage",
+        "errors",
+        "code",
+        "processes",
+    ):
         shutil.copy(Path(results.__file__).parent / f"{module}.py", package)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lbdist import code, results
+from lbdist.compacted import Files
 from lbdist.plan import Cell, Measurement
 from lbdist.storage import Damaged, Store
-from lbdist.studies.base import Final
+from lbdist.studies.base import Final, Study, cells_of, whole
 from lbdist.training import checkpoint
 from lbdist.training.cell import has_models
 
@@ -29,6 +31,7 @@ class Book:
 
     def __init__(self, store: Store, say: Callable[[str], None] | None = None, renew: bool = False) -> None:
         self.store, self.say, self.renew = store, say, renew
+        self.files = Files(store)
         self._found: dict[tuple[str, frozenset[int]], Final | None] = {}
         self._ended: dict[str, Final] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
@@ -48,10 +51,23 @@ class Book:
             self._found[key] = results.final_metrics(rows) if whole else None
         return self._found[key]
 
+    def read_ahead(self, study: Study) -> None:
+        """Reads what is there of a study at once, as far as its cells and measurements are known."""
+        done = whole(study)
+        measurements = [measurement.id for measurement in study.measurements(done)]
+        self.files.read_ahead(results.file_names(cells_of(study, done), measurements))
+
+    def compact(self, study: Study) -> None:
+        """Keeps what is finished of a study together, so that the next run reads one file."""
+        cells = [name for name, cell in cells_of(study, self).items() if self(cell)]
+        measurements = [measurement.id for measurement in study.measurements(self)]
+        with contextlib.suppress(OSError):  # the files themselves are there
+            self.files.compact(results.file_names(cells, measurements))
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a cell's or a measurement's file, read once; none where it is missing or damaged."""
         if name not in self._rows:
-            found = self._sound(name, lambda: results.read_rows(self.store, name))
+            found = self._sound(name, lambda: self.files.rows(name))
             if not found:
                 return []
             self._rows[name] = found
@@ -59,8 +75,7 @@ class Book:
 
     def _described(self, cell: Cell) -> bool:
         """Whether `cell.json` is there, with the code that the rows come from; if not, they are dropped."""
-        name = f"{results.cell_folder(cell.id)}/cell.json"
-        return self._needed(cell, name, lambda: self._read(cell))
+        return self._needed(cell, results.cell_json(cell.id), lambda: self._read(cell))
 
     def changed(self, cell: Cell) -> list[str]:
         """Of what a finished cell was computed by, what is no longer as it was."""
@@ -75,7 +90,7 @@ class Book:
             return {}
 
     def _read(self, cell: Cell) -> Mapping[str, Any]:
-        self._told[cell.id] = results.read_cell(self.store, cell.id)
+        self._told[cell.id] = self.files.json(results.cell_json(cell.id))
         return self._told[cell.id]
 
     def measured(self, measurement: Measurement) -> list[dict[str, Any]]:
@@ -148,6 +163,7 @@ class Book:
         """Books a cell that ended; an empty `final` is a failure."""
         self._ended[cell.id] = final
         self._told.pop(cell.id, None)
+        self.files.drop(*results.file_names([cell.id], []))
 
 
 def read_cells(store: Store, names: Sequence[str]) -> tuple[list[Cell], float]:

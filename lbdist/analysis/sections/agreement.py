@@ -73,6 +73,8 @@ def agreement(runs: Runs) -> pd.DataFrame:
 
     table = []
     for (label, *_, seed), group in cells.groupby(["label", "setting", "global_batch_size", "seed"]):
+        if len(group) == 1:
+            continue
         group = group.assign(checked=group["role"] != "confirm").sort_values(["checked", "num_workers"])
         group = group.drop_duplicates(["num_workers", "precision"])
         main, others = group.iloc[0], group.iloc[1:]
