@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lbdist.errors import require
 from lbdist.rules import RULES
 
-RESERVED = ("cells", "measurements")
+RESERVED = ("cells", "measurements", "compacted")
 """Folders that a storage folder has for all studies."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")

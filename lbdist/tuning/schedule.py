@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +13,7 @@ from lbdist import results
 from lbdist.capacity import Capacity
 from lbdist.errors import short
 from lbdist.plan import AUTO, Cell
-from lbdist.studies.base import Study, cells_of
+from lbdist.studies.base import Study, cells_of, whole
 from lbdist.training.cell import finished_rows
 from lbdist.tuning.book import Book, write_cell
 
@@ -120,12 +122,29 @@ class Schedule:
         return cells_of(self.study, self.book)
 
     def waiting(self) -> list[Cell]:
-        """The known cells that are neither done nor running: groups first, then what takes longest."""
+        """The known cells that are neither done nor running, in the order in which they are handed out.
+
+        Groups first, then what takes longest. But a group of which more cells may come waits for them as long
+        as there is something else to do, since each group takes long to start; and what must run alone goes
+        last, since all slots have to fall free for it.
+        """
         if self._waiting is None:
+            known = self.cells().values()
             handed = {cell.id for job in self.running.values() for cell in job.cells}
-            found = [c for c in self.cells().values() if c.id not in handed and self.book(c) is None]
-            self._waiting = sorted(found, key=lambda cell: (-cell.asked_workers, -self.cost(cell)))
+            found = [cell for cell in known if cell.id not in handed and self.book(cell) is None]
+            more = self._planned - Counter(cell.asked_workers for cell in known)
+
+            def order(cell: Cell) -> tuple[float, ...]:
+                size = cell.asked_workers
+                return size > 1 and more[size] > 0, cell.alone, -size, -self.cost(cell)
+
+            self._waiting = sorted(found, key=order)
         return self._waiting
+
+    @functools.cached_property
+    def _planned(self) -> Counter[int]:
+        """How many cells of the whole study ask for a group of each size, as far as can be told beforehand."""
+        return Counter(cell.asked_workers for cell in cells_of(self.study, whole(self.study)).values())
 
     def next(self, name: str) -> Job | None:
         """The next job that fits beside those running, which it joins under a name."""
@@ -170,8 +189,8 @@ class Schedule:
         workers = first.asked_workers
         if workers == 1:
             return Job((first,))
-        same = [cell for cell in waiting if cell.num_workers == workers]
-        groups = max(1, free // self.capacity.width(workers))
+        same = [cell for cell in waiting if cell.num_workers == workers and cell.alone == first.alone]
+        groups = 1 if first.alone else max(1, free // self.capacity.width(workers))
         return Job(tuple(same[: math.ceil(len(same) / groups)]), workers)
 
     def _kin(self, first: Cell, waiting: Sequence[Cell]) -> list[Cell]:

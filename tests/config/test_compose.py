@@ -12,7 +12,7 @@ import ray
 import yaml
 from omegaconf import MISSING, OmegaConf
 
-from lbdist import results
+from lbdist import compacted, results
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
 from lbdist.config.compose import SEVERAL, compose, config_root, options
@@ -568,7 +568,7 @@ def test_every_key_has_its_default_and_its_word() -> None:
     groups = ("derived", "search", "schedule")
     for schema in (Config, Search, RateSchedule):
         assert {f.default for f in dataclasses.fields(schema) if f.name not in groups} == {MISSING}
-    assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS}
+    assert set(RESERVED) == {results.CELLS, results.MEASUREMENTS, compacted.NAME}
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,32 @@ def test_everything_is_handed_out_once_and_a_second_run_has_nothing_to_do(
     assert again.cells().keys() == schedule.cells().keys()
 
 
+@pytest.mark.parametrize("slots", [2, 5, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_study_of_scaling_pays_for_each_size_of_group_once(slots: int, seed: int, tmp_path: Path) -> None:
+    """Although what is timed of a remedy is known only once its search has ended."""
+    study = make_study("experiment=scaling", "seeds=1").within(slots)
+    schedule = Schedule(study, Book(Store(tmp_path)), Capacity(slots, 0))
+    order = drive(schedule, tmp_path, quality, seed)
+    sizes = [job.workers for _, job in order if job.workers > 1]
+    assert sizes == [size for size in (8, 4, 2) if size <= slots]
+    assert {cell.role for _, job in order for cell in job.cells} > {
+        "search",
+        "timing",
+        "collectives",
+        "branch",
+    }
+    alone = [any(cell.alone for cell in job.cells) for _, job in order]
+    assert alone == sorted(alone)  # last, so that the slots fall free once
+
+
+def test_groups_wait_for_their_kind_no_longer_than_there_is_something_else_to_do(tmp_path: Path) -> None:
+    overrides = ["remedy=[none,robust]", "study.check_workers=null", "study.check_precision=null"]
+    schedule = make_schedule(tmp_path, *overrides, "num_workers=2", "seeds=2", slots=2)
+    order = drive(schedule, tmp_path, quality)
+    assert [len(job.cells) for _, job in order] == [6, 2]  # SB, LB and the search; what it chose
+
+
 def test_a_run_goes_on_where_the_rows_end(tmp_path: Path) -> None:
     first = make_schedule(tmp_path, "remedy=[none,robust]", slots=2)
     ran = []
