@@ -144,7 +144,7 @@ def gather(
     ran: dict[str, Row] = {}
     for cell, columns in cells.items():
         for row in read(cell_file(cell)):
-            ran[cell] = {name: row[name] for name in RAN}
+            ran.setdefault(cell, {name: row[name] for name in RAN})  # its end is evaluated in float32
             rows.append(_whole(row, columns, study))
     for measurement, measure in measurements.items():
         for row in read(measurement_file(measurement)):

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread per process, Ray told to be quiet, small cells and data."""
 
+import math
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ import torch
 from xdist.scheduler import LoadScopeScheduling
 
 from lbdist.data.base import locked
-from lbdist.training import rehearsal
+from lbdist.training import loop, rehearsal
 from tests.support import seeds
 from tests.support.commands import STARTED, finish, serially, start
 
@@ -35,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--seeds"):
         os.environ[seeds.VARIABLE] = str(config.getoption("--seeds"))
     seeds.shift()
+
+
+@pytest.fixture
+def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume file after every epoch, whatever it costs."""
+    monkeypatch.setattr(loop, "SHARE", math.inf)
 
 
 RAY = dict.fromkeys(("test_machines", "test_kills", "test_pool", "test_slurm"), "a cluster")

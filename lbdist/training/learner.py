@@ -72,12 +72,12 @@ class Learner:
         self._passing = False
         self._proven, self._writes = False, True  # until a batch of a few samples has shown what it does
         flat = Flat(network)
-        self.x, self.g = flat.x, flat.g
+        self.x, self._g = flat.x, flat.g
         self._views = [(p, p.grad) for _, p in trainable(network) if p.grad is not None]
         self.buckets: buckets.Buckets | None = None
-        if workers.size > 1 and self.g.nbytes > buckets.BUCKET_BYTES:
+        if workers.size > 1 and self._g.nbytes > buckets.BUCKET_BYTES:
             self.buckets = buckets.Buckets(
-                [p for p, _ in self._views], self.g, workers, self._attach_gradients
+                [p for p, _ in self._views], self._g, workers, self._attach_gradients
             )
         self.optimizer = make_optimizer(trainable(network))
         evaluating(self.optimizer, False)
@@ -97,12 +97,12 @@ class Learner:
         else:
             self.backward(batch, weight, statistics)
         self.loss_samples += weight * batch.size
-        if self.buckets is None:
-            self.workers.sum(self.g)
-        else:
+        if self.buckets is not None:
             self.buckets.finish()
+        elif self.workers.size > 1:
+            self.workers.sum(self.g)
         if before is not None:
-            self.g += before
+            self.g.add_(before)
         self.counts["gradient_evaluations"] += 1
         self.counts["samples"] += batch.size
 
@@ -120,7 +120,7 @@ class Learner:
                 if self.buckets is not None and number == len(parts) - 1:
                     self.buckets.begin()
                 loss.backward(scale)
-            if number == 0 and (self.buckets is None or len(parts) > 1):
+            if number == 0 and (len(parts) > 1 or (self.buckets is None and self._odd)):
                 self._attach_gradients(range(len(self._views)))
             self.loss.add_(loss.detach(), alpha=weight)
         if self.ghost_batch_size is not None:
@@ -133,9 +133,27 @@ class Learner:
         return not (self.ghost_batch_size or self.micro_batch_size or self.workers.size > 1)
 
     @property
+    def g(self) -> Tensor:
+        """The gradient, shape (n,); an optimiser that nobody else asks takes it where autograd left it."""
+        self._attach_gradients(range(len(self._views)))
+        return self._g
+
+    @g.setter
+    def g(self, value: Tensor) -> None:
+        if value is not self._g:  # which `g *= 2` has written to
+            self.g.copy_(value)
+
+    @property
     def gradients(self) -> list[Tensor]:
         """g, cut into the parameters' own."""
+        self._attach_gradients(range(len(self._views)))
         return [view for _, view in self._views]
+
+    @property
+    def _odd(self) -> bool:
+        """Whether some gradient is not what an optimiser would find in g: missing, for 0, or sparse."""
+        gradients = (parameter.grad for parameter, _ in self._views)
+        return any(gradient is None or gradient.layout != torch.strided for gradient in gradients)
 
     def track(self, statistics: bool) -> None:
         """Whether the running averages of batch norm take part."""
@@ -175,11 +193,13 @@ class Learner:
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The summed loss of samples in training, whose network alone is computed in the arithmetic."""
-        with self.arithmetic.forward(self.x):
+        return self.criterion.total(self._computed(inputs, self.arithmetic), labels)
+
+    def _computed(self, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """What the network makes of samples in an arithmetic, in the precision of its parameters."""
+        with arithmetic.forward(self.x):
             outputs = self._outputs(inputs)
-        return self.criterion.total(
-            outputs.to(self.x.dtype) if outputs.is_floating_point() else outputs, labels
-        )
+        return outputs.to(self.x.dtype) if outputs.is_floating_point() else outputs
 
     def _outputs(self, inputs: Tensor) -> Tensor:
         """What the network makes of samples, which it may only write to in a copy of its own."""
@@ -211,12 +231,19 @@ class Learner:
         self.optimizer.step()
 
     @torch.no_grad()
-    def evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int = 1000) -> tuple[float, float]:
-        """Mean loss and score over a split, in float32, with the running averages of batch norm."""
-        with EXACT.applied(), self.at_the_model():
-            return self._evaluate(split, micro_batch_size)
+    def evaluate(
+        self,
+        split: tuple[Tensor, Tensor],
+        micro_batch_size: int = 1000,
+        arithmetic: Arithmetic = EXACT,
+    ) -> tuple[float, float]:
+        """Mean loss and score over a split, with the running averages of batch norm."""
+        with arithmetic.applied(), self.at_the_model():
+            return self._evaluate(split, micro_batch_size, arithmetic)
 
-    def _evaluate(self, split: tuple[Tensor, Tensor], micro_batch_size: int) -> tuple[float, float]:
+    def _evaluate(
+        self, split: tuple[Tensor, Tensor], micro_batch_size: int, arithmetic: Arithmetic
+    ) -> tuple[float, float]:
         inputs, labels = split
         # layers that have no running averages take those of a micro-batch, which no worker may cut
         whole = any(norm.running_mean is None for norm in self.norms)
@@ -225,7 +252,9 @@ class Learner:
         self.network.eval()
         parts = bounds(start, stop, micro_batch_size)
         for begin, end in parts or [(0, min(2, len(labels)))]:
-            outputs = self._outputs(handed_out(inputs[begin:end].to(self.x.device), self.x.dtype))
+            outputs = self._computed(
+                handed_out(inputs[begin:end].to(self.x.device), self.x.dtype), arithmetic
+            )
             targets = labels[begin:end].to(self.x.device, copy=True)
             loss = self.criterion.total(outputs, targets).double()[None]
             found = torch.cat([loss, self.criterion.scored(outputs, targets)])

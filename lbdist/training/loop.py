@@ -7,7 +7,10 @@ one it is a plain loop, and the trajectory is the same to rounding.
             batch = remedy.transform(batch)
             remedy.step(learner, batch, gradient)
         remedy.after_epoch(learner, batch)
-        evaluate; report; checkpoint
+        evaluate; report; checkpoint (written aside)
+
+Points of the test curve are evaluated in the precision of the run, which takes a share of the time; what is
+reported of its end, in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +33,7 @@ from lbdist.remedies.base import make_remedy
 from lbdist.results import Row
 from lbdist.storage import Store
 from lbdist.training import checkpoint
+from lbdist.training.aside import SHARE, Aside, copied
 from lbdist.training.batches import Workers, batches
 from lbdist.training.learner import Learner, make_learner
 from lbdist.training.learning_rate import LearningRate
@@ -60,6 +65,7 @@ class Course:
         lowest: The lowest running loss that counts as one, of `since` epochs ago.
         since: Epochs since the loss improved.
         reached: Whether the training loss reached the cell's `target_loss`.
+        last: Rows of its end, once that is there.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -69,6 +75,7 @@ class Course:
     lowest: float = math.inf
     since: int = 0
     reached: bool = False
+    last: list[Row] = field(default_factory=list)
 
     def ended(self, running: float) -> None:
         """Takes note of an epoch and its running loss."""
@@ -81,11 +88,6 @@ class Course:
         """Whether this was the last epoch, or the loss diverged, reached its target or no longer improves."""
         still = cell.patience is not None and self.since >= cell.patience
         return self.epoch >= cell.epochs or self.diverged or still or self.reached
-
-    def last(self) -> list[Row]:
-        """What was evaluated after the last epoch, as rows of the run's end."""
-        rows = [row for row in self.history if row["epoch"] == self.epoch and row["metric"] != "running_loss"]
-        return [{key: row[key] for key in ("metric", "value", "split")} for row in rows]
 
 
 def unlimited(seconds: float, what: str) -> None:
@@ -116,6 +118,7 @@ class _Run:
         self.train, self.test = on_device(data.train, device, dtype), on_device(data.test, device, dtype)
         self.store = store / results.cell_folder(cell.id) if store is not None else None
         self.longest = 0.0  # seconds of an epoch in this process
+        self.aside = Aside(SHARE / cells_at_once)
         self._resume()
 
     def _begin(self) -> None:
@@ -167,21 +170,24 @@ class _Run:
         return self.learner.criterion.score
 
     def _evaluate(self) -> list[Row]:
-        """Loss and score, on the splits on which they are asked for after this epoch."""
-        cell, course, found = self.cell, self.course, {}
+        """Loss and score on the splits on which they are asked for after this epoch, and of the run's end."""
+        cell, course, learner = self.cell, self.course, self.learner
+        points, ends = _Evaluated(learner, learner.arithmetic), _Evaluated(learner, EXACT)
+        if learner.arithmetic.precision == EXACT.precision:
+            ends = points
         if cell.target_loss is not None:
-            found["train"] = self.learner.evaluate(self.train)
-            course.reached = found["train"][0] <= cell.target_loss
+            # a claim of the run's end, so the first is not enough
+            course.reached = all(on("train", self.train)[0] <= cell.target_loss for on in (points, ends))
         over = course.over(cell)
         if over or course.epoch % max(1, cell.epochs // cell.test_points) == 0:
-            if "train" not in found and (cell.split == "test" or over):  # a search is not drawn
-                found["train"] = self.learner.evaluate(self.train)
-            found[cell.split] = self.learner.evaluate(self.test)
-        return [
-            {"metric": metric, "value": value, "split": split}
-            for split, values in found.items()
-            for metric, value in zip(("loss", self._score), values, strict=True)
-        ]
+            if cell.split == "test" or over:  # a search is not drawn
+                points("train", self.train)
+            points(cell.split, self.test)
+        if over:
+            for split, samples in (("train", self.train), (cell.split, self.test)):
+                ends(split, samples)
+            course.last = [{**row, "precision": EXACT.precision} for row in ends.rows()]
+        return points.rows()
 
     def _pass(self) -> float:
         """One pass over the training set; the mean loss that its steps saw."""
@@ -219,25 +225,32 @@ class _Run:
 
     def _keep(self) -> None:
         """Writes the resume file, and the model of an epoch that the cell keeps."""
-        if self.store is None or self.learner.workers.rank:
+        store, learner, course = self.store, self.learner, self.course
+        if store is None or learner.workers.rank:
             return
-        if self.course.epoch in self.cell.keep:
-            self._save_model(self.course.epoch)
-        state = {
-            "learner": self.learner.state(),
-            "remedy": self.remedy.state(),
-            "course": vars(self.course),
-            "arithmetic": vars(self.learner.arithmetic),
-        }
-        checkpoint.save(self.store, state)
+        if course.epoch in self.cell.keep:
+            self._save_model(course.epoch)
+        if course.over(self.cell):
+            return  # there is nothing to go on with
+
+        def state() -> dict[str, Any]:
+            parts = {"learner": learner.state(), "remedy": self.remedy.state()}
+            plain = {"course": {**vars(course), "history": list(course.history)}}
+            return {**copied(parts), **plain, "arithmetic": vars(learner.arithmetic)}
+
+        size = 3 * learner.x.nbytes  # with ADAM's
+        self.aside.offer(size, state, lambda state: checkpoint.save(store, state))
 
     def _save_model(self, epoch: int | None = None) -> None:
-        if self.store is not None and self.learner.workers.rank == 0:
-            checkpoint.save_model(self.store, checkpoint.model_name(epoch), self.learner.model())
+        store, name, model = self.store, checkpoint.model_name(epoch), None
+        if store is not None and self.learner.workers.rank == 0:
+            model = self.learner.model()
+            self.aside.write(lambda: checkpoint.save_model(store, name, model))
 
     def end(self) -> list[Row]:
         """Writes the last model; all rows of the run."""
         self._save_model()
+        self.aside.finish()
         totals = {
             **self.learner.counts,
             "seconds": self.course.seconds,
@@ -245,8 +258,36 @@ class _Run:
             "diverged": float(self.course.diverged),
         }
         ends = [{"metric": metric, "value": float(value)} for metric, value in totals.items()]
-        rows = self.course.history + self.course.last() + ends
-        return [{**row, **self.learner.arithmetic.columns()} for row in rows]
+        rows = self.course.history + self.course.last + ends
+        return [{**self.learner.arithmetic.columns(), **row} for row in rows]
+
+
+class _Evaluated:
+    """A learner's loss and score, on each split that is asked for once.
+
+    Args:
+        learner: In training.
+        arithmetic: In which they are computed.
+    """
+
+    def __init__(self, learner: Learner, arithmetic: Arithmetic) -> None:
+        self.learner, self.arithmetic = learner, arithmetic
+        self.found: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, split: str, samples: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """Loss and score on a split."""
+        if split not in self.found:
+            self.found[split] = self.learner.evaluate(samples, arithmetic=self.arithmetic)
+        return self.found[split]
+
+    def rows(self) -> list[Row]:
+        """What was asked for."""
+        names = "loss", self.learner.criterion.score
+        return [
+            {"metric": metric, "value": value, "split": split}
+            for split, values in self.found.items()
+            for metric, value in zip(names, values, strict=True)
+        ]
 
 
 def train(
@@ -271,8 +312,9 @@ def train(
         device: Where to train.
         dtype: Of parameters and samples.
         arithmetic: Of forward and backward passes; a run that is resumed keeps the one that it had.
-        store: The storage folder. Worker 0 writes the cell's resume file there after every epoch, and the
-            models of the epochs that the cell keeps and of the last; None keeps nothing.
+        store: The storage folder. Worker 0 writes the cell's resume file there, after epochs and no more
+            often than takes `aside.SHARE` of the time, and the models of the epochs that the cell keeps and
+            of the last; None keeps nothing.
         report: Called by every worker after every epoch with the latest metrics.
         allow: Told, before each step that may take its time, how many seconds it has, and what it is.
         together: The cells that are trained at the same time; each has its share of the seconds.
@@ -290,6 +332,7 @@ def train(
         return make_learner(cell, network, group, arithmetic, together.gradient if together else None)
 
     run = _Run(cell, data, make, store, allow, together.size if together else 1)
-    while not run.course.over(cell):
-        report(run.epoch())
-    return run.end(), run.learner.model_x()
+    with run.aside:
+        while not run.course.over(cell):
+            report(run.epoch())
+        return run.end(), run.learner.model_x()

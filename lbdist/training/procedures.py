@@ -1,7 +1,8 @@
 """What a cell may run instead of its training: the same work, timed, by lbdist and by what one would write.
 
 Each trains the cell's network on the cell's data with its batch and optimiser for its epochs, evaluates on
-the test set as often, and tells what a median epoch takes, and what the first takes longer.
+the training and the test set as often, and once more in float32 where it trains in less, and tells what a
+median epoch takes, what the first takes longer, and what all of it takes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lbdist import networks, results
-from lbdist.data.base import Split, on_device, to_float
+from lbdist.data.base import Split, handed_out, on_device, to_float
 from lbdist.results import Row
 from lbdist.training import checkpoint, loop
 from lbdist.training.cell import Task
@@ -47,10 +48,12 @@ class Procedure(ABC):
         """Trains the cell.
 
         Returns:
-            Final rows: test `loss` and score; `samples_per_second` of a median epoch but the first, its test
-            curve included; `startup_seconds`, by which the first epoch takes longer; `peak_memory`, bytes of
-            the process, or on a GPU of its tensors; `share_of_limit`, `limit` over the time of an epoch.
+            Final rows: test `loss` and score; `samples_per_second` of a median epoch but the first, what is
+            evaluated after it included; `startup_seconds`, by which the first epoch takes longer;
+            `whole_seconds`, from the building of the network to the last file; `peak_memory`, bytes of the
+            process, or on a GPU of its tensors; `share_of_limit`, `limit` over the time of an epoch.
         """
+        self._warm_up(task)
         with peak_memory(task.device) as peak:
             ends = [time.perf_counter()]
 
@@ -59,11 +62,14 @@ class Procedure(ABC):
                 ends.append(time.perf_counter())
 
             loss, score = self.train(task, epoch)
+            wait(task.device)
+            whole = time.perf_counter() - ends[0]
         times = [after - before for before, after in itertools.pairwise(ends)]
         usual = statistics.median(times[1:] or times)
         found = {
             "samples_per_second": len(task.data.train) / usual,
             "startup_seconds": times[0] - usual,
+            "whole_seconds": whole,
             "peak_memory": peak(),
             "share_of_limit": self.limit(task) / usual,
             "seconds": sum(times),
@@ -75,6 +81,17 @@ class Procedure(ABC):
         ]
         how = self.arithmetic(task.arithmetic).columns()
         return [{**row, **how} for row in rows + [{"metric": k, "value": float(v)} for k, v in found.items()]]
+
+    def _warm_up(self, task: Task) -> None:
+        """A step on a few samples: what a process imports and prepares once is no part of a cell's time."""
+        few, how = on_device(task.data.train.first(2), task.device), self.arithmetic(task.arithmetic)
+        network = networks.make(task.cell.network).to(task.device).eval()
+        optimizer = optimizer_factory(task.cell.optimizer)(list(network.named_parameters()))
+        evaluating(optimizer, False)
+        with how.applied(), how.forward(next(network.parameters())):
+            outputs = network(handed_out(few[0]))
+        task.criterion.total(outputs.float(), few[1]).backward()
+        optimizer.step()
 
     def arithmetic(self, chosen: Arithmetic) -> Arithmetic:
         """In which it trains, given what lbdist has chosen."""
@@ -102,7 +119,7 @@ class Procedure(ABC):
 
 @dataclass
 class Lbdist(Procedure):
-    """lbdist's own loop, with its checkpoint after every epoch.
+    """lbdist's own loop, with the files that it writes.
 
     Attributes:
         precision: The cell's; None for the study's.
@@ -150,13 +167,16 @@ class Bare(Procedure):
             network = networks.make(cell.network, cell.seed).to(device)
             inputs, labels = _tensors(task.data.train, device)
             test = _tensors(task.data.test, device)
+            splits = [
+                list(zip(*(tensor.split(1000) for tensor in split), strict=True))
+                for split in ((inputs, labels), test)
+            ]
 
             def batches(number: int) -> Iterator[tuple[Tensor, Tensor]]:
                 for index in torch.randperm(len(labels), device=device).split(cell.global_batch_size):
                     yield inputs[index], labels[index]
 
-            parts = list(zip(*(tensor.split(1000) for tensor in test), strict=True))
-            return _plain(task, network, batches, lambda: parts, self.arithmetic(task.arithmetic), epoch)
+            return _plain(task, network, batches, splits, self.arithmetic(task.arithmetic), epoch)
 
     def limit(self, task: Task) -> float:
         """The limit of as many threads."""
@@ -191,35 +211,47 @@ class Loader(Procedure):
         many |= {"persistent_workers": self.processes > 0}
         share = math.ceil(cell.global_batch_size / task.workers.size)
         given = DataLoader(train, share, shuffle=sampler is None, sampler=sampler, **many)
-        test = DataLoader(_data_set(task.data.test), 1000, **many)
+        splits = [DataLoader(split, 1000, **many) for split in (train, _data_set(task.data.test))]
 
         def batches(number: int) -> Iterator[tuple[Tensor, Tensor]]:
             if sampler is not None:
                 sampler.set_epoch(number)
             yield from given
 
-        return _plain(task, network, batches, lambda: test, EXACT, epoch)
+        return _plain(task, network, batches, splits, EXACT, epoch)
 
 
 def _plain(
     task: Task,
     network: nn.Module,
     batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
-    test: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    splits: Sequence[Iterable[tuple[Tensor, Tensor]]],
     arithmetic: Arithmetic,
     epoch: Epoch,
 ) -> tuple[float, float]:
-    """The loop of every introduction to PyTorch."""
+    """The loop of every introduction to PyTorch; the last of the splits is the test set."""
     cell, device, criterion = task.cell, task.device, task.criterion
     optimizer = optimizer_factory(cell.optimizer)(list(network.named_parameters()))
     evaluating(optimizer, False)
     every, found = max(1, cell.epochs // cell.test_points), (math.nan, math.nan)
     like = next(network.parameters())
 
-    def outputs(inputs: Tensor) -> Tensor:
+    def outputs(inputs: Tensor, arithmetic: Arithmetic = arithmetic) -> Tensor:
         with arithmetic.forward(like):
             made: Tensor = network(inputs)
         return made.float()
+
+    @torch.no_grad()
+    def evaluated(split: Iterable[tuple[Tensor, Tensor]], how: Arithmetic) -> tuple[float, float]:
+        sums, count = [], 0
+        for inputs, labels in split:
+            inputs, labels = inputs.to(device), labels.to(device)
+            made = outputs(inputs, how)
+            loss = criterion.total(made, labels).double()[None]
+            sums.append(torch.cat([loss, criterion.scored(made, labels)]))
+            count += len(labels)
+        total = torch.stack(sums).sum(0)
+        return float(total[0]) / count, criterion.value(total[1:], count)
 
     with arithmetic.applied():
         for number in range(cell.epochs):
@@ -232,17 +264,8 @@ def _plain(
             if (number + 1) % every == 0 or number + 1 == cell.epochs:
                 network.eval()
                 evaluating(optimizer, True)
-                sums: list[Tensor] = []
-                count = 0
-                with torch.no_grad():
-                    for inputs, labels in test():
-                        inputs, labels = inputs.to(device), labels.to(device)
-                        made = outputs(inputs)
-                        loss = criterion.total(made, labels).double()[None]
-                        sums.append(torch.cat([loss, criterion.scored(made, labels)]))
-                        count += len(labels)
-                total = torch.stack(sums).sum(0)
-                found = float(total[0]) / count, criterion.value(total[1:], count)
+                for how in dict.fromkeys((arithmetic, EXACT) if number + 1 == cell.epochs else (arithmetic,)):
+                    *_, found = [evaluated(split, how) for split in splits]
                 evaluating(optimizer, False)
             epoch()
     return found

@@ -17,6 +17,9 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util import state
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -60,6 +63,29 @@ class _Config(TorchConfig):
     @property
     def backend_cls(self) -> type[_Backend]:
         return _Backend
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's, without two processes of which a group has no use and for which its workers would wait.
+
+    One hands out Ray Data's data sets, of which there are none. The other gives the group's place free when
+    the controller dies, which `_sweep` does.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [
+            _NoData() if isinstance(c, DatasetsCallback) else c
+            for c in found
+            if not isinstance(c, PlacementGroupCleanerCallback)
+        ]
+
+
+class _NoData(WorkerGroupCallback):
+    """What workers are told of data sets."""
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        return {"dataset_shard_provider": [None] * len(workers)}
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -166,7 +192,7 @@ def _trainer(
     work: dict[str, Any], workers: int, capacity: Capacity, folder: Store, callbacks: Sequence[Any]
 ) -> TorchTrainer:
     """A group that is to do some work; the arguments are `fit`'s."""
-    return TorchTrainer(
+    return _Trainer(
         _worker,
         train_loop_config=work,
         scaling_config=ray.train.ScalingConfig(

@@ -143,7 +143,7 @@ class Schedule:
 
     @functools.cached_property
     def _planned(self) -> Counter[int]:
-        """How many cells of the whole study ask for a group of each size, as far as can be told beforehand."""
+        """How many cells of the whole study ask for a group of each size, as far as can be told."""
         return Counter(cell.asked_workers for cell in cells_of(self.study, whole(self.study)).values())
 
     def next(self, name: str) -> Job | None:

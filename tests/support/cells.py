@@ -1,6 +1,7 @@
 """Small cells, and a group of real gloo processes to train them in."""
 
 import dataclasses
+import math
 import multiprocessing
 import os
 import pickle
@@ -20,7 +21,7 @@ from lbdist.config.build import plain
 from lbdist.data.base import Dataset
 from lbdist.plan import Cell
 from lbdist.storage import Store
-from lbdist.training import buckets
+from lbdist.training import buckets, loop
 from lbdist.training.cell import run_cell
 from lbdist.training.loop import train
 from lbdist.training.precision import EXACT, Arithmetic
@@ -172,6 +173,7 @@ def _member(
     seeds.shift()
     dist.init_process_group("gloo", init_method=f"file://{home}/store", rank=rank, world_size=size)
     buckets.BUCKET_BYTES = bucket or buckets.BUCKET_BYTES
+    loop.SHARE = math.inf  # a resume file after every epoch
     how = {"arithmetic": arithmetic, "store": store}
     try:
         results: list[Any] = [

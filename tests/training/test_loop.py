@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lbdist import networks, random, results
+from lbdist.data.base import on_device
 from lbdist.errors import InputError
 from lbdist.plan import Origin
 from lbdist.remedies.base import Batch
@@ -23,7 +24,7 @@ from lbdist.training.batch_norm import group_batch_norm
 from lbdist.training.batches import Workers, batches
 from lbdist.training.cell import finished_rows, run_cell
 from lbdist.training.dropout import Dropouts
-from lbdist.training.learner import Learner, optimizer_factory
+from lbdist.training.learner import Learner, make_learner, optimizer_factory
 from lbdist.training.loop import train
 from tests.support.cells import ADAM, CONVOLUTIONAL, SGD, make_cell
 from tests.support.samples import images, signals
@@ -78,6 +79,7 @@ def test_small_and_large_batch_start_from_the_same_point():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize("network", ["dense", "convolutional"])
 @pytest.mark.parametrize("remedy", ["none.NoRemedy", "growth.Growth"])
 def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy):
@@ -104,6 +106,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, network, remedy)
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.usefixtures("every_epoch")
 def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path):
     cell, data, store = make_cell(), signals(), Store(tmp_path)
     _, x = train(cell, data, store=store)
@@ -347,11 +350,32 @@ def test_accumulation_needs_a_declared_group():
         train(make_cell(micro_batch_size=8), signals())
 
 
+def test_g_is_what_a_remedy_reads_and_writes_and_what_the_optimiser_steps_along():
+    """Whether it was asked for or not, and as often as it was."""
+    cell, samples, ends = make_cell(optimizer=SGD), on_device(signals().train, "cpu"), []
+    for use in ("not at all", "read", "written", "replaced"):
+        learner = make_learner(cell, networks.make(cell.network, 0), Workers())
+        for batch in batches(*samples, global_batch_size=10, seed=0, epoch=0, workers=Workers()):
+            learner.gradient(batch)
+            if use == "read":
+                assert learner.g.norm() > 0
+            elif use == "written":
+                learner.g *= 2
+                learner.g /= 2
+            elif use == "replaced":
+                learner.g = learner.g.clone()
+                assert learner.g.data_ptr() == learner.gradients[0].data_ptr()
+            learner.update()
+        ends.append(learner.x.clone())
+    assert all(torch.equal(ends[0], x) for x in ends[1:])
+
+
 def test_a_batch_of_one_sample_is_no_trouble():
     _, x = train(make_cell(global_batch_size=43), signals(train=44))
     assert torch.isfinite(x).all()
 
 
+@pytest.mark.usefixtures("every_epoch")
 def test_a_run_ends_where_its_training_loss_is_what_it_was_to_come_to(tmp_path):
     """As f has it, evaluated after each epoch; resumed from any of them it ends at the same one."""
     data, store = signals(), Store(tmp_path)

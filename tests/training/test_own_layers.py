@@ -195,6 +195,7 @@ from lbdist.storage import Store
 from lbdist.training import loop
 from lbdist.training.cell import run_cell
 loop._patience = lambda seconds: 2.0
+loop.SHARE = float("inf")
 cell = make_cell(network={{"_target_": "{__name__}.Stuck"}}, epochs=50)
 run_cell(cell, signals(), Store({str(tmp_path)!r}))
 """

@@ -43,7 +43,8 @@ def test_every_procedure_trains_the_cell_and_is_timed(name: str, kind: str, tmp_
     data = images() if kind == "images" else signals(train=300)
     cell, threads = cell_of(name, **fields), torch.get_num_threads()
     final = run_cell(cell, data, Store(tmp_path))
-    wanted = {"samples_per_second", "startup_seconds", "peak_memory", "share_of_limit", "seconds", "threads"}
+    wanted = {"samples_per_second", "startup_seconds", "whole_seconds", "peak_memory", "share_of_limit"}
+    wanted |= {"seconds", "threads"}
     assert wanted | {"test_loss", "test_accuracy", "overhead_seconds"} == set(final)
     assert final["samples_per_second"] > 0 and final["share_of_limit"] > 0 and final["peak_memory"] > 1e8
     if kind == "signals":
@@ -64,13 +65,14 @@ def test_the_first_epoch_is_the_start_and_the_median_of_the_others_the_rate(
         def limit(self, task: Task) -> float:
             return 1.5
 
-    times = iter([0.0, 5.0, 7.0, 9.0, 12.0])
+    times = iter([0.0, 5.0, 7.0, 9.0, 12.0, 13.0])
     task = Task(make_cell(), signals(), Workers(), torch.device("cpu"), EXACT, Store("."))
     monkeypatch.setattr(procedures.time, "perf_counter", lambda: next(times))
     found = {row["metric"]: row["value"] for row in Clocked()(task)}
     monkeypatch.undo()
     assert (found["samples_per_second"], found["startup_seconds"], found["seconds"]) == (65.0, 3.0, 12.0)
     assert (found["share_of_limit"], found["loss"], found["accuracy"]) == (0.75, 0.5, 80.0)
+    assert found["whole_seconds"] == 13.0
 
 
 def test_the_loader_in_a_group_and_lbdist_beside_it(tmp_path) -> None:

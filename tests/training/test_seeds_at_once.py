@@ -108,6 +108,7 @@ def test_what_cannot_be_computed_together_is_computed_alone(network: dict, works
         assert (x - train(cell, signals(), dtype=torch.float64)[1]).norm() < 1e-10
 
 
+@pytest.mark.usefixtures("every_epoch")
 def test_cells_may_end_at_different_times(tmp_path: Path) -> None:
     """By their patience, by other numbers of epochs, and one that is resumed beside one that begins."""
     data, store = signals(), Store(tmp_path)
@@ -162,7 +163,8 @@ def test_tf32_is_allowed_where_a_cell_trains_and_nowhere_else() -> None:
     network = {"_target_": "tests.training.test_seeds_at_once.Watched", "in_features": 12, "out_features": 4}
     before = tf32()
     at_once(seeds(make_cell(network=network), 2), signals(), arithmetic=Arithmetic("tf32"))
-    assert seen == {(True, True, True), (False, False, False)} and tf32() == before
+    # points of the curve are evaluated in the run's precision, its end in float32
+    assert seen == {(True, True, True), (False, True, True), (False, False, False)} and tf32() == before
 
 
 def test_bfloat16_too() -> None:

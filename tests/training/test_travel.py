@@ -172,6 +172,7 @@ FREE = {
 }
 
 
+@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize("name", FREE)
 def test_an_optimiser_that_evaluates_elsewhere_is_measured_there(name: str, tmp_path: Path) -> None:
     """Rows are of the model that is kept, which is the optimiser's own; a resumed run goes on alike."""

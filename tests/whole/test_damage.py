@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from lbdist import results
 from lbdist.storage import Damaged, Store
-from lbdist.training import checkpoint
+from lbdist.training import checkpoint, loop
 from lbdist.training.cell import run_cell
 from lbdist.training.loop import train
 from lbdist.tuning.book import Book, write_cell
@@ -133,7 +134,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cell, store = make_cell(epochs=2), Store(folder)
     write_cell(store, cell)
     run_cell(cell, signals(), store)
-    train(cell, signals(), store=store)  # leaves its resume file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "SHARE", math.inf)
+        train(cell, signals(), store=store)  # leaves its resume file
     own: Path = folder / "cells" / cell.id
     shutil.copytree(own, folder / "sound")
     return own
@@ -180,6 +183,7 @@ def test_no_damage_is_read_as_if_it_were_sound(
         (own / name).write_bytes(whole)
 
 
+@pytest.mark.usefixtures("every_epoch")
 def test_a_resume_file_that_does_not_fit_is_as_good_as_none(tmp_path: Path) -> None:
     """Of another cell, of other code, of another shape: the cell starts anew and ends the same."""
     cell, data, store = make_cell(epochs=3), signals(), Store(tmp_path)

@@ -1,4 +1,6 @@
-"""How far runs are apart that differ in nothing but their number of workers, or their precision."""
+"""How far runs are apart that differ in nothing but their number of workers, or their precision, and how far
+the last point of a run's curve, in its own precision, from its end, in float32.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pandas as pd
 
 from lbdist.analysis.numbers import number, three_digits
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Section, Table
+from lbdist.analysis.section import Entry, Section, Table, of_number, of_summary
 from lbdist.analysis.statistics import summarise
 
 COLUMNS = (
@@ -40,10 +42,71 @@ def section(runs: Runs) -> Section:
     ]
     title = "Runs on different numbers of workers, or in different precisions"
     tables = [Table("agreement", title, heads, rows, brief=False)] if rows else []
+    ends = evaluated_twice(runs)
+    sentences = [sentence(pairs, runs), of_precisions(ends, runs)]
+    tables += [_precisions(ends, runs)] if len(ends) else []
     brief = len(runs.counted) > 0
-    return Section(
-        "Agreement between numbers of workers and precisions", [sentence(pairs, runs)], tables, brief=brief
+    title = "Agreement between numbers of workers and precisions"
+    return Section(title, [text for text in sentences if text], tables, brief=brief)
+
+
+def evaluated_twice(runs: Runs) -> pd.DataFrame:
+    """Confirmed runs whose end was evaluated in float32, and the last point of whose curve was not.
+
+    Returns:
+        By the cell: `label`, `precision` (of the point), and of `score` and `loss` off the training set the
+        `point_` and the `end_`.
+    """
+    rows = runs.rows[runs.rows["measurement"].isna() & runs.rows["split"].eq("test")]
+    cells = runs.counted[~runs.counted["diverged"]]
+    found = cells[["label", "precision"]].copy()
+    exact = pd.Series(dtype=bool)
+    for name, metric in (("score", runs.score.name), ("loss", "loss")):
+        chosen = rows[rows["metric"] == metric]
+        point = chosen[chosen["epoch"].notna()].sort_values("epoch").drop_duplicates("cell", keep="last")
+        end = chosen[chosen["epoch"].isna()].drop_duplicates("cell", keep="last").set_index("cell")
+        found[f"point_{name}"] = point.set_index("cell")["value"].reindex(found.index)
+        found[f"end_{name}"] = end["value"].reindex(found.index)
+        exact = end["precision"].reindex(found.index).eq("float32")
+    return found[exact & found["precision"].ne("float32")].dropna()
+
+
+def of_precisions(ends: pd.DataFrame, runs: Runs) -> str:
+    """In what curves and ends are evaluated, and how far these are apart."""
+    if ends.empty:
+        return ""
+    score, reduced = runs.score, " and ".join(sorted(ends["precision"].unique()))
+    apart = (ends["point_score"] - ends["end_score"]).abs().max()
+    loss = (ends["point_loss"] / ends["end_loss"] - 1).abs().max()
+    return (
+        f"Points of curves are evaluated in {reduced}, as the runs train, and ends in float32: after the "
+        f"last epoch of {number(len(ends))} runs the two are apart by at most {number(apart, 2)}"
+        f"{score.points} of test {score.name} and {loss:.1e} (relative) of test loss."
     )
+
+
+def _precisions(ends: pd.DataFrame, runs: Runs) -> Table:
+    """What `of_precisions` says, method by method."""
+    heads = [
+        "method", "precision\nof the curve", f"last point,\n{runs.score.head}",
+        f"end in float32,\n{runs.score.head}", "apart,\nat most", "test loss apart\n(relative), at most", "n",
+    ]  # fmt: skip
+    rows = []
+    for (label, precision), group in ends.groupby(["label", "precision"]):
+        loss = (group["point_loss"] / group["end_loss"] - 1).abs().max()
+        rows.append(
+            [
+                Entry(str(label)),
+                Entry(str(precision)),
+                of_summary(summarise(group["point_score"])),
+                of_summary(summarise(group["end_score"])),
+                of_number((group["point_score"] - group["end_score"]).abs().max(), 2),
+                Entry(f"{loss:.1e}", values={"": loss}),
+                of_number(len(group)),
+            ]
+        )
+    title = "The last point of the curve, in the run's own precision, and its end, in float32"
+    return Table("curve_and_end", title, heads, rows, brief=False)
 
 
 def _both(first: float, second: float, a: str, b: str) -> Entry:

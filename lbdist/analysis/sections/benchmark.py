@@ -25,7 +25,7 @@ def sections(runs: Runs) -> list[Section]:
         return [Section(title, ["No run is finished yet."], brief=True)]
     heads = [
         "procedure", "batch", "workers", "precision", "samples/s", "of lbdist's\nbest", "start\ns",
-        "peak\nMB", "of\nlimit", f"test\n{runs.score.head}", "n",
+        "whole\ns", "peak\nMB", "of\nlimit", f"test\n{runs.score.head}", "n",
     ]  # fmt: skip
     rows = [
         [
@@ -36,6 +36,7 @@ def sections(runs: Runs) -> list[Section]:
             of_summary(row["rate"], "phi"),
             of_number(row["mean"] / row["best"], 2),
             of_number(row["start"].mean, 2),
+            of_number(row["whole"].mean, 2),
             of_number(row["memory"].mean),
             of_number(row["share"].mean, 2),
             of_summary(row["score"]),
@@ -44,9 +45,12 @@ def sections(runs: Runs) -> list[Section]:
         for _, row in data.iterrows()
     ]
     note = (
-        "Samples of a median epoch but the first, test curve included; start: by how much longer the first "
-        "took; peak: the process's memory; limit: products as fast as a large matrix product or convolution, "
-        "parameters moved as fast as a large copy, measured here. A bare loop has a thread for each worker."
+        "Samples of a median epoch but the first, what is evaluated after it included, on the training and "
+        "the test set; start: by how much longer the first took; whole: a cell from the building of its "
+        "network to its end, with a last evaluation in float32 where it trains in less, and lbdist's files, "
+        "of which the others write none; peak: the process's memory; limit: products as fast as a large "
+        "matrix product or convolution, parameters moved as fast as a large copy, measured here. A bare loop "
+        "has a thread for each worker."
     )
     changes = data[["workers", "batch"]].ne(data[["workers", "batch"]].shift()).any(axis=1)
     groups = frozenset(place for place, new in enumerate(changes) if new and place)
@@ -61,9 +65,9 @@ def sections(runs: Runs) -> list[Section]:
 def speeds(runs: Runs) -> pd.DataFrame:
     """One row per procedure, batch and number of workers, in the order of the study.
 
-    Columns: `procedure, batch, workers, precision`; `rate`, `start`, `memory` (MB), `share` and `score`
-    (Summaries); `mean`, of the rate; `others`, whether it is not lbdist; `best`, lbdist's rate at the same
-    batch and workers, NaN where it has none.
+    Columns: `procedure, batch, workers, precision`; `rate`, `start`, `whole` (seconds of a cell; NaN in rows
+    of earlier versions), `memory` (MB), `share` and `score` (Summaries); `mean`, of the rate; `others`,
+    whether it is not lbdist; `best`, lbdist's rate at the same batch and workers, NaN where it has none.
     """
     rows = runs.rows
     rows = rows[rows["procedure"].notna() & rows["epoch"].isna()]
@@ -73,6 +77,7 @@ def speeds(runs: Runs) -> pd.DataFrame:
     identity = rows.drop_duplicates("cell").set_index("cell")
     identity = identity[["procedure", "global_batch_size", "num_workers", "precision"]]
     found = found.join(identity)
+    found = found.reindex(columns=found.columns.union(["whole_seconds"]))
     found["workers"] = found[["num_workers", "threads"]].max(axis=1)  # one of them is 1
     table = []
     for keys, group in found.groupby(["workers", "global_batch_size", "procedure"], sort=True):
@@ -84,6 +89,7 @@ def speeds(runs: Runs) -> pd.DataFrame:
                 "precision": group["precision"].iloc[0],
                 "rate": summarise(group["samples_per_second"]),
                 "start": summarise(group["startup_seconds"]),
+                "whole": summarise(group["whole_seconds"]),
                 "memory": summarise(group["peak_memory"] / 1e6),
                 "share": summarise(group["share_of_limit"]),
                 "score": runs.score.summarise(group[runs.score.name]),
@@ -108,6 +114,7 @@ def sentences(data: pd.DataFrame) -> list[str]:
             for _, row in group.sort_values("mean").iterrows()
         ]
         found.append(f"Samples a second at batch {number(batch)}: lbdist takes {', '.join(ratios)}.")
+    found += _whole(data[data["workers"] == data["workers"].min()])
     ours = (
         data.dropna(subset="best")
         .drop_duplicates(["workers", "batch"])
@@ -129,6 +136,25 @@ def sentences(data: pd.DataFrame) -> list[str]:
                     "this is why people want large batches."
                 )
             found.append(text)
+    return found
+
+
+def _whole(data: pd.DataFrame) -> list[str]:
+    """What a whole cell takes beside others in the same precision."""
+    found = []
+    for batch, group in reversed(list(data.groupby("batch"))):
+        ratios = [
+            f"{number(own['whole'].mean / other['whole'].mean, 2)} times {other['procedure']} in {precision}"
+            for precision, alike in group.groupby("precision")
+            for _, other in alike[alike["others"]].iterrows()
+            for _, own in alike[~alike["others"]].iterrows()
+            if other["whole"].n and own["whole"].n
+        ]
+        if ratios:
+            found.append(
+                f"A whole cell at batch {number(batch)}, evaluated each epoch and with its files, takes "
+                f"lbdist {', '.join(ratios)}."
+            )
     return found
 
 

@@ -21,7 +21,10 @@ def section(runs: Runs) -> Section:
     figures, curves, points = [], runs.curves, scatter_data(runs)
     axis, name = runs.score.axis, runs.score.name
     if len(curves):
-        caption = f"Test {name} against epoch: lines are means, {drawing.bands(curves['n'])}."
+        caption = (
+            f"Test {name} against epoch, evaluated in the runs' own precision: lines are means, "
+            f"{drawing.bands(curves['n'])}."
+        )
         title = f"Test {name} during training"
         figures.append(Figure("curves", title, caption, lambda: draw_curves(curves, axis)))
     epsilon = runs.epsilon
