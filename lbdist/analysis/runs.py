@@ -149,8 +149,11 @@ class Runs:
         cells["diverged"] = cells["diverged"] == 1
         cells["best"] = self._curve("test").groupby("cell")["value"].max().reindex(cells.index)
         cells.loc[cells["diverged"], ["score", "train_score", "loss", "train_loss", "best"]] = math.nan
-        epochs = trained[trained["metric"] == "running_loss"].groupby("cell")["epoch"].max()
-        cells["epochs"] = epochs.reindex(cells.index).astype(float)
+        course = trained[trained["metric"] == "running_loss"]
+        cells["epochs"] = course.groupby("cell")["epoch"].max().reindex(cells.index).astype(float)
+        # of its training: its end is evaluated in float32
+        own = course.drop_duplicates("cell").set_index("cell")["precision"].reindex(cells.index)
+        cells["precision"] = own.where(own.notna(), cells["precision"])
         return cells
 
     @functools.cached_property

@@ -109,14 +109,16 @@ def test_the_study_runs_each_procedure_alone_at_both_batches_and_all_workers() -
             make_study("experiment=benchmark", wrong if "{}" not in wrong else "~study.procedures")
 
 
-def rows_of(name: str, batch: int, workers: int, rate: float, threads: int = 1) -> list[dict[str, Any]]:
+def rows_of(
+    name: str, batch: int, workers: int, rate: float, threads: int = 1, **more: float
+) -> list[dict[str, Any]]:
     common = {
         "experiment": "benchmark", "network": "mlp", "data": "mnist1d", "method": "SB", "remedy": "none",
         "cell": f"{name}{batch}{workers}{threads}", "seed": 0, "role": "benchmark", "setting": "",
         "global_batch_size": batch, "num_workers": workers, "precision": "float32", "procedure": name,
     }  # fmt: skip
     values = {"samples_per_second": rate, "startup_seconds": 0.1, "peak_memory": 1e9, "share_of_limit": 0.5,
-              "threads": threads, "accuracy": 70.0}  # fmt: skip
+              "threads": threads, "accuracy": 70.0, **more}  # fmt: skip
     return [{**common, "metric": k, "value": v, "split": "test" if k == "accuracy" else None}
             for k, v in values.items()]  # fmt: skip
 
@@ -143,3 +145,20 @@ def test_the_table_sets_each_procedure_beside_lbdist() -> None:
     assert "why people want" not in " ".join(other.sentences)
     nothing = benchmark.sections(Runs(frame([{**row, "procedure": None} for row in rows])))
     assert nothing[0].sentences == ["No run is finished yet."] and not math.isnan(data["mean"].iloc[0])
+
+
+def test_the_whole_cell_beside_others_of_its_precision() -> None:
+    rows = [
+        *rows_of("lbdist", 32, 1, 1000, whole_seconds=2.1),
+        *rows_of("bare loop", 32, 1, 500, whole_seconds=2.0),
+    ]
+    low = [
+        *rows_of("lbdist low", 32, 1, 9, whole_seconds=9.0),
+        *rows_of("bare low", 32, 1, 9, whole_seconds=6.0),
+    ]
+    rows += [{**row, "precision": "bfloat16"} for row in low]
+    rows += rows_of("bare loop", 32, 1, 500, threads=2, whole_seconds=1.0)
+    (section,) = benchmark.sections(Runs(frame(rows)))
+    (text,) = [text for text in section.sentences if text.startswith("A whole cell")]
+    assert text.endswith("takes lbdist 1.50 times bare low in bfloat16, 1.05 times bare loop in float32.")
+    assert [row["whole s"] for row in section.tables[0].records() if row["procedure"] == "lbdist"] == [2.1]

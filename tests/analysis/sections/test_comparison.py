@@ -106,6 +106,31 @@ def test_agreement(rows):
     assert "was not measured" in agreement.section(Runs(study(("SB", "LB")))).sentences[0]
 
 
+def test_what_curves_are_evaluated_in_and_how_far_that_is_from_the_ends():
+    rows = study(("SB", "LB"), epochs=(5, 10))
+    trained, end = rows["measurement"].isna(), rows["epoch"].isna()
+    assert len(agreement.section(Runs(rows)).sentences) == 1  # an earlier version's, of one precision
+    rows["precision"] = "bfloat16"
+    rows.loc[end & trained & rows["split"].notna(), "precision"] = "float32"
+    runs = Runs(rows)
+    ends = agreement.evaluated_twice(runs)
+    assert len(ends) == 6 and set(ends["precision"]) == {"bfloat16"}
+    final = rows[(rows["metric"] == "accuracy") & (rows["split"] == "test")].set_index("cell")
+    for cell, row in ends.iterrows():
+        assert row["end_score"] == final[final["epoch"].isna()]["value"][cell]
+        assert row["point_score"] == final[final["epoch"] == 10]["value"][cell]
+        assert (row["point_loss"], row["end_loss"]) == (1.1, 1.2)
+    section = agreement.section(runs)
+    apart = (ends["point_score"] - ends["end_score"]).abs().max()
+    text = f"are apart by at most {apart:.2f} points of test accuracy and 8.3e-02 (relative) of test loss"
+    assert "evaluated in bfloat16" in section.sentences[1] and text in section.sentences[1]
+    (table,) = [table for table in section.tables if table.name == "curve_and_end"]
+    assert [row["method"] for row in table.records()] == ["LB", "SB"] and not table.brief
+    # a run in float32 is evaluated once
+    rows.loc[rows["method"] == "SB", "precision"] = "float32"
+    assert set(agreement.evaluated_twice(Runs(rows))["label"]) == {"LB"}
+
+
 def test_search_table(rows):
     table = search.search_table(Runs(rows))
     assert len(table) == 10 and table["chosen"].sum() == 5
