@@ -5,13 +5,15 @@
     python tests/benchmarks/sharpness.py speed f1 --data MNIST
     python tests/benchmarks/sharpness.py spectrum mnist1d          # needs hessian-eigenthings, PyHessian
     python tests/benchmarks/sharpness.py pool mnist1d
+    python tests/benchmarks/sharpness.py budget mnist1d plain --samples 1000
 
 `table` trains small-batch and large-batch minimisers, and holds every solver against a long search over many
 starts; `share` is the rise that a solver found over the largest that anything found. `speed` compares one
 (f, gradient) with a bare PyTorch pass, a whole value with its evaluations, and with what a user would
 otherwise write (scipy on host vectors around a DataLoader). `spectrum` finds the five largest eigenvalues of
-the Hessian to 1e-3, and so do two libraries. `pool` makes twenty measurements on one actor and on two. All of
-it runs on a GPU where there is one.
+the Hessian to 1e-3, and so do two libraries. `pool` makes twenty measurements on one actor and on two.
+`budget` says what a search in a random subspace reaches for its budget. All of it runs on a GPU where there
+is one.
 """
 
 from __future__ import annotations
@@ -221,6 +223,34 @@ def table(name: str, data: tuple[Tensor, Tensor], long: int) -> None:
                     print(f"  {rival:<20} share after {shares}", flush=True)
 
 
+def budget(names: list[str], folder: str | None, samples: int | None, seeds: int = 3) -> None:
+    """The share that searches in two subspaces at each model reach of the best that any found."""
+    budgets = (20, 40, 80, 160, 320)
+    found: dict[tuple[object, ...], list[tuple[int, float, int]]] = {}
+    for name in names:
+        data = data_of(name, folder, samples)
+        for method, draw in itertools.product(("SB", "LB"), (0, 1)):
+            f = Objective(minimiser(name, method, data), data, micro_batch_size=5000)
+            there = Subspace(len(f.x), 100, draw=draw, like=f.x)
+            for seed in range(seeds):
+                for most in (*budgets, 500):
+                    near = Neighbourhood(f, f.x, there, seed=seed)
+                    for epsilon in EPSILONS:
+                        r = near.sharpness(epsilon, effort=Effort(starts=30, budget=most))
+                        key = (name, method, draw, epsilon)
+                        found.setdefault(key, []).append((most, r.value, r.evaluations))
+    best = {key: max(value for _, value, _ in rows) for key, rows in found.items()}
+    print(f"{len(best)} values, {seeds} searches each; the best of each from {6 * seeds} searches")
+    for most in budgets:
+        rows = [(v / best[key], count) for key, of in found.items() for b, v, count in of if b == most]
+        shares = sorted(share for share, _ in rows)
+        evaluations = statistics.mean(count for _, count in rows)
+        print(
+            f"budget {most:3d} ({evaluations:.0f} evaluations): mean {statistics.mean(shares):.3f}, "
+            f"worst {shares[0]:.2f}, {sum(share >= 0.99 for share in shares)} of {len(shares)} at least 0.99"
+        )
+
+
 def speed(name: str, data: tuple[Tensor, Tensor]) -> None:
     """One evaluation against a bare pass, a value against its evaluations and against scipy and a loader."""
     network = minimiser(name, "SB", data)
@@ -390,13 +420,16 @@ def pool(name: str) -> None:
 def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("table", "speed", "spectrum", "pool"))
+    parser.add_argument("what", choices=("table", "speed", "spectrum", "pool", "budget"))
     parser.add_argument("networks", nargs="+", choices=TASKS)
     parser.add_argument("--data", help="folder of images as data=parquet reads it")
     parser.add_argument("--samples", type=int, help="training samples")
     parser.add_argument("--long", type=int, default=200, help="evaluations of a long search")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.what == "budget":
+        budget(given.networks, given.data, given.samples)
+        return
     for name in given.networks:
         data = data_of(name, given.data, given.samples)
         if given.what == "table":
