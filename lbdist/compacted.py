@@ -49,10 +49,12 @@ class Files:
         """Takes over what is kept of files that are as they were."""
         line, _, table = content.partition(b"\n")
         check_stamp(json.loads(line), NAME, digest(table), f"{self.store}/{NAME}")
-        self._table = of_parquet(table)
-        self._there = self.store.versions()
-        for name, version, held in json.loads(self._table.schema.metadata[b"lbdist"]):
-            if self._there.get(name) == tuple(version):
+        kept = of_parquet(table)
+        if kept.column_names != SCHEMA.names:
+            return  # an earlier version's
+        self._table, self._there = kept, self.store.versions()
+        for name, version, held in json.loads(kept.schema.metadata[b"lbdist"]):
+            if self._there.get(name) == tuple(version) and None not in version:
                 self._kept[name] = held
 
     def rows(self, name: str) -> list[Row]:

@@ -1,5 +1,6 @@
 """What is kept together of finished files is what they hold, as long as they are as they were."""
 
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from lbdist import results
 from lbdist.compacted import NAME, Files
 from lbdist.results import Row
-from lbdist.storage import Damaged, Store
+from lbdist.rows import of_parquet, parquet
+from lbdist.storage import Damaged, Store, digest, stamp
 
 CELLS, MEASUREMENTS = ("a1", "b2", "c3"), ("d4", "e5")
 
@@ -131,6 +133,18 @@ def test_a_damaged_one_is_as_good_as_none(store: Store, cut: int) -> None:
     changed = bytearray(content)
     changed[cut] ^= 1
     store.write(NAME, bytes(changed))
+    pd.testing.assert_frame_equal(results.load(store), before)
+    spoil(store, results.cell_file("a1"))
+    with pytest.raises(Damaged):
+        results.load(store)
+
+
+def test_one_of_other_columns_is_as_good_as_none(store: Store) -> None:
+    before = results.load(store)
+    compact(store)
+    table = of_parquet(store.read(NAME).partition(b"\n")[2])
+    content = parquet(table.drop_columns(["rule"]))  # as an earlier version would have written it
+    store.write(NAME, b"\n".join([json.dumps(stamp(NAME, digest(content))).encode(), content]))
     pd.testing.assert_frame_equal(results.load(store), before)
     spoil(store, results.cell_file("a1"))
     with pytest.raises(Damaged):
