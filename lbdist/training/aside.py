@@ -77,12 +77,12 @@ class Aside:
         if self.share < math.inf and self._spent + cost > self.share * (begun - self._began):
             return
         content = take()
-        copied, self._first = time.monotonic() - begun, False
+        seconds, self._first = time.monotonic() - begun, False
 
         def timed() -> None:
             begun = time.monotonic()
             write(content)
-            self._last = copied + time.monotonic() - begun
+            self._last = seconds + time.monotonic() - begun
             self._spent += self._last
 
         self.write(timed)
