@@ -45,6 +45,9 @@ class Files:
         with contextlib.suppress(*wrong):  # the files themselves are there
             self._take(store.read(NAME))
 
+    def __reduce__(self) -> tuple[type[Files], tuple[Store]]:
+        return Files, (self.store,)  # Tune pickles who holds one
+
     def _take(self, content: bytes) -> None:
         """Takes over what is kept of files that are as they were."""
         line, _, table = content.partition(b"\n")

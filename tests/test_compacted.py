@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pandas as pd
@@ -149,6 +150,14 @@ def test_one_of_other_columns_is_as_good_as_none(store: Store) -> None:
     spoil(store, results.cell_file("a1"))
     with pytest.raises(Damaged):
         results.load(store)
+
+
+def test_what_is_pickled_holds_no_rows(store: Store) -> None:
+    compact(store)
+    files = Files(store)
+    files.read_ahead(names())
+    content = pickle.dumps(files)
+    assert len(content) < 1000 and pickle.loads(content).rows(results.cell_file("a1"))
 
 
 def test_what_is_dropped_is_read_where_it_lies(store: Store) -> None:
