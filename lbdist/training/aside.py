@@ -25,7 +25,7 @@ class Aside:
             and on the other, to write it. Infinity has all that is offered written.
 
     Example:
-        >>> aside, written = Aside(share=1.0), []
+        >>> aside, written = Aside(share=math.inf), []
         >>> aside.write(lambda: written.append("a model"))
         >>> aside.finish()
         >>> aside.offer(0, lambda: "a state", written.append)

@@ -54,7 +54,7 @@ def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
         "sharpness.md",
     }
     shared = {path.name for path in storage.iterdir()}
-    assert shared == {"cells", "measurements", "remedies"}
+    assert shared == {"cells", "measurements", "compacted", "remedies"}
     assert {f.name for f in (storage / "cells" / confirmed["cell"].iloc[0]).iterdir()} == {
         "cell.json", "model.safetensors", "rows.parquet"
     }  # fmt: skip
