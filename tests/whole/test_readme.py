@@ -18,6 +18,7 @@ from lbdist.analysis.claims import claims
 from lbdist.analysis.numbers import interval, number, percent
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.sections import break_even
+from lbdist.analysis.sections.benchmark import sentences, speeds
 from lbdist.analysis.statistics import Difference, difference, summarise
 from lbdist.data import kaldi
 from lbdist.networks.convolutional import Shallow
@@ -172,6 +173,19 @@ def test_a_row_of_a_network_is_that_of_its_evidence(folder: str, what: str) -> N
     row += [said["LB generalises worse than SB"], said.get("LB is sharper: full space, ε 1e-3", "–")]
     row.append(said["SB ends 3 to 10 times as far from x0 as LB"])
     assert f"| {' | '.join(row)} |" in README
+
+
+def test_the_table_of_speeds_is_the_evidence() -> None:
+    data = speeds(Runs(lbdist.results.load(EVIDENCE / "f1-mnist-20000-benchmark")))
+    rows = data[(data["workers"] == 1) | ~data["procedure"].str.startswith("bare")]
+    assert len(rows) == 16
+    for (workers, procedure), group in rows.groupby(["workers", "procedure"]):
+        pairs = [
+            f"{number(row['rate'].mean)} ± {number(row['rate'].std)} | {number(row['whole'].mean, 1)}"
+            for _, row in group.sort_values("batch").iterrows()
+        ]
+        assert f"| {procedure} | {workers} | {' | '.join(pairs)} |" in README
+    assert sentences(data)[-3] in " ".join(README.split())
 
 
 def test_what_is_said_of_figure_6_is_the_evidence() -> None:

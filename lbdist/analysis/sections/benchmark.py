@@ -144,7 +144,8 @@ def _whole(data: pd.DataFrame) -> list[str]:
     found = []
     for batch, group in reversed(list(data.groupby("batch"))):
         ratios = [
-            f"{number(own['whole'].mean / other['whole'].mean, 2)} times {other['procedure']} in {precision}"
+            f"{number(own['whole'].mean / other['whole'].mean, 2)} times {other['procedure']}"
+            + ("" if precision in other["procedure"] else f" in {precision}")
             for precision, alike in group.groupby("precision")
             for _, other in alike[alike["others"]].iterrows()
             for _, own in alike[~alike["others"]].iterrows()
