@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from lbdist.rows import SCHEMA, Row, of_parquet, parquet, read_rows
-from lbdist.storage import Damaged, Store, Version, check_stamp, digest, read_json, stamp
+from lbdist.storage import Damaged, Store, Version, read_json, stamped, unstamped
 
 NAME = "compacted"
 AT_ONCE = 16
@@ -38,9 +38,9 @@ class Files:
         self.store = store
         self._table = SCHEMA.empty_table()
         self._kept: dict[str, Any] = {}  # what JSON says, or a slice of the table
-        self._there: Mapping[str, Version] = {}
+        self._there: Mapping[str, Version] = {}  # as of before any file was read
         self._ahead: dict[str, Content] = {}
-        self._read: dict[str, tuple[Version, Content]] = {}
+        self._out: set[str] = set()  # what was given out, or is no longer so
         wrong = (FileNotFoundError, Damaged, pa.ArrowException, LookupError, TypeError, ValueError)
         with contextlib.suppress(*wrong):  # the files themselves are there
             self._take(store.read(NAME))
@@ -50,9 +50,7 @@ class Files:
 
     def _take(self, content: bytes) -> None:
         """Takes over what is kept of files that are as they were."""
-        line, _, table = content.partition(b"\n")
-        check_stamp(json.loads(line), NAME, digest(table), f"{self.store}/{NAME}")
-        kept = of_parquet(table)
+        kept = of_parquet(unstamped(content, NAME, f"{self.store}/{NAME}"))
         if kept.column_names != SCHEMA.names:
             return  # an earlier version's
         self._table, self._there = kept, self.store.versions()
@@ -78,26 +76,23 @@ class Files:
         return self._given(name) or read_json(self.store, name)
 
     def _given(self, name: str) -> Any:
-        if name in self._ahead:
-            return self._ahead.pop(name)
-        if name not in self._kept:
+        if name in self._out:
             return None
-        held = self._kept.pop(name)
-        return held if isinstance(held, dict) else self._table.slice(*held).to_pylist()
+        self._out.add(name)
+        held = self._kept.get(name)
+        return (
+            self._table.slice(*held).to_pylist() if isinstance(held, list) else held or self._ahead.get(name)
+        )
 
     def drop(self, *names: str) -> None:
         """Forgets what is known of files that are written anew."""
-        for name in names:
-            self._ahead.pop(name, None)
-            self._kept.pop(name, None)
+        self._out.update(names)
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Reads files at once that will be asked for; what is wrong with one shows when it is asked for."""
-        there = self._there or self.store.versions()
-        new = [name for name in names if name in there and name not in self._kept]
-        self._ahead = dict(_read(self.store, new))
-        # as of before they were read: one that is written meanwhile will differ
-        self._read = {name: (there[name], content) for name, content in self._ahead.items()}
+        self._there = self._there or self.store.versions()
+        new = [name for name in names if name in self._there and name not in self._kept]
+        self._ahead = dict(_sound(self.store, new))
 
     def compact(self, names: Collection[str]) -> None:
         """Writes what is kept together, and these files with it, unless there is nothing new.
@@ -105,16 +100,17 @@ class Files:
         Args:
             names: Of files that are complete; those that are not there, or damaged, are passed over.
         """
-        there, fresh = self.store.versions(), Files(self.store)
-        fresh._kept = {name: held for name, held in fresh._kept.items() if name in there}
-        new = [name for name in names if name in there and name not in fresh._kept]
+        there = self.store.versions()
+        same = {name for name, version in there.items() if self._there.get(name) == version}
+        kept = {name: held for name, held in self._held() if name in same}
+        new = [name for name in names if name in there and name not in kept]
         if not new:
             return
-        known = {n: self._read[n][1] for n in new if self._read.get(n, (None,))[0] == there[n]}
-        known |= _read(self.store, [name for name in new if name not in known])
+        known = {name: self._ahead[name] for name in new if name in same and name in self._ahead}
+        known |= _sound(self.store, [name for name in new if name not in known])
         entries: list[tuple[str, Version, Any]] = []
         tables, start = [SCHEMA.empty_table()], 0
-        for name, held in [*fresh._held(), *known.items()]:
+        for name, held in [*kept.items(), *known.items()]:
             if isinstance(held, list):
                 held = pa.Table.from_pylist(held, schema=SCHEMA)
             if isinstance(held, pa.Table):
@@ -122,9 +118,7 @@ class Files:
                 start, held = start + len(held), (start, len(held))
             entries.append((name, there[name], held))
         table = pa.concat_tables(tables).replace_schema_metadata({"lbdist": json.dumps(entries)})
-        content = parquet(table)
-        line = json.dumps(stamp(NAME, digest(content))).encode()
-        self.store.write(NAME, b"\n".join([line, content]), durable=False)
+        self.store.write(NAME, stamped(NAME, parquet(table)), durable=False)
 
     def _held(self) -> Iterator[tuple[str, Any]]:
         """What is kept of each file, rows as a table."""
@@ -133,7 +127,7 @@ class Files:
             yield name, held if isinstance(held, dict) else table.slice(*held)
 
 
-def _read(store: Store, names: Sequence[str]) -> Iterator[tuple[str, Content]]:
+def _sound(store: Store, names: Sequence[str]) -> Iterator[tuple[str, Content]]:
     """The files that are there and sound, each with what it holds."""
 
     def some(part: Sequence[str]) -> list[tuple[str, Content]]:

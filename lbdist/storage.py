@@ -83,6 +83,26 @@ def check_stamp(found: Any, what: str, digest: str, where: str) -> None:
         raise Damaged(f"{where} is not as it was written")
 
 
+def stamped(what: str, content: bytes | memoryview) -> bytes:
+    """Content after a line that says what it is."""
+    return b"\n".join([json.dumps(stamp(what, digest(content))).encode(), content])
+
+
+def unstamped(content: bytes, what: str, where: str) -> bytes:
+    """The content that `stamped` took.
+
+    Raises:
+        Damaged: It is not.
+    """
+    line, _, found = content.partition(b"\n")
+    try:
+        mark = json.loads(line)
+    except ValueError as error:
+        raise Damaged(f"{where} does not say what it is") from error
+    check_stamp(mark, what, digest(found), where)
+    return found
+
+
 def _remove_empty(folders: Sequence[Path]) -> None:
     """Removes folders, the innermost first, as far as there is nothing in them."""
     with contextlib.suppress(OSError):

@@ -1,6 +1,5 @@
 """What is kept together of finished files is what they hold, as long as they are as they were."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -14,7 +13,7 @@ from lbdist import results
 from lbdist.compacted import NAME, Files
 from lbdist.results import Row
 from lbdist.rows import of_parquet, parquet
-from lbdist.storage import Damaged, Store, digest, stamp
+from lbdist.storage import Damaged, Store, stamped
 
 CELLS, MEASUREMENTS = ("a1", "b2", "c3"), ("d4", "e5")
 
@@ -145,7 +144,7 @@ def test_one_of_other_columns_is_as_good_as_none(store: Store) -> None:
     compact(store)
     table = of_parquet(store.read(NAME).partition(b"\n")[2])
     content = parquet(table.drop_columns(["rule"]))  # as an earlier version would have written it
-    store.write(NAME, b"\n".join([json.dumps(stamp(NAME, digest(content))).encode(), content]))
+    store.write(NAME, stamped(NAME, content))
     pd.testing.assert_frame_equal(results.load(store), before)
     spoil(store, results.cell_file("a1"))
     with pytest.raises(Damaged):

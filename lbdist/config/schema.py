@@ -17,7 +17,7 @@ from lbdist.errors import require
 from lbdist.rules import RULES
 
 RESERVED = ("cells", "measurements", "compacted")
-"""Folders that a storage folder has for all studies."""
+"""What a storage folder has for all studies, by whose names no study may be called."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 EXECUTORS = ("ray", "serial")

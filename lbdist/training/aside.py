@@ -36,8 +36,8 @@ class Aside:
 
     def __init__(self, share: float = SHARE) -> None:
         self.share, self._began = share, time.monotonic()
-        self._spent, self._last = 0.0, GUESS_SECONDS
-        self._first = True
+        self._spent = 0.0
+        self._last: float | None = None  # what a file has taken
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -73,11 +73,11 @@ class Aside:
             return
         self.finish()
         begun = time.monotonic()
-        cost = self._last + (size / GUESS_BYTES_PER_SECOND if self._first else 0.0)
+        cost = GUESS_SECONDS + size / GUESS_BYTES_PER_SECOND if self._last is None else self._last
         if self.share < math.inf and self._spent + cost > self.share * (begun - self._began):
             return
         content = take()
-        seconds, self._first = time.monotonic() - begun, False
+        seconds = time.monotonic() - begun
 
         def timed() -> None:
             begun = time.monotonic()

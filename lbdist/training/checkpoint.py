@@ -20,7 +20,7 @@ from lbdist import networks, results
 from lbdist.errors import InputError
 from lbdist.networks import flat
 from lbdist.plan import Cell
-from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
+from lbdist.storage import Damaged, Store, check_stamp, digest, stamp, stamped, unstamped
 from lbdist.training.user_checkpoint import load_file as load_file
 from lbdist.training.user_checkpoint import tensors
 
@@ -133,10 +133,8 @@ def starting_point(
 
 def save(store: Store, state: dict[str, Any], name: str = RESUME) -> None:
     """Writes a state of tensors, numbers, strings, lists and dicts, after a line that says what it is."""
-    content = pickled(state)
-    line = json.dumps(stamp(_what(store, name), digest(content))).encode()
     # not waiting for the disk: a lost one costs an epoch, waiting costs more
-    store.write(name, b"\n".join([line, content]), durable=False)
+    store.write(name, stamped(_what(store, name), pickled(state)), durable=False)
 
 
 def pickled(state: dict[str, Any]) -> memoryview:
@@ -165,11 +163,4 @@ def check(store: Store, name: str = RESUME) -> bytes:
         FileNotFoundError: There is none.
         Damaged: The file is not what was written there.
     """
-    line, _, state = store.read(name).partition(b"\n")
-    where = f"{store}/{name}"
-    try:
-        mark = json.loads(line)
-    except ValueError as error:
-        raise Damaged(f"{where} is no resume file") from error
-    check_stamp(mark, _what(store, name), digest(state), where)
-    return state
+    return unstamped(store.read(name), _what(store, name), f"{store}/{name}")

@@ -237,7 +237,13 @@ class Learner:
         micro_batch_size: int = 1000,
         arithmetic: Arithmetic = EXACT,
     ) -> tuple[float, float]:
-        """Mean loss and score over a split, with the running averages of batch norm."""
+        """Mean loss and score over a split, with the running averages of batch norm.
+
+        Args:
+            split: Samples and their targets.
+            micro_batch_size: Samples taken through the network at once.
+            arithmetic: In which the network is computed: float32 unless asked.
+        """
         with arithmetic.applied(), self.at_the_model():
             return self._evaluate(split, micro_batch_size, arithmetic)
 

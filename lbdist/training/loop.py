@@ -242,10 +242,11 @@ class _Run:
         self.aside.offer(size, state, lambda state: checkpoint.save(store, state))
 
     def _save_model(self, epoch: int | None = None) -> None:
-        store, name, model = self.store, checkpoint.model_name(epoch), None
-        if store is not None and self.learner.workers.rank == 0:
-            model = self.learner.model()
-            self.aside.write(lambda: checkpoint.save_model(store, name, model))
+        store, name = self.store, checkpoint.model_name(epoch)
+        if store is None or self.learner.workers.rank:
+            return
+        model = self.learner.model()
+        self.aside.write(lambda: checkpoint.save_model(store, name, model))
 
     def end(self) -> list[Row]:
         """Writes the last model; all rows of the run."""

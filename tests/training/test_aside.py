@@ -13,7 +13,7 @@ import torch
 from lbdist import networks
 from lbdist.data.base import on_device
 from lbdist.storage import Store
-from lbdist.training import checkpoint, loop
+from lbdist.training import checkpoint
 from lbdist.training.aside import Aside, copied
 from lbdist.training.loop import train
 from lbdist.training.precision import EXACT, Arithmetic
@@ -126,14 +126,10 @@ def test_what_is_resumed_is_the_end_of_an_epoch_although_the_next_was_under_way(
     assert torch.equal(train(cell, data, store=store)[1], whole)  # from the last of them
 
 
-def test_a_disk_that_fills_while_training_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder stands where the file would be made: what a thread could not write is an error of the run."""
-    monkeypatch.setattr(loop, "SHARE", math.inf)
+@pytest.mark.usefixtures("every_epoch")
+def test_what_could_not_be_written_ends_the_run(tmp_path: Path) -> None:
+    """Its folder leads to where nobody can make a file."""
     cell, store = make_cell(epochs=4), Store(tmp_path)
-    (tmp_path / "cells").write_text("")  # set aside by the first write, with a line
-    (tmp_path / "cells").unlink()
     (tmp_path / "cells").symlink_to("/proc/version")
     with pytest.raises(OSError):
         train(cell, signals(), store=store)

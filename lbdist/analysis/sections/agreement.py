@@ -54,21 +54,22 @@ def evaluated_twice(runs: Runs) -> pd.DataFrame:
     """Confirmed runs whose end was evaluated in float32, and the last point of whose curve was not.
 
     Returns:
-        By the cell: `label`, `precision` (of the point), and of `score` and `loss` off the training set the
-        `point_` and the `end_`.
+        By the cell: `label`, `precision` (of the point), of `score` and `loss` off the training set the
+        `point_` and the `end_`, and how far these are apart: `score_apart`, and relatively `loss_apart`.
     """
     rows = runs.rows[runs.rows["measurement"].isna() & runs.rows["split"].eq("test")]
     cells = runs.counted[~runs.counted["diverged"]]
     found = cells[["label", "precision"]].copy()
-    exact = pd.Series(dtype=bool)
     for name, metric in (("score", runs.score.name), ("loss", "loss")):
         chosen = rows[rows["metric"] == metric]
         point = chosen[chosen["epoch"].notna()].sort_values("epoch").drop_duplicates("cell", keep="last")
         end = chosen[chosen["epoch"].isna()].drop_duplicates("cell", keep="last").set_index("cell")
         found[f"point_{name}"] = point.set_index("cell")["value"].reindex(found.index)
         found[f"end_{name}"] = end["value"].reindex(found.index)
-        exact = end["precision"].reindex(found.index).eq("float32")
-    return found[exact & found["precision"].ne("float32")].dropna()
+        found["exact"] = end["precision"].reindex(found.index).eq("float32")
+    found["score_apart"] = (found["point_score"] - found["end_score"]).abs()
+    found["loss_apart"] = (found["point_loss"] / found["end_loss"] - 1).abs()
+    return found[found.pop("exact") & found["precision"].ne("float32")].dropna()
 
 
 def of_precisions(ends: pd.DataFrame, runs: Runs) -> str:
@@ -76,8 +77,7 @@ def of_precisions(ends: pd.DataFrame, runs: Runs) -> str:
     if ends.empty:
         return ""
     score, reduced = runs.score, " and ".join(sorted(ends["precision"].unique()))
-    apart = (ends["point_score"] - ends["end_score"]).abs().max()
-    loss = (ends["point_loss"] / ends["end_loss"] - 1).abs().max()
+    apart, loss = ends["score_apart"].max(), ends["loss_apart"].max()
     return (
         f"Points of curves are evaluated in {reduced}, as the runs train, and ends in float32: after the "
         f"last epoch of {number(len(ends))} runs the two are apart by at most {number(apart, 2)}"
@@ -93,14 +93,14 @@ def _precisions(ends: pd.DataFrame, runs: Runs) -> Table:
     ]  # fmt: skip
     rows = []
     for (label, precision), group in ends.groupby(["label", "precision"]):
-        loss = (group["point_loss"] / group["end_loss"] - 1).abs().max()
+        loss = group["loss_apart"].max()
         rows.append(
             [
                 Entry(str(label)),
                 Entry(str(precision)),
                 of_summary(summarise(group["point_score"])),
                 of_summary(summarise(group["end_score"])),
-                of_number((group["point_score"] - group["end_score"]).abs().max(), 2),
+                of_number(group["score_apart"].max(), 2),
                 Entry(f"{loss:.1e}", values={"": loss}),
                 of_number(len(group)),
             ]
