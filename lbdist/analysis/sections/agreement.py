@@ -101,7 +101,7 @@ def _precisions(ends: pd.DataFrame, runs: Runs) -> Table:
                 of_summary(summarise(group["point_score"])),
                 of_summary(summarise(group["end_score"])),
                 of_number(group["score_apart"].max(), 2),
-                Entry(f"{loss:.1e}", values={"": loss}),
+                Entry(three_digits(loss), values={"": loss}),
                 of_number(len(group)),
             ]
         )
