@@ -17,7 +17,6 @@ from lbdist.errors import Failure, one_line, short
 from lbdist.progress import Progress
 from lbdist.session import Failed, Lost, Session
 from lbdist.sharpness.pool import measure_all
-from lbdist.tuning import trial
 from lbdist.tuning.book import Book
 from lbdist.tuning.schedule import Schedule
 
@@ -46,6 +45,8 @@ class RaySession(Session):
             raise Failure(f"Ray: {short(_cause(error))}") from error
 
     def _on_ray(self, book: Book, progress: Progress, command: str) -> tuple[list[Failed], list[Lost]]:
+        from lbdist.tuning import trial  # Tune takes half a second to import: not where all is done
+
         config, say = self.config, progress.note
         targets = set(code.targets(dataclasses.asdict(config)))
         with cluster.connect(say, command, self.store, targets, config.max_concurrent) as capacity:

@@ -335,7 +335,7 @@ class Measurement:
     measure: Node
     at: tuple[Point, ...]
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """The measurement's content address."""
         return digest([_defining(self.measure), [point.key for point in self.at]])

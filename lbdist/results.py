@@ -20,18 +20,20 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lbdist import code
 from lbdist.compacted import Files
 from lbdist.old_rows import renewed
-from lbdist.rows import SCHEMA, Place, Row, write_rows
+from lbdist.rows import SCHEMA, Place, Row, read_table, write_rows
 from lbdist.rows import as_table as as_table
 from lbdist.rows import read_rows as read_rows
 from lbdist.storage import Store, read_json, write_json
@@ -139,28 +141,42 @@ def gather(
     Returns:
         A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
     """
-    store, rows = Store.of(place), []
+    store = Store.of(place)
     read = read or functools.partial(read_rows, store)
+    parts: list[tuple[Sequence[Row], Mapping[str, Any]]] = []
     ran: dict[str, Row] = {}
     for cell, columns in cells.items():
-        for row in read(cell_file(cell)):
-            ran.setdefault(cell, {name: row[name] for name in RAN})  # its end is evaluated in float32
-            rows.append(_whole(row, columns, study))
+        if rows := read(cell_file(cell)):
+            ran[cell] = {name: rows[0][name] for name in RAN}  # its end is evaluated in float32
+            parts.append((rows, {**columns, "experiment": study}))
     for measurement, measure in measurements.items():
         for row in read(measurement_file(measurement)):
-            columns = {**ran.get(row["cell"], {}), **cells.get(row["cell"], {})}
-            columns["measure"] = measure or row["measure"]
-            rows.append(_whole(row, columns, study))
-    table = _sorted(pa.Table.from_pylist(rows, schema=SCHEMA))
-    if study is not None and rows:
+            columns = {**ran.get(row["cell"], {}), **cells.get(row["cell"], {}), "experiment": study}
+            parts.append(([row], {**columns, "measure": measure or row["measure"]}))
+    table = _sorted(_joined(parts))
+    if study is not None and parts:
         write_rows(store / study, "rows.parquet", table)
     return table.to_pandas()
 
 
-def _whole(row: Row, columns: Mapping[str, Any], study: str | None) -> Row:
-    """A row with the columns that say what its cell is, which an earlier version may have written."""
-    whole = {**row, **columns, "experiment": study}
-    return renewed(whole) if "stage" in whole else whole
+def _joined(parts: Sequence[tuple[Sequence[Row], Mapping[str, Any]]]) -> pa.Table:
+    """Rows with the columns that say what their cell is, which an earlier version may have written."""
+    parts = [
+        ([renewed({**row, **columns}) for row in rows], {}) if "stage" in columns else (rows, columns)
+        for rows, columns in parts
+    ]
+    rows = [row for rows, _ in parts for row in rows]
+    at = pa.array(np.repeat(np.arange(len(parts)), [len(rows) for rows, _ in parts]))
+    said = {name: [name in columns for _, columns in parts] for name in SCHEMA.names}
+    own = pa.Table.from_pylist(rows, schema=pa.schema([f for f in SCHEMA if not all(said[f.name])]))
+    arrays = []
+    for field in SCHEMA:  # what a cell is called is looked up once, not once a row
+        values = own[field.name] if field.name in own.column_names else None
+        if any(said[field.name]):
+            told = pa.array([columns.get(field.name) for _, columns in parts], field.type).take(at)
+            values = told if values is None else pc.if_else(pa.array(said[field.name]).take(at), told, values)
+        arrays.append(values)
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def append(place: Place, study: str, rows: Iterable[Row]) -> None:
@@ -173,8 +189,13 @@ def append(place: Place, study: str, rows: Iterable[Row]) -> None:
     """
     store = Store.of(place) / study
     if more := [{**row, "experiment": study} for row in rows]:
-        table = _sorted(as_table([*read_rows(store, "rows.parquet"), *more]))
-        write_rows(store, "rows.parquet", table)
+        write_rows(store, "rows.parquet", _sorted(pa.concat_tables([_read(store), as_table(more)])))
+
+
+def _read(store: Store) -> pa.Table:
+    """The rows of a study, as whichever version wrote them."""
+    table = read_table(store, "rows.parquet")
+    return table if table.schema == SCHEMA else as_table(read_rows(store, "rows.parquet"))
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -199,7 +220,7 @@ def load(place: Place) -> pd.DataFrame:
     """
     store = Store.of(place)
     if store.exists("rows.parquet"):
-        return _sorted(as_table(read_rows(store, "rows.parquet"))).to_pandas()
+        return _sorted(_read(store)).to_pandas()
     found, measurements = finished(store, CELLS), finished(store, MEASUREMENTS)
     if not found:
         raise FileNotFoundError(f"no rows under {store}")

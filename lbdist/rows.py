@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbdist.old_rows import OLD_COLUMNS, renewed
+from lbdist.old_rows import OLD_COLUMNS, old_digest, renewed
 from lbdist.storage import Damaged, Store, check_stamp, digest, stamp
 
 SCHEMA = pa.schema(
@@ -68,6 +69,8 @@ SCHEMA = pa.schema(
 """One row per measured value; columns that do not apply are null."""
 
 _NAMES = frozenset(SCHEMA.names)
+COLUMNS = "columns "
+"""Before a digest that is taken column by column."""
 
 Row = dict[str, Any]
 """A value with its columns."""
@@ -102,7 +105,7 @@ def write_rows(place: Place, name: str, rows: Iterable[Row] | pa.Table) -> None:
         ValueError: A row has a column that the schema does not have.
     """
     table = rows if isinstance(rows, pa.Table) else _filled(as_table(rows))
-    mark = stamp(name, _digest(table.to_pylist()))
+    mark = stamp(name, _digest(table))
     content = parquet(table.replace_schema_metadata({"lbdist": json.dumps(mark)}))
     Store.of(place).write(name, content)
 
@@ -124,12 +127,34 @@ def of_parquet(content: bytes) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(content)).read()
 
 
-def _digest(rows: list[Row]) -> str:
-    return digest(json.dumps(rows).encode())
+def _digest(table: pa.Table) -> str:
+    """Of a table's names, types and values, in whatever pieces it was read."""
+    parts: list[bytes] = []
+    for field in table.schema:
+        column = table[field.name]
+        values = column.drop_null().combine_chunks()
+        parts += [f"{field.name} {field.type}".encode(), column.is_valid().to_numpy().tobytes()]
+        if pa.types.is_string(field.type):
+            coded = values.dictionary_encode()
+            parts.append(json.dumps(coded.dictionary.to_pylist()).encode())
+            values = coded.indices
+        parts.append(values.to_numpy(zero_copy_only=False).tobytes())
+    return COLUMNS + digest(b"".join(struct.pack("<q", len(part)) + part for part in parts))
 
 
-def rows_of(content: bytes, name: str, where: str) -> list[Row]:
-    """The rows of a file.
+def read_table(place: Place, name: str) -> pa.Table:
+    """The table of a file, with the columns that `write_rows` was given, or an earlier version's.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        Damaged: It is not what was written there.
+    """
+    store = Store.of(place)
+    return _checked(store.read(name), name, f"{store}/{name}")
+
+
+def _checked(content: bytes, name: str, where: str) -> pa.Table:
+    """The table of a file's content.
 
     Args:
         content: The file.
@@ -142,20 +167,16 @@ def rows_of(content: bytes, name: str, where: str) -> list[Row]:
     try:
         table = of_parquet(content)
         mark = json.loads((table.schema.metadata or {}).get(b"lbdist", b"null"))
-        names = set(table.column_names)
         others = any(f not in SCHEMA and f.name not in OLD_COLUMNS for f in table.schema)
-        rows: list[Row] = table.to_pylist()
-        content_digest = _digest(rows)  # text may be garbled, in names and in values
-    except (pa.ArrowException, OSError, ValueError) as error:
+        new = str(mark and mark["digest"]).startswith(COLUMNS)
+        # text may be garbled, in names and in values
+        content_digest = _digest(table) if new else old_digest(table.to_pylist())
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise Damaged(f"{where} cannot be read as Parquet") from error
     if others:
         raise Damaged(f"{where} has other columns")
     check_stamp(mark, name, content_digest, where)
-    if names - _NAMES:
-        rows = [renewed(row) for row in rows]
-    if missing := dict.fromkeys(_NAMES - names):  # which an earlier version did not write
-        rows = [{**missing, **row} for row in rows]
-    return rows
+    return table.replace_schema_metadata(None)
 
 
 def read_rows(place: Place, name: str) -> list[Row]:
@@ -164,8 +185,14 @@ def read_rows(place: Place, name: str) -> list[Row]:
     Raises:
         Damaged: It is not what was written there.
     """
-    store = Store.of(place)
     try:
-        return rows_of(store.read(name), name, f"{store}/{name}")
+        table = read_table(place, name)
     except FileNotFoundError:
         return []
+    rows: list[Row] = table.to_pylist()
+    names = set(table.column_names)
+    if names - _NAMES:
+        rows = [renewed(row) for row in rows]
+    if missing := dict.fromkeys(_NAMES - names):  # which had no values, or an earlier version did not write
+        rows = [{**missing, **row} for row in rows]
+    return rows

@@ -17,9 +17,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lbdist import results
+from lbdist import rows as rows_module
 from lbdist.analysis.runs import EQUAL_LOSS, Runs
 from lbdist.analysis.sections import landscape
+from lbdist.old_rows import old_digest
 from lbdist.plan import Role
+from lbdist.storage import Damaged, Store, stamp
 
 CELLS = {name: {"cell": name, "method": "LB", "remedy": "none", "role": "confirm", "seed": 1} for name in
          ("a1", "b2", "c3", "d4")}  # fmt: skip
@@ -106,6 +109,67 @@ def test_any_row_comes_back(rows: list[dict[str, Any]]) -> None:
         results.write_rows(name, "x/y.parquet", rows)
         empty = dict.fromkeys(results.SCHEMA.names)
         assert results.read_rows(name, "x/y.parquet") == [{**empty, **row} for row in rows]
+
+
+def test_what_a_cell_says_goes_before_what_its_rows_say(tmp_path: Path) -> None:
+    """Where it says nothing the rows' own word stands; where it says that there is none there is none."""
+    write(tmp_path)
+    columns = {"a1": {"cell": "a1", "split": None, "setting": "x"}, "b2": {"cell": "b2", "num_workers": 7}}
+    frame = results.gather(tmp_path, columns, {"ea1": "", "ec3": "sharper"}, "mine")
+    expected = []
+    for cell in ("a1", "b2"):
+        expected += [{**row, **columns[cell]} for row in rows_of(cell)]
+    measured = {"metric": "sharpness", "value": 5.0}
+    expected.append({**measured, "measurement": "ea1", "num_workers": 2, **columns["a1"]})
+    expected.append({**measured, "cell": "c3", "measurement": "ec3", "measure": "sharper"})
+    made = results.as_table({**row, "experiment": "mine"} for row in expected).to_pandas()
+    order = ["cell", "measurement", "epoch"]
+    pd.testing.assert_frame_equal(
+        frame.sort_values(order, ignore_index=True), made.sort_values(order, ignore_index=True)
+    )
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    values=st.lists(st.none() | st.floats(), min_size=1, max_size=4),
+    words=st.lists(st.none() | st.text(max_size=3), min_size=5, max_size=5),
+    cut=st.integers(0, 5),
+    change=st.integers(0, 3),
+)
+def test_the_digest_of_a_table_is_of_what_it_holds(
+    values: list[float | None], words: list[str | None], cut: int, change: int
+) -> None:
+    names = ["value", "error"]
+    kinds = pa.schema([results.SCHEMA.field(name) for name in names])
+
+    def table(values: list[float | None], words: list[str | None]) -> pa.Table:
+        columns = [list(values), words[: len(values)]]
+        return pa.Table.from_pydict(dict(zip(names, columns, strict=True)), schema=kinds)
+
+    whole = table(values, words)
+    pieces = pa.concat_tables([whole.slice(0, cut), whole.slice(cut)])
+    assert rows_module._digest(pieces) == rows_module._digest(whole)
+    place = change % len(values)
+    others = [values[:place] + [new] + values[place + 1 :] for new in (None, 0.0, -0.0, 5e-324)]
+    changed = [table(other, words) for other in others if repr(other) != repr(values)]
+    for new in (None, "", "\0"):
+        other = words[:place] + [new] + words[place + 1 :]
+        changed += [table(values, other)] if other != words else []
+    changed += [whole.rename_columns(["value", "code"]), table([*values, None], words)]
+    assert rows_module._digest(whole) not in map(rows_module._digest, changed)
+
+
+def test_the_stamp_of_an_earlier_version_holds(tmp_path: Path) -> None:
+    rows, name = rows_of("a1"), results.cell_file("a1")
+    for told, sound in ((rows, True), (rows[:2], False)):
+        table = results.as_table(told)
+        mark = json.dumps(stamp(name, old_digest(results.as_table(rows).to_pylist())))
+        Store(tmp_path).write(name, rows_module.parquet(table.replace_schema_metadata({"lbdist": mark})))
+        if sound:
+            assert results.read_rows(tmp_path, name) == table.to_pylist()
+        else:
+            with pytest.raises(Damaged, match="is not as it was written"):
+                results.read_rows(tmp_path, name)
 
 
 def test_unknown_column(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def write_report(
             drawn.supxlabel(caption, x=0.01, ha="left", fontsize=8, color=drawing.MUTED)
             png = drawing.render(drawn, figure.name, format="png", dpi=150)
             store.write(f"figures/{figure.name}.png", png)
+            drawn.set_layout_engine("none")  # as it is laid out now
             store.write(f"figures/{figure.name}.svg", drawing.svg(drawn, figure.name).encode())
     for table in (table for section in sections for table in section.tables):
         for suffix, write in export.FORMATS.items():

@@ -94,6 +94,7 @@ class Plan:
         self.config, self.train_size, self.score, self.highest = config, train_size, score, highest
         self.remedies, self.measures = remedies, measures
         self.devices: int | None = None
+        self._made: dict[str, Cell] = {}
         schedule, rate = config.schedule, None
         if schedule.decay != "constant" or schedule.warmup:
             rate = {"warmup": schedule.warmup, "decay": schedule.decay}
@@ -156,7 +157,7 @@ class Plan:
         longest: float = 1.0,
         **changes: Any,
     ) -> Cell:
-        """A cell.
+        """A cell, made once: a study is asked for all of them after each that ends.
 
         Args:
             method: `SB` or `LB`, or a global batch in samples.
@@ -169,7 +170,23 @@ class Plan:
             changes: Fields of the cell that are not as the configuration says: `num_workers`, `precision`,
                 `origin`, `keep`, `procedure`, `target_loss` (at which it ends, instead of any patience).
         """
-        config, searching, remedies = self.config, role in ("search", "advised"), remedies or {}
+        remedies = remedies or {}
+        key = repr((method, dict(remedies), seed, role, rule, longest, changes))
+        if key not in self._made:
+            self._made[key] = self._make(method, remedies, seed, role, rule, longest, changes)
+        return self._made[key]
+
+    def _make(
+        self,
+        method: str | int,
+        remedies: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        role: Role,
+        rule: str | None,
+        longest: float,
+        changes: Mapping[str, Any],
+    ) -> Cell:
+        config, searching = self.config, role in ("search", "advised")
         batch = {"SB": self.small_batch, "LB": self.large_batch}.get(str(method)) or int(method)
         fields: dict[str, Any] = {**self._common, "global_batch_size": batch}
         nodes: list[Node] = []

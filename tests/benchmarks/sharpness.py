@@ -223,28 +223,32 @@ def table(name: str, data: tuple[Tensor, Tensor], long: int) -> None:
                     print(f"  {rival:<20} share after {shares}", flush=True)
 
 
-def budget(names: list[str], folder: str | None, samples: int | None, seeds: int = 1) -> None:
+def budget(names: list[str], folder: str | None, samples: int | None) -> None:
     """The share that searches in two subspaces at each model reach of the best that any found."""
     budgets = (20, 40, 80, 160, 320)
-    found: dict[tuple[object, ...], list[tuple[int, float, int]]] = {}
+    reached: dict[int, list[tuple[float, int]]] = {most: [] for most in budgets}
     for name in names:
         data = data_of(name, folder, samples)
-        for method, draw in itertools.product(("SB", "LB"), (0, 1)):
+        for method in ("SB", "LB"):
             f = Objective(minimiser(name, method, data), data, micro_batch_size=5000)
-            there = Subspace(len(f.x), 100, draw=draw, like=f.x)
-            for seed in range(seeds):
-                for most in (*budgets, 500):
-                    near = Neighbourhood(f, f.x, there, seed=seed)
-                    for epsilon in EPSILONS:
-                        r = near.sharpness(epsilon, effort=Effort(starts=30, budget=most))
-                        key = (name, method, draw, epsilon)
-                        found.setdefault(key, []).append((most, r.value, r.evaluations))
-    best = {key: max(value for _, value, _ in rows) for key, rows in found.items()}
-    print(f"{len(best)} values, {seeds} searches each; the best of {6 * seeds} searches is 1")
-    for most in budgets:
-        rows = [(v / best[key], count) for key, of in found.items() for b, v, count in of if b == most]
-        shares = sorted(share for share, _ in rows)
-        evaluations = statistics.mean(count for _, count in rows)
+            for draw, epsilon in itertools.product((0, 1), EPSILONS):
+                there = Subspace(len(f.x), 100, draw=draw, like=f.x)
+                found = {
+                    (most, seed): Neighbourhood(f, f.x, there, seed=seed).sharpness(
+                        epsilon, effort=Effort(starts=30, budget=most)
+                    )
+                    for most, seed in (*((most, 0) for most in budgets), (500, 0), (500, 1))
+                }
+                best = max(r.value for r in found.values())
+                for most in budgets:
+                    r = found[most, 0]
+                    reached[most].append((r.value / best, r.evaluations))
+                shares = "  ".join(f"{most}: {reached[most][-1][0]:.4f}" for most in budgets)
+                print(f"{name} {method} draw {draw} {epsilon:g}: share at budget {shares}", flush=True)
+    print("1 is the best of these searches and two of 500 evaluations")
+    for most, of in reached.items():
+        shares = sorted(share for share, _ in of)
+        evaluations = statistics.mean(count for _, count in of)
         print(
             f"budget {most:3d} ({evaluations:.0f} evaluations): mean {statistics.mean(shares):.3f}, "
             f"worst {shares[0]:.2f}, {sum(share >= 0.99 for share in shares)} of {len(shares)} at least 0.99"

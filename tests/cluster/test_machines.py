@@ -164,6 +164,10 @@ def test_a_group_that_lost_a_worker_for_good_goes_on_with_fewer(
     fields += ["optimizer=sgd", "optimizer.lr=0.005", "regroup_seconds=1", "precision=float32"]
     run = Run(two, tmp_path, *fields, "measure=[]", shrunk=UNMEASURED)
     run.until(lambda: list(tmp_path.glob("cells/*/resume.pt")))
+    names = {" ".join(cmdline(process)[:1]).partition(".")[0] for process in processes_of(two, "ray::")}
+    assert {"ray::TrainController", "ray::RayTrainWorker"} <= names
+    # a group waits for none of which it has no use
+    assert not names & {"ray::DatasetManager", "ray::PlacementGroupCleaner", "ray::PreemptionWatcher"}
     two.remove_node(run.until(lambda: holder(two, "ray::RayTrainWorker")), allow_graceful=False)
     out = run.ended()
     two.add_node(num_cpus=1)
