@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from lbdist.storage import digest
 
 OLD_COLUMNS = ("stage", "replicas")
 """Columns that there are no longer."""
 
 METRICS = {"images_per_second": "samples_per_second"}
-
-
-def old_digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the stamp of a file held of its rows."""
-    return digest(json.dumps(rows).encode())
 
 
 def renewed(row: Mapping[str, Any]) -> dict[str, Any]:

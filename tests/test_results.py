@@ -20,7 +20,6 @@ from lbdist import results
 from lbdist import rows as rows_module
 from lbdist.analysis.runs import EQUAL_LOSS, Runs
 from lbdist.analysis.sections import landscape
-from lbdist.old_rows import old_digest
 from lbdist.plan import Role
 from lbdist.storage import Damaged, Store, stamp
 
@@ -146,9 +145,9 @@ def test_the_digest_of_a_table_is_of_what_it_holds(
         columns = [list(values), words[: len(values)]]
         return pa.Table.from_pydict(dict(zip(names, columns, strict=True)), schema=kinds)
 
-    whole = table(values, words)
+    digest, whole = rows_module._digest_of_columns, table(values, words)
     pieces = pa.concat_tables([whole.slice(0, cut), whole.slice(cut)])
-    assert rows_module._digest(pieces) == rows_module._digest(whole)
+    assert digest(pieces) == digest(whole)
     place = change % len(values)
     others = [values[:place] + [new] + values[place + 1 :] for new in (None, 0.0, -0.0, 5e-324)]
     changed = [table(other, words) for other in others if repr(other) != repr(values)]
@@ -156,14 +155,14 @@ def test_the_digest_of_a_table_is_of_what_it_holds(
         other = words[:place] + [new] + words[place + 1 :]
         changed += [table(values, other)] if other != words else []
     changed += [whole.rename_columns(["value", "code"]), table([*values, None], words)]
-    assert rows_module._digest(whole) not in map(rows_module._digest, changed)
+    assert digest(whole) not in map(digest, changed)
 
 
-def test_the_stamp_of_an_earlier_version_holds(tmp_path: Path) -> None:
-    rows, name = rows_of("a1"), results.cell_file("a1")
+def test_a_study_of_an_earlier_version_was_stamped_row_by_row(tmp_path: Path) -> None:
+    rows, name = rows_of("a1"), "rows.parquet"
     for told, sound in ((rows, True), (rows[:2], False)):
         table = results.as_table(told)
-        mark = json.dumps(stamp(name, old_digest(results.as_table(rows).to_pylist())))
+        mark = json.dumps(stamp(name, rows_module._digest(results.as_table(rows).to_pylist())))
         Store(tmp_path).write(name, rows_module.parquet(table.replace_schema_metadata({"lbdist": mark})))
         if sound:
             assert results.read_rows(tmp_path, name) == table.to_pylist()
