@@ -124,9 +124,9 @@ class Schedule:
     def waiting(self) -> list[Cell]:
         """The known cells that are neither done nor running, in the order in which they are handed out.
 
-        Groups first, then what takes longest. But a group of which more cells may come waits for them as long
-        as there is something else to do, since each group takes long to start; and what must run alone goes
-        last, since all slots have to fall free for it.
+        Groups first, then searches, since confirmed runs wait for them, then what takes longest. But a group
+        of which more cells may come waits for them as long as there is something else to do, since each group
+        takes long to start; and what must run alone goes last, since all slots have to fall free for it.
         """
         if self._waiting is None:
             known = self.cells().values()
@@ -136,7 +136,8 @@ class Schedule:
 
             def order(cell: Cell) -> tuple[float, ...]:
                 size = cell.asked_workers
-                return size > 1 and more[size] > 0, cell.alone, -size, -self.cost(cell)
+                waits = size > 1 and more[size] > 0
+                return waits, cell.alone, -size, cell.role != "search", -self.cost(cell)
 
             self._waiting = sorted(found, key=order)
         return self._waiting

@@ -226,7 +226,7 @@ def table(name: str, data: tuple[Tensor, Tensor], long: int) -> None:
 def budget(names: list[str], folder: str | None, samples: int | None) -> None:
     """The share that searches in two subspaces at each model reach of the best that any found."""
     budgets = (20, 40, 80, 160, 320)
-    reached: dict[int, list[tuple[float, int]]] = {most: [] for most in budgets}
+    reached: dict[int, list[tuple[float, int, bool]]] = {most: [] for most in budgets}
     for name in names:
         data = data_of(name, folder, samples)
         for method in ("SB", "LB"):
@@ -242,16 +242,19 @@ def budget(names: list[str], folder: str | None, samples: int | None) -> None:
                 best = max(r.value for r in found.values())
                 for most in budgets:
                     r = found[most, 0]
-                    reached[most].append((r.value / best, r.evaluations))
+                    reached[most].append((r.value / best, r.evaluations, r.converged))
                 shares = "  ".join(f"{most}: {reached[most][-1][0]:.4f}" for most in budgets)
                 print(f"{name} {method} draw {draw} {epsilon:g}: share at budget {shares}", flush=True)
     print("1 is the best of these searches and two of 500 evaluations")
     for most, of in reached.items():
-        shares = sorted(share for share, _ in of)
-        evaluations = statistics.mean(count for _, count in of)
+        shares = sorted(share for share, _, _ in of)
+        evaluations = statistics.mean(count for _, count, _ in of)
+        claimed = [share for share, _, converged in of if converged]
+        good = sum(share >= 0.99 for share in shares)
+        claims = f"{len(claimed)} claimed" + (f", the worst {min(claimed):.4f}" if claimed else "")
         print(
             f"budget {most:3d} ({evaluations:.0f} evaluations): mean {statistics.mean(shares):.3f}, "
-            f"worst {shares[0]:.2f}, {sum(share >= 0.99 for share in shares)} of {len(shares)} at least 0.99"
+            f"worst {shares[0]:.2f}, {good} of {len(shares)} at least 0.99; {claims}"
         )
 
 

@@ -165,6 +165,14 @@ def test_the_longest_go_first(tmp_path: Path) -> None:
     assert [job.cells[0].method for _, job in order] == ["SB", "SB", "LB", "LB"]
 
 
+def test_searches_go_before_what_does_not_wait_for_them(tmp_path: Path) -> None:
+    fields = ["experiment=remedies", "remedy=[robust]", "study.check_workers=null"]
+    schedule = make_schedule(tmp_path, *fields, slots=1, cost=lambda cell: 1 / cell.global_batch_size)
+    roles = [job.cells[0].role for _, job in drive(schedule, tmp_path, quality)]
+    searches = roles.count("search")
+    assert searches > 1 and roles[:searches] == ["search"] * searches and "confirm" in roles[searches:]
+
+
 def test_cells_of_a_group_share_it_where_they_cannot_run_at_once(tmp_path: Path) -> None:
     schedule = make_schedule(
         tmp_path, "experiment=gap", "study.equal_loss=null", "num_workers=2", "seeds=3", slots=4
