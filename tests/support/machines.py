@@ -146,7 +146,7 @@ def ssh(folder: Path, address: str, command: str) -> subprocess.CompletedProcess
     options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
     given = [word for option in options for word in ("-o", option)]
     words = ["ssh", *given, "-i", str(folder / "key"), f"root@{address}", command]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, timeout=180)
 
 
 def wait_for_ssh(folder: Path, address: str, log: Path) -> None:
