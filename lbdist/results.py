@@ -189,13 +189,8 @@ def append(place: Place, study: str, rows: Iterable[Row]) -> None:
     """
     store = Store.of(place) / study
     if more := [{**row, "experiment": study} for row in rows]:
-        write_rows(store, "rows.parquet", _sorted(pa.concat_tables([_read(store), as_table(more)])))
-
-
-def _read(store: Store) -> pa.Table:
-    """The rows of a study, as whichever version wrote them."""
-    table = read_table(store, "rows.parquet")
-    return table if table.schema == SCHEMA else as_table(read_rows(store, "rows.parquet"))
+        table = pa.concat_tables([read_table(store, "rows.parquet"), as_table(more)])
+        write_rows(store, "rows.parquet", _sorted(table))
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -220,7 +215,7 @@ def load(place: Place) -> pd.DataFrame:
     """
     store = Store.of(place)
     if store.exists("rows.parquet"):
-        return _sorted(_read(store)).to_pandas()
+        return _sorted(read_table(store, "rows.parquet")).to_pandas()
     found, measurements = finished(store, CELLS), finished(store, MEASUREMENTS)
     if not found:
         raise FileNotFoundError(f"no rows under {store}")

@@ -151,13 +151,14 @@ def _digest_of_columns(table: pa.Table) -> str:
 
 
 def read_table(place: Place, name: str) -> pa.Table:
-    """The table of a file, with the columns that `write_rows` was given, or an earlier version's.
+    """The table of a file, with the columns of `SCHEMA`.
 
     Raises:
         FileNotFoundError: There is no such file.
         Damaged: It is not what was written there.
     """
-    return _checked(Store.of(place), name)[0]
+    table, rows = _checked(Store.of(place), name)
+    return table if table.schema == SCHEMA else as_table(_todays(table, rows))
 
 
 def _checked(store: Store, name: str) -> tuple[pa.Table, list[Row]]:
@@ -193,9 +194,13 @@ def read_rows(place: Place, name: str) -> list[Row]:
         Damaged: It is not what was written there.
     """
     try:
-        table, rows = _checked(Store.of(place), name)
+        return _todays(*_checked(Store.of(place), name))
     except FileNotFoundError:
         return []
+
+
+def _todays(table: pa.Table, rows: list[Row]) -> list[Row]:
+    """What `_checked` gave as rows with the columns of `SCHEMA`."""
     rows = rows or table.to_pylist()
     names = set(table.column_names)
     if names - _NAMES:

@@ -170,23 +170,10 @@ class Plan:
             changes: Fields of the cell that are not as the configuration says: `num_workers`, `precision`,
                 `origin`, `keep`, `procedure`, `target_loss` (at which it ends, instead of any patience).
         """
-        remedies = remedies or {}
+        config, searching, remedies = self.config, role in ("search", "advised"), remedies or {}
         key = repr((method, dict(remedies), seed, role, rule, longest, changes))
-        if key not in self._made:
-            self._made[key] = self._make(method, remedies, seed, role, rule, longest, changes)
-        return self._made[key]
-
-    def _make(
-        self,
-        method: str | int,
-        remedies: Mapping[str, Mapping[str, Any]],
-        seed: int,
-        role: Role,
-        rule: str | None,
-        longest: float,
-        changes: Mapping[str, Any],
-    ) -> Cell:
-        config, searching = self.config, role in ("search", "advised")
+        if key in self._made:
+            return self._made[key]
         batch = {"SB": self.small_batch, "LB": self.large_batch}.get(str(method)) or int(method)
         fields: dict[str, Any] = {**self._common, "global_batch_size": batch}
         nodes: list[Node] = []
@@ -205,7 +192,7 @@ class Plan:
             fields["validation_fraction"] = config.search.validation_fraction
         if changes.get("target_loss") is not None:
             fields["patience"] = None
-        return Cell(
+        made = self._made[key] = Cell(
             **{**fields, **changes},
             remedies=tuple(nodes),
             seed=seed,
@@ -215,6 +202,7 @@ class Plan:
             role=role,
             rule=rule,
         )
+        return made
 
     def called(self, batch: int) -> str:
         """What a method of this global batch is called: SB, LB, or by its batch."""
