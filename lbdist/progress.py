@@ -28,7 +28,7 @@ class Progress:
     """Bars on a terminal, plain lines elsewhere.
 
     Args:
-        cells: All cells of the study.
+        cells: Gives the cells of the study, as far as they can be told, whenever it is asked.
         done: Those that were finished before.
         weight: How long a cell takes, in any unit.
         score: The metric that is shown of a finished cell.
@@ -37,17 +37,17 @@ class Progress:
 
     def __init__(
         self,
-        cells: Iterable[Cell],
+        cells: Callable[[], Iterable[Cell]],
         done: Sequence[Cell],
         weight: Callable[[Cell], float],
         score: str = "accuracy",
         unit: str = "%",
     ) -> None:
-        cells = list(cells)
-        self.total, self.counted, self.weight = len(cells), len(done), weight
+        self.cells, self.weight = cells, weight
         self.score, self.unit = score, f" {unit}".rstrip()
-        self._before, self._known = {cell.id for cell in done}, {cell.id for cell in cells}
-        self._left = sum(map(weight, cells)) - sum(map(weight, done))  # weight of what is not finished
+        self._before = {cell.id for cell in done}
+        self._ended = set(self._before)
+        self._look()
         self._running: dict[str, tuple[Job, Mapping[str, Any]]] = {}
         self._place: dict[str, int] = {}  # which of its cells a job is at
         # time and weight left when jobs of as many workers first reported: groups have another pace
@@ -84,10 +84,6 @@ class Progress:
         """A job was handed out; one that was finished before is not shown."""
         if job.id in self._before:
             return
-        new = [cell for cell in job.cells if cell.id not in self._known]  # which results have brought up
-        self._known |= {cell.id for cell in new}
-        self.total += len(new)
-        self._left += sum(map(self.weight, new))
         self._running[job.id], self._place[job.id] = (job, {}), 0
         name = job.label + (f", {job.workers} workers starting" if job.workers > 1 else "")
         self._tasks[job.id] = self.bar.add_task("  " + name, total=job.cells[0].epochs, note="")
@@ -112,8 +108,8 @@ class Progress:
         if self._running.pop(job.id, None) is None:
             return
         self.bar.remove_task(self._tasks.pop(job.id))
-        self.counted += len(job.cells)
-        self._left -= sum(map(self.weight, job.cells))
+        self._ended |= {cell.id for cell in job.cells}
+        self._look()
         self._pace(job)
         if "error" in metrics:
             said = "failed: " + short(str(metrics["error"]).strip().splitlines()[-1])
@@ -130,6 +126,12 @@ class Progress:
             f"[{self.counted}/{self.total}] {job.label}: {said}{', ' + left if self.plain and left else ''}"
         )
         self.bar.update(self.task, completed=self.counted, total=self.total, note=left)
+
+    def _look(self) -> None:
+        """Asks for the cells anew, since what ends brings some up and rules others out."""
+        known = {cell.id: cell for cell in self.cells()}
+        self.counted, self.total = len(self._ended), len(known.keys() | self._ended)
+        self._left = sum(self.weight(cell) for key, cell in known.items() if key not in self._ended)
 
     def _status(self) -> None:
         """Says what runs, unless something was said a moment ago."""

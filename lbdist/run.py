@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lbdist import processes
 from lbdist.errors import Failure, InputError, one_line, warn
+from lbdist.letters import HANDLER
 
 if TYPE_CHECKING:
     pass
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     processes.settle()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that is not UTF-8 has no φ
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=HANDLER)
     asked = list(sys.argv[1:] if arguments is None else arguments)
     given = [processes.without_keys(text) for text in asked]
     keys = [f"{name}=..." for name in processes.KEYS] if given != asked else []

@@ -23,7 +23,7 @@ from lbdist.errors import require, warn
 from lbdist.plan import AUTO, Cell, Measurement, Role, title
 from lbdist.progress import Progress, several
 from lbdist.storage import Store
-from lbdist.studies.base import Done, Study, cells_of, whole
+from lbdist.studies.base import Done, Study, cells_of, expected_of, whole
 from lbdist.training import rehearsal
 from lbdist.tuning.book import Book
 from lbdist.tuning.schedule import Schedule
@@ -191,7 +191,8 @@ class Session(ABC):
             return []
         self.check_files(book)
         done = [cell for cell in cells_of(self.study, book).values() if book(cell) is not None]
-        with Progress(self.cells.values(), done, self.weight, self.score.name, self.score.unit) as progress:
+        expected = lambda: expected_of(self.study, book).values()  # noqa: E731
+        with Progress(expected, done, self.weight, self.score.name, self.score.unit) as progress:
             failed, lost = self.work(book, progress, command)
         again = "; run the command again to retry"
         return [f"failed: {line}{again}" for line in _by_kind(failed)] + [
@@ -294,7 +295,7 @@ class Session(ABC):
         # first the file: a terminal may be gone, or not know a letter
         written = write_report(self.folder, heading, sections, context, words)
         print("".join(f"{line}\n" for line in words), end="")
-        terminal.show(sections, Console(width=None if sys.stdout.isatty() else 110))
+        terminal.show(sections, Console(width=None if sys.stdout.isatty() else terminal.WIDTH))
         went_on = _by_kind(
             (cell, f"went on with {row['num_workers']} of its {cell.num_workers} workers, to the same end")
             for key, cell in finished.items()

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from lbdist import progress
-from lbdist.plan import Measurement, Point
+from lbdist.plan import Cell, Measurement, Point
 from lbdist.progress import Progress
+from lbdist.studies.base import Final, cells_of, expected_of
 from lbdist.tuning.schedule import Job
 from tests.support.plans import make_study
 
@@ -33,12 +34,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 CELLS = [make_study("epochs=10").plan.cell("SB", seed=seed) for seed in range(4)]
 
 
+def cells() -> list[Cell]:
+    return CELLS
+
+
 def report(epoch: int) -> dict[str, float]:
     return {"epoch": epoch, "running_loss": 1 / epoch}
 
 
 def test_epochs_are_said_at_most_every_few_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+    with Progress(cells, [], lambda cell: 1.0) as shown:
         job = Job((CELLS[0],))
         shown.began(job)
         for epoch in range(1, 10):
@@ -49,7 +54,7 @@ def test_epochs_are_said_at_most_every_few_seconds(clock: Clock, capsys: pytest.
 
 
 def test_the_time_left_follows_from_the_pace(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+    with Progress(cells, [], lambda cell: 1.0) as shown:
         job = Job((CELLS[0],))
         shown.began(job)
         clock.now = 100  # a slow start is no part of the pace
@@ -66,7 +71,7 @@ def test_the_time_left_follows_from_the_pace(clock: Clock, capsys: pytest.Captur
 def test_a_group_says_that_it_starts_and_has_a_pace_of_its_own(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+    with Progress(cells, [], lambda cell: 1.0) as shown:
         clock.now = 10
         group = Job((CELLS[0],), workers=2)
         shown.began(group)
@@ -85,7 +90,7 @@ def test_a_group_says_that_it_starts_and_has_a_pace_of_its_own(
 
 
 def test_the_cells_of_a_group_follow_each_other(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(CELLS, [], lambda cell: 1.0) as shown:
+    with Progress(cells, [], lambda cell: 1.0) as shown:
         group = Job(tuple(CELLS[:2]), workers=2)
         shown.began(group)
         for epoch in [*range(1, 11), *range(1, 6)]:
@@ -99,7 +104,7 @@ def test_the_cells_of_a_group_follow_each_other(clock: Clock, capsys: pytest.Cap
 
 
 def test_what_was_finished_before_is_not_told_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(CELLS, CELLS[:2], lambda cell: 1.0) as shown:
+    with Progress(cells, CELLS[:2], lambda cell: 1.0) as shown:
         shown.began(Job((CELLS[0],)))
         shown.ended(Job((CELLS[0],)), {"test_accuracy": 1.0})
         shown.began(Job((CELLS[2],)))
@@ -112,7 +117,7 @@ def test_what_was_finished_before_is_not_told_again(clock: Clock, capsys: pytest
 
 def test_measurements(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     made = [Measurement({"_target_": "a.B"}, (Point(cell),)) for cell in CELLS]
-    with Progress(CELLS, CELLS, lambda cell: 1.0) as shown:
+    with Progress(cells, CELLS, lambda cell: 1.0) as shown:
         shown.begin_measurements(4)
         clock.now = 30  # the processes start
         for measurement in made[:3]:
@@ -125,13 +130,29 @@ def test_measurements(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "a.B of SB seed 3: ValueError: no"
 
 
-def test_cells_that_results_bring_up_are_counted(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the advisor's, which follow from what it recommends."""
-    with Progress(CELLS[:2], [], lambda cell: 1.0) as shown:
-        for cell in CELLS:
-            job = Job((cell,))
+@pytest.mark.parametrize("overrides", ["experiment=remedies", "experiment=advise", "experiment=gap"])
+def test_what_results_bring_up_and_what_they_rule_out_is_counted(
+    overrides: str, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a search, a training loss or the advisor comes to takes the place of what was assumed."""
+    study = make_study(overrides, "seeds=2", "search.samples=2")
+    found: dict[str, Final] = {}
+
+    def done(cell: Cell) -> Final | None:
+        return found.get(cell.id)
+
+    with Progress(lambda: expected_of(study, done).values(), [], lambda cell: 1.0) as shown:
+        while waiting := [cell for cell in cells_of(study, done).values() if done(cell) is None]:
+            job = Job((waiting[0],))
             shown.began(job)
-            shown.ended(job, {"test_accuracy": 71.5, "seconds": 1.0})
-    told = re.findall(r"\[(\d+)/(\d+)\]", capsys.readouterr().out)
-    assert all(int(done) <= int(total) for done, total in told) and told[-1] == ("4", "4")
+            clock.now += 5
+            shown.ran(job, report(waiting[0].epochs))
+            score = 0.1 * len(found)  # the last of a search is its best
+            found[job.id] = {"validation_accuracy": score, "train_loss": 1 / (1 + score), "step_seconds": 1.0}
+            shown.ended(job, found[job.id])
+    lines = capsys.readouterr().out.splitlines()
+    told = re.findall(r"\[(\d+)/(\d+)\]", "".join(lines))
+    assert [int(done) for done, _ in told] == list(range(1, len(found) + 1))
+    assert all(int(done) <= int(total) for done, total in told) and told[-1] == (str(len(found)),) * 2
+    assert "left" not in lines[-1]
     assert progress.several(1, "measurement") == "1 measurement"

@@ -85,7 +85,7 @@ class Table:
         left: How many of the first columns are text, set to the left.
         groups: Where a new group of rows begins.
         brief: Whether it is on the terminal too, if its section is.
-        wide: Columns that the terminal has no room for.
+        spare: Columns that give way, the first of them first, where the terminal has no room for all.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Table:
     left: int = 1
     groups: frozenset[int] = frozenset()
     brief: bool = True
-    wide: frozenset[int] = frozenset()
+    spare: Sequence[int] = ()
 
     @property
     def lines(self) -> list[str]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as Rich
 from rich.text import Text
 
 from lbdist.analysis.section import Section, Table
+from lbdist.letters import spelled
 
-WIDTH = 110
+WIDTH = 80
 """No number is ever cut off: a narrower terminal wraps the tables' lines."""
+
+_SPACE = 2
+"""Between columns."""
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
@@ -19,8 +26,9 @@ def show(sections: Sequence[Section], console: Console) -> None:
 
     Args:
         sections: What the study shows.
-        console: Where to; 100 columns suffice for the usual names.
+        console: Where to. Columns that a table can spare give way where it has no room for all.
     """
+    letters = functools.partial(spelled, encoding=console.encoding)
     blank = False
     for section in sections:
         if not section.brief:
@@ -30,32 +38,46 @@ def show(sections: Sequence[Section], console: Console) -> None:
                 continue
             if blank:
                 console.print()
-            console.print(Text(table.title, style="bold"), soft_wrap=True)
-            width, console.width = console.width, max(console.width, WIDTH)
-            console.print(_table(table), highlight=False)
-            console.width, blank = width, True
+            console.print(Text(letters(table.title), style="bold"), soft_wrap=True)
+            here = console.width
+            shown, needed = _table(table, max(here, WIDTH), letters)
+            console.width = max(here, needed + _SPACE)
+            console.print(shown, highlight=False)
+            console.width, blank = here, True
         if section.sentences:
             if blank:
                 console.print()
-            console.print(" ".join(section.sentences), highlight=False, markup=False)
+            console.print(letters(" ".join(section.sentences)), highlight=False, markup=False)
             blank = True
 
 
-def _table(table: Table) -> Rich:
-    shown = Rich(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    shown_columns = [place for place in range(len(table.heads)) if place not in table.wide]
-    deep = max(table.heads[place].count("\n") for place in shown_columns)
-    for place in shown_columns:
-        head = "\n" * (deep - table.heads[place].count("\n")) + table.heads[place]
-        shown.add_column(head, justify="left" if place < table.left else "right", no_wrap=True)
-    for number, row in enumerate(table.rows):
-        if number in table.groups:
-            shown.add_row()
-        shown.add_row(*(Text(row[place].text) for place in shown_columns))
-    starred = any(entry.text.endswith("*") for row in table.rows for entry in row)
-    if starred:
-        shown.caption, shown.caption_justify = STAR, "left"
-    return shown
+def _table(table: Table, room: int, letters: Callable[[str], str]) -> tuple[Rich, int]:
+    """A table, without as many of the columns that it can spare as the room asks for, and its width."""
+    columns = [[head, *(row[place].text for row in table.rows)] for place, head in enumerate(table.heads)]
+    columns = [[letters(text) for text in column] for column in columns]
+    widths = [max(cell_len(line) for text in column for line in text.split("\n")) for column in columns]
+    kept, spare = list(range(len(columns))), list(table.spare)
+
+    def width() -> int:
+        return sum(widths[place] for place in kept) + _SPACE * (len(kept) - 1)
+
+    while spare and width() > room:
+        kept.remove(spare.pop(0))
+    made = Rich(box=None, pad_edge=False, padding=(0, _SPACE, 0, 0), caption_justify="left")
+    deep = max(columns[place][0].count("\n") for place in kept)
+    for place in kept:
+        head = columns[place][0]
+        justify: Literal["left", "right"] = "left" if place < table.left else "right"
+        made.add_column("\n" * (deep - head.count("\n")) + head, justify=justify, no_wrap=True)
+    for number in range(1, len(table.rows) + 1):
+        if number - 1 in table.groups:
+            made.add_row()
+        made.add_row(*(Text(columns[place][number]) for place in kept))
+    notes = [STAR] if any(text.endswith("*") for column in columns for text in column[1:]) else []
+    if out := [letters(line) for place, line in enumerate(table.lines) if place not in kept]:
+        notes.append(f"no room here, in the report: {', '.join(out)}")
+    made.caption = "\n".join(notes) or None
+    return made, width()
 
 
 STAR = "* not every run's maximum converged, or some failed: see the report"

@@ -335,6 +335,17 @@ def whole(study: Study) -> Done:
     return lambda cell: {final_name(study.plan.score, "validation"): 0.0}
 
 
+def expected_of(study: Study, done: Done) -> dict[str, Cell]:
+    """The study's cells by id, with what is still to come of them as far as it can be told."""
+    assumed = whole(study)
+
+    def then(cell: Cell) -> Final | None:
+        known = done(cell)
+        return assumed(cell) if known is None else known
+
+    return cells_of(study, then)
+
+
 def ended(study: Study, done: Done, roles: Collection[Role] = COUNTED) -> list[Cell]:
     """The cells of some roles that have a model at their end: finished, and not diverged."""
     finals = ((cell, done(cell)) for cell in cells_of(study, done).values() if cell.role in roles)

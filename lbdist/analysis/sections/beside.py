@@ -52,7 +52,7 @@ def claim_table(found: Sequence[Claim]) -> Table:
         "there is none, with one seed; “in part”: as the rule says, which is the small line."
     )
     heads = ["claim", "verdict", "here", "published"]
-    return Table("claims", "Claims of the paper", heads, rows, note, left=4, wide=frozenset([3]))
+    return Table("claims", "Claims of the paper", heads, rows, note, left=4, spare=[3])
 
 
 def tables(runs: Runs) -> list[Table]:

@@ -256,7 +256,7 @@ def _table(runs: Runs, found: Sequence[Verdict]) -> Table:
     )
     keys = [(v.target, v.clock.workers) for v in found]
     title = "Time to a test score, SB over each method"
-    return Table("break_even", title, heads, rows, note, groups=starts(keys), wide=frozenset({11, 12}))
+    return Table("break_even", title, heads, rows, note, groups=starts(keys), spare=[12, 11])
 
 
 def _ends(item: Summary) -> dict[str, float]:

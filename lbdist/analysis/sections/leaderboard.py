@@ -122,7 +122,9 @@ def _table(runs: Runs, board: pd.DataFrame) -> Table:
         "compare only between runs that shared it alike."
     )
     title = "Mean ± standard deviation over n seeds" + ("; φ: full space, converged" if boxes else "")
-    return Table("leaderboard", title, heads, rows, note)
+    steps = heads.index("steps")
+    spare = [place for place, box in enumerate(boxes, 3) if box != runs.epsilon] + [steps, steps + 1]
+    return Table("leaderboard", title, heads, rows, note, spare=spare)
 
 
 def _costs(board: pd.DataFrame) -> Table:

@@ -121,8 +121,8 @@ def _steps(plain: pd.DataFrame, gains: pd.DataFrame) -> Table:
         {f"{row['device']} in {row['precision']}" for _, row in plain.iterrows() if row["device"]}
     )
     note += f" Timed on {' and '.join(devices)}." if devices else ""
-    groups, wide = starts(plain["workers"]), frozenset({10, *range(14, len(heads))})
-    return Table("steps", "A training step, timed", heads, rows, note, left=0, groups=groups, wide=wide)
+    groups, spare = starts(plain["workers"]), [*range(len(heads) - 1, 13, -1), 10]
+    return Table("steps", "A training step, timed", heads, rows, note, left=0, groups=groups, spare=spare)
 
 
 def _remedies(data: pd.DataFrame) -> Table:
