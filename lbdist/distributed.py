@@ -16,6 +16,7 @@ from lbdist.capacity import Capacity
 from lbdist.errors import Failure, one_line, short
 from lbdist.progress import Progress
 from lbdist.session import Failed, Lost, Session
+from lbdist.sharpness.measure import cost
 from lbdist.sharpness.pool import measure_all
 from lbdist.tuning.book import Book
 from lbdist.tuning.schedule import Schedule
@@ -83,7 +84,7 @@ class RaySession(Session):
             failed = self.train(book, capacity, most_at_once, progress, run)
             missing = self.missing(book)
             slots = min(capacity.slots, config.max_concurrent or capacity.slots)
-            progress.begin_measurements(len(missing))
+            progress.begin_measurements(missing, cost)
             lost = measure_all(
                 missing,
                 data,

@@ -3,50 +3,79 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from lbdist.data.base import Dataset
-from lbdist.plan import Cell
+from lbdist.plan import Cell, Measurement
+from lbdist.sharpness.measure import cost
 from lbdist.storage import Store
-from lbdist.studies.base import Study, cells_of
+from lbdist.studies.base import Study, cells_of, whole
 from lbdist.training import rehearsal
 from lbdist.tuning.book import Book
 
 
-def show(study: Study, cells: Collection[Cell], data: Dataset, store: Store, remarks: Sequence[str]) -> None:
+def show(
+    study: Study, measurements: Sequence[Measurement], data: Dataset, store: Store, remarks: Sequence[str]
+) -> None:
     """Prints what would run, and what of it is done.
 
     Args:
         study: The study.
-        cells: All its cells.
+        measurements: All that it measures.
         data: Training and test set.
         store: The storage folder, in which nothing is written.
         remarks: What is said first.
     """
     book = Book(store)
     book.read_ahead(study)
+    cells = cells_of(study, whole(study)).values()
     done = sum(book(cell) is not None for cell in cells_of(study, book).values())
     print(remarks[0])
     if not cells:
         for model in study.models().values():
             print(f"  {model['file']}")
-        return
     if done:
         print(f"{done} of the cells are done, in {store}")
     for line in remarks[1:]:
         print(line)
-    _table(study, cells, data)
-
-
-def _table(study: Study, cells: Collection[Cell], data: Dataset) -> None:
-    """The cells, one record for those that differ only in their seed, and how long they take."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     timed = [cell for cell in cells if cell.procedure is None]
     seconds = rehearsal.estimate(timed, data, device)
+    if cells:
+        _table(study, cells, seconds)
+    parts = [f"{_minutes(sum(seconds.values()))} of training by a step of each batch"] if timed else []
+    if measurements:
+        parts.append(f"{_minutes(_measuring(measurements, data, device))} of measuring by an evaluation of f")
+    if parts:
+        where = "GPU" if device == "cuda" else "core"
+        print(
+            f"about {' and '.join(parts)}, measured here, on one {where}, one after the other; patience, a "
+            "target loss and a maximum found early end sooner"
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, seconds / 60):,.0f} min"
+
+
+def _measuring(measurements: Sequence[Measurement], data: Dataset, device: str) -> float:
+    """About how many seconds all measurements take one after the other, by an f of each network."""
+    costs: dict[str, float] = defaultdict(float)
+    cells = {}
+    for measurement in measurements:
+        cell = measurement.at[0].cell
+        cells[repr(cell.network)] = cell
+        costs[repr(cell.network)] += cost(measurement)
+    return sum(costs[key] * rehearsal.seconds_of_f(cell, data, device) for key, cell in cells.items())
+
+
+def _table(study: Study, cells: Collection[Cell], seconds: Mapping[str, float]) -> None:
+    """The cells, one record for those that differ only in their seed, and how long they take."""
     records = []
     for (role, label, workers), alike in _groups(study, cells).items():
         cell = alike[0]
@@ -70,13 +99,6 @@ def _table(study: Study, cells: Collection[Cell], data: Dataset) -> None:
     for record in records:
         table.add_row(*(str(value) for value in record.values()))
     Console(width=None if sys.stdout.isatty() else 130).print(table)
-    if timed:
-        total, where = sum(seconds.values()), "GPU" if device == "cuda" else "core"
-        print(
-            f"about {max(1, total / 60):,.0f} min of training on one {where}, one run after the other, "
-            "by a step of each batch measured here; patience and a target loss end runs sooner, and "
-            "measurements are not included"
-        )
 
 
 def _groups(study: Study, cells: Collection[Cell]) -> dict[tuple[str, str, int | str], list[Cell]]:

@@ -179,21 +179,26 @@ class Progress:
             return ""
         return _about(seconds / weight * left) + " of training left"
 
-    def begin_measurements(self, count: int) -> None:
-        """Turns to the measurements, of which `count` have still to be made."""
-        self.note(f"{several(count, 'measurement')} to make")
-        self.counted, self.total = 0, count
-        self.bar.reset(self.task, total=count, description="measurements", note="")
+    def begin_measurements(
+        self, missing: Sequence[Measurement], cost: Callable[[Measurement], float]
+    ) -> None:
+        """Turns to the measurements that have still to be made, and what each costs, in any unit."""
+        self.note(f"{several(len(missing), 'measurement')} to make")
+        self.counted, self.total = 0, len(missing)
+        self._cost = {measurement.id: cost(measurement) for measurement in missing}
+        self.bar.reset(self.task, total=self.total, description="measurements", note="")
 
     def measured(self, measurement: Measurement, rows: Sequence[Mapping[str, Any]]) -> None:
         """Books a measurement."""
         self.counted += 1
+        self._cost.pop(measurement.id, None)
+        now, to_do = time.monotonic(), sum(self._cost.values())
         if self.counted == 1:
-            self._measuring = time.monotonic()  # the processes have started
+            self._measuring = now, to_do  # the processes have started
+        began, then = self._measuring
         left = ""
-        if 1 < self.counted < self.total:
-            pace = (time.monotonic() - self._measuring) / (self.counted - 1)
-            left = _about(pace * (self.total - self.counted)) + " left"
+        if 0 < to_do < then and now > began:
+            left = _about((now - began) / (then - to_do) * to_do) + " left"
         self.bar.update(self.task, completed=self.counted, note=left)
         if rows and rows[0].get("error"):
             self.note(f"{title(measurement.measure)} of {measurement.at[0].cell.label}: {rows[0]['error']}")

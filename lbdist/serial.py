@@ -13,6 +13,7 @@ from lbdist.errors import one_line
 from lbdist.progress import Progress
 from lbdist.session import Failed, Lost, Session
 from lbdist.sharpness.evaluator import Evaluator
+from lbdist.sharpness.measure import cost
 from lbdist.storage import FULL
 from lbdist.training.cell import run_cells
 from lbdist.training.hardware import using
@@ -59,7 +60,7 @@ class SerialSession(Session):
 
             failed = self.train(book, capacity, most_at_once, progress, run)
             missing, lost = self.missing(book), []
-            progress.begin_measurements(len(missing))
+            progress.begin_measurements(missing, cost)
             evaluator = Evaluator(self.data, self.store, device)
             for measurement in missing:
                 try:

@@ -111,13 +111,13 @@ class Session(ABC):
                 pass
         if here:
             self.check_workers(here)
-        measurements = len(list(self.study.measurements(whole(self.study))))
+        measurements = list(self.study.measurements(whole(self.study)))
         network, data = title(self.config.network), title(self.config.data)
         head = f"study {self.config.name}: {network} on {data}, {several(len(self.cells), 'cell')}, "
-        head += several(measurements, "measurement")
+        head += several(len(measurements), "measurement")
         lines += self._remarks()
         if self.config.dry_run:
-            dry_run.show(self.study, self.cells.values(), self.data, self.store, [head, *lines])
+            dry_run.show(self.study, measurements, self.data, self.store, [head, *lines])
             return 0
         print("\n".join([f"{head}, in {self.folder}", *lines]), flush=True)
         with self.folder.lock():

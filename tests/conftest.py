@@ -112,6 +112,7 @@ def cache(mnist1d_cache: Path) -> str:
 def unestimated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dry runs that say that each cell takes a second, since to measure a step of each takes its time."""
     monkeypatch.setattr(rehearsal, "estimate", lambda cells, data, device: {cell.id: 1.0 for cell in cells})
+    monkeypatch.setattr(rehearsal, "seconds_of_f", lambda cell, data, device: 1.0)
 
 
 @pytest.fixture(scope="session")

@@ -115,10 +115,24 @@ def test_what_was_finished_before_is_not_told_again(clock: Clock, capsys: pytest
     assert lines == ["[3/4] SB seed 2: failed: more", "[4/4] SB seed 3: diverged"]
 
 
+def test_what_measuring_has_left_follows_from_what_is_left_to_evaluate(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dear ones first: by their number alone, the rest would be thought as dear."""
+    made = [Measurement({"_target_": "a.B"}, (Point(cell),)) for cell in CELLS]
+    costs = dict(zip((one.id for one in made), (1.0, 30.0, 10.0, 10.0), strict=True))
+    with Progress(cells, CELLS, lambda cell: 1.0) as shown:
+        shown.begin_measurements(made, lambda measurement: costs[measurement.id])
+        shown.measured(made[0], [{"value": 1.0}])
+        clock.now = 60
+        shown.measured(made[1], [{"value": 1.0}])
+    assert capsys.readouterr().out.splitlines()[-1] == "[2/4] measurements, about 40 s left"
+
+
 def test_measurements(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     made = [Measurement({"_target_": "a.B"}, (Point(cell),)) for cell in CELLS]
     with Progress(cells, CELLS, lambda cell: 1.0) as shown:
-        shown.begin_measurements(4)
+        shown.begin_measurements(made, lambda measurement: 1.0)
         clock.now = 30  # the processes start
         for measurement in made[:3]:
             shown.measured(measurement, [{"value": 1.0}])

@@ -38,6 +38,10 @@ class AverageSharpness(Measure):
         require(2 <= self.draws <= 10_000, "draws", self.draws, "from 2 to 10,000")
         check_objective(self.batch_norm, self.micro_batch_size)
 
+    def cost(self) -> float:
+        """A value for each draw and its opposite."""
+        return 2 * self.draws / 3
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """The mean, and its standard error."""
         (minimiser,) = at

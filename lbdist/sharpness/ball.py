@@ -145,6 +145,10 @@ class BallSharpness(Measure):
         check_ball(self.radius, self.m, self.steps, self.tolerance)
         check_objective(self.batch_norm, self.micro_batch_size)
 
+    def cost(self) -> float:
+        """Three ascents, which few steps end."""
+        return 3.0 * min(self.steps, 8)
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """A single row: the largest rise in the ball."""
         (minimiser,) = at

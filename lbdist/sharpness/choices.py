@@ -61,6 +61,10 @@ class Choices(Measure):
             *[{**box, **drawn, "convention": convention} for convention in self.conventions],
         ]
 
+    def cost(self) -> float:
+        """All of them."""
+        return sum(build(part, "choices", kind=Measure).cost() for part in self._parts())
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """All of them, one after the other."""
         return [row for part in self._parts() for row in build(part, "choices", kind=Measure)(at)]

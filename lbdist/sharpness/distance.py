@@ -20,6 +20,10 @@ class Distance(Measure):
         [('distance_from_start', 4.0), ('relative_distance', 1.333)]
     """
 
+    def cost(self) -> float:
+        """f is not evaluated."""
+        return 0.0
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """Two rows; the second is NaN for a start at 0."""
         (minimiser,) = at

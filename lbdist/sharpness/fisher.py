@@ -40,6 +40,10 @@ class FisherTrace(Measure):
         require(self.batch_norm != "batch", "batch_norm", self.batch_norm, "running or recalibrated")
         check_objective(self.batch_norm, self.group)
 
+    def cost(self) -> float:
+        """A gradient of each group in every pass."""
+        return 2.0 * self.probes
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """The trace, and its standard error from the spread over groups."""
         (minimiser,) = at

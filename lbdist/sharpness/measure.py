@@ -12,9 +12,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lbdist.config.build import build
 from lbdist.errors import require
 from lbdist.objective import BATCH_NORM_MODES, Objective
-from lbdist.plan import Cell, Node
+from lbdist.plan import Cell, Measurement, Node
 from lbdist.results import Row
 
 
@@ -63,6 +64,13 @@ class Measure(ABC):
         """
         return [node]
 
+    def cost(self) -> float:
+        """About how often one measurement evaluates f and its gradient over the training set.
+
+        For an estimate of its time alone; a value without its gradient is a third of that.
+        """
+        return 1.0
+
     def failed(self) -> Row:
         """The columns of the row that a measurement which failed leaves, beside its `error`."""
         return {"metric": type(self).__name__.lower()}
@@ -80,6 +88,12 @@ class Measure(ABC):
         Raises:
             InputError: With the key that is wrong.
         """
+
+
+def cost(measurement: Measurement) -> float:
+    """What a measurement costs, as its measure says."""
+    measure: Measure = build(measurement.measure, "measure", kind=Measure)
+    return measure.cost()
 
 
 def check_objective(batch_norm: str, micro_batch_size: int) -> None:

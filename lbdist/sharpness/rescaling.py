@@ -91,6 +91,10 @@ class Rescaling(Measure):
             if isinstance(node, Mapping)
         }
 
+    def cost(self) -> float:
+        """Each measure at every factor."""
+        return len(self.factors) * sum(measure.cost() for measure in self._made.values())
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """What each measure gives at each factor, which is its rows' position; named `rescaled_...`."""
         (minimiser,) = at

@@ -62,6 +62,10 @@ class Slice(Measure):
         require(set(self.splits) <= set(SPLITS), "splits", self.splits, "among train, test")
         require(self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "at least 1")
 
+    def cost(self) -> float:
+        """A value at each point."""
+        return len(self.splits) * self.count / 3
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """Rows `loss` and the score by `position`, alpha."""
         first, second = at
@@ -124,6 +128,10 @@ class Plane(Measure):
         require(2 <= self.count <= 1000, "count", self.count, "from 2 to 1000")
         require(set(self.splits) <= set(SPLITS), "splits", self.splits, "among train, test")
         require(self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "at least 1")
+
+    def cost(self) -> float:
+        """A value at each point."""
+        return len(self.splits) * self.count**2 / 3
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """Rows `loss` and the score by `position` and `position_2`, a and b."""

@@ -102,6 +102,10 @@ class LambdaMax(Measure):
         require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
         check_objective(self.batch_norm, self.micro_batch_size)
 
+    def cost(self) -> float:
+        """Some 40 products with the Hessian, each of two gradients."""
+        return 80.0
+
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """One row; `evaluations` counts products with the Hessian."""
         (minimiser,) = at
@@ -187,6 +191,10 @@ class Spectrum(Measure):
         for key in ("top", "lanczos"):
             value = getattr(self, key)
             require(value <= parameters, key, value, f"at most {parameters}, the parameters")
+
+    def cost(self) -> float:
+        """Products with the Hessian, each of two gradients: of the eigenvalues, the trace and the density."""
+        return 2.0 * (6 * self.top + self.probes * (1 + self.lanczos))
 
     def __call__(self, at: Sequence[Minimiser]) -> list[Row]:
         """Rows: `lambda_max`, `trace`; eigenvalues, residuals by rank; counts by threshold; the density."""

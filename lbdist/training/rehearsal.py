@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lbdist import networks
+from lbdist.config.build import build
 from lbdist.data.base import Dataset, handed_out, on_device
 from lbdist.errors import InputError, one_line, warn
+from lbdist.losses import Loss
 from lbdist.objective import Objective
 from lbdist.plan import AUTO, Cell, held_out
 from lbdist.remedies.base import Batch, make_remedy
@@ -236,6 +238,26 @@ def estimate(cells: Sequence[Cell], data: Dataset, device: str) -> dict[str, flo
             looked_at = min(cell.test_points, cell.epochs) * (len(data.train) + len(data.test)) / 3
             found[cell.id] = steps[kind] * (max(number, samples / size) + looked_at / size)
     return found
+
+
+def seconds_of_f(cell: Cell, data: Dataset, device: str) -> float:
+    """About how many seconds f and its gradient take over the training set, in one process of one thread.
+
+    Args:
+        cell: One whose network and loss it is of.
+        data: Training and test set.
+        device: Where to measure, on a few samples.
+    """
+    some = on_device(data.train.first(min(MEASURED_SAMPLES, len(data.train))), device)
+    loss: Loss = build(cell.loss, "loss", kind=Loss)
+    taken = []
+    with using(1):
+        f = Objective(networks.make(cell.network, cell.seed).to(device).float(), some, loss=loss)
+        for _ in range(3):  # the first proves what f is, and warms up
+            began = time.perf_counter()
+            f(f.x)
+            taken.append(time.perf_counter() - began)
+    return min(taken) * len(data.train) / len(some[1])
 
 
 def gain_at_once(

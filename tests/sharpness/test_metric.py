@@ -12,13 +12,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lbdist.results
 from lbdist.errors import InputError
 from lbdist.objective import Objective
 from lbdist.sharpness import Effort, SharpnessResult, box_sharpness, neighbourhood
 from lbdist.sharpness import subspace as subspace_module
+from lbdist.sharpness.metric import BoxSharpness
 from lbdist.sharpness.neighbourhood import Neighbourhood
 from lbdist.sharpness.solvers import SOLVERS
 from lbdist.sharpness.subspace import CONVENTIONS, FullSpace, Subspace
+from tests.support.repository import ROOT
 
 SOLVER = pytest.mark.parametrize("solver", SOLVERS)
 
@@ -539,3 +542,15 @@ def test_full_space_is_the_identity() -> None:
     assert all(
         torch.equal(operation(x), x) for operation in (space.times, space.transpose, space.pseudo_inverse)
     )
+
+
+@pytest.mark.parametrize("name", ["mnist1d", "f1-mnist-4000", "f2-fsdd-4000"])
+def test_what_a_measurement_is_said_to_cost_is_about_what_it_took(name: str) -> None:
+    """Over a study, as its estimate is."""
+    rows = lbdist.results.load(ROOT / "experiments" / "evidence" / name).query("measure == 'sharpness'")
+    said = 0.0
+    for _, own in rows.groupby("measurement"):
+        kinds = {key: sorted(own[key].unique()) for key in ("space", "solver", "epsilon")}
+        part = BoxSharpness(epsilons=kinds["epsilon"], spaces=kinds["space"], solvers=kinds["solver"], draw=0)
+        said += part.cost()
+    assert 0.7 < said / rows["evaluations"].sum() < 1.4

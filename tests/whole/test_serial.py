@@ -233,7 +233,11 @@ def test_a_dry_run_prints_each_cell_with_its_batches(tmp_path, cache, monkeypatc
         dict(zip([h.strip() for h in heads if h], [c.strip() for c in row if c], strict=True)) for row in rows
     ]
     assert all(float(row.pop("seconds").replace(",", "")) >= 0 for row in table)
-    assert "min of training on one" in out and "short of the published protocol" in out
+    assert (
+        "min of training by" in out
+        and "min of measuring by" in out
+        and "short of the published protocol" in out
+    )
     shared = {"role": "confirm", "seeds": "2", "epochs": "24", "workers": "2", "lr": "0.02"}
     assert table == [
         {**shared, "cell": "SB", "global batch": "32", "per worker": "16", "accumulation": "2"},
