@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from lbdist.data.base import Dataset
+from lbdist.output import Output
 from lbdist.plan import Cell, Measurement
 from lbdist.sharpness.measure import cost
 from lbdist.storage import Store
-from lbdist.studies.base import Study, cells_of, whole
+from lbdist.studies.base import Study, at_point, cells_of, whole
 from lbdist.training import rehearsal
 from lbdist.tuning.book import Book
 
 
 def show(
-    study: Study, measurements: Sequence[Measurement], data: Dataset, store: Store, remarks: Sequence[str]
+    study: Study,
+    measurements: Sequence[Measurement],
+    data: Dataset,
+    store: Store,
+    remarks: Sequence[str],
+    out: Output,
 ) -> None:
     """Prints what would run, and what of it is done.
 
@@ -30,33 +34,36 @@ def show(
         data: Training and test set.
         store: The storage folder, in which nothing is written.
         remarks: What is said first.
+        out: Where to.
     """
     book = Book(store)
     book.read_ahead(study)
     cells = cells_of(study, whole(study)).values()
     done = sum(book(cell) is not None for cell in cells_of(study, book).values())
-    print(remarks[0])
+    out.say(remarks[0], "plan", cells=len(cells), measurements=len(measurements), done=done)
     if not cells:
         for model in study.models().values():
-            print(f"  {model['file']}")
+            out.say(f"  {model['file']}")
     if done:
-        print(f"{done} of the cells are done, in {store}")
+        out.say(f"{done} of the cells are done, in {store}")
     for line in remarks[1:]:
-        print(line)
+        out.say(line)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     timed = [cell for cell in cells if cell.procedure is None]
     seconds = rehearsal.estimate(timed, data, device)
     if cells:
-        _table(study, cells, seconds)
-    parts = [f"{_minutes(sum(seconds.values()))} of training by a step of each batch"] if timed else []
+        out.records(_records(study, cells, seconds), "cells", 130)
+    training, measuring = sum(seconds.values()), _measuring(measurements, data, device)
+    parts = [f"{_minutes(training)} of training by a step of each batch"] if timed else []
     if measurements:
-        parts.append(f"{_minutes(_measuring(measurements, data, device))} of measuring by an evaluation of f")
+        parts.append(f"{_minutes(measuring)} of measuring by an evaluation of f")
     if parts:
         where = "GPU" if device == "cuda" else "core"
-        print(
+        text = (
             f"about {' and '.join(parts)}, measured here, on one {where}, one after the other; patience, a "
             "target loss and a maximum found early end sooner"
         )
+        out.say(text, "estimate", training_seconds=training, measuring_seconds=measuring)
 
 
 def _minutes(seconds: float) -> str:
@@ -74,7 +81,7 @@ def _measuring(measurements: Sequence[Measurement], data: Dataset, device: str) 
     return sum(costs[key] * rehearsal.seconds_of_f(cell, data, device) for key, cell in cells.items())
 
 
-def _table(study: Study, cells: Collection[Cell], seconds: Mapping[str, float]) -> None:
+def _records(study: Study, cells: Collection[Cell], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     """The cells, one record for those that differ only in their seed, and how long they take."""
     records = []
     for (role, label, workers), alike in _groups(study, cells).items():
@@ -92,13 +99,10 @@ def _table(study: Study, cells: Collection[Cell], seconds: Mapping[str, float]) 
                 "per worker": share,
                 "accumulation": -(-share // (cell.micro_batch_size or share)),
                 "lr": f"{lr:.4g}" if isinstance(lr, float) else lr,
-                "seconds": "–" if cell.procedure else f"{seconds[cell.id]:,.0f}",
+                "seconds": None if cell.procedure else round(seconds[cell.id]),
             }
         )
-    table = Table(*records[0], box=None, pad_edge=False)
-    for record in records:
-        table.add_row(*(str(value) for value in record.values()))
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    return records
 
 
 def _groups(study: Study, cells: Collection[Cell]) -> dict[tuple[str, str, int | str], list[Cell]]:
@@ -106,7 +110,7 @@ def _groups(study: Study, cells: Collection[Cell]) -> dict[tuple[str, str, int |
     known = cells_of(study, lambda cell: None)
     groups: dict[tuple[str, str, int | str], list[Cell]] = {}
     for cell in cells:
-        label = cell.label_without_seed
+        label = cell.label_without_seed + at_point(study, cell, whole(study))
         if cell.setting and cell.id not in known:  # which setting it is, the search will say
             label = label.replace(cell.setting, "(the best)")
         groups.setdefault((cell.role, label, cell.num_workers), []).append(cell)

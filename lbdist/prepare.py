@@ -45,16 +45,23 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
     _fill_in([config, *(parts or {}).values()], data, outputs)
     notes = _left_out([config, *(parts or {}).values()], data)
     settings: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
-    network, loaded, flops = _network(settings, data, outputs)
+    made: dict[str, Config] = {
+        name: OmegaConf.to_object(part)  # type: ignore[misc]
+        for name, part in (parts or {}).items()
+    }
+    known: dict[str, tuple[nn.Module, str | None, float]] = {}
+    for one in (settings, *made.values()):  # a sweep may be over a network's own keys
+        if repr(one.network) not in known:
+            known[repr(one.network)] = _network(one, data, outputs)
+    network, _, flops = known[repr(settings.network)]
     study = make_study(
         settings,
-        {name: OmegaConf.to_object(part) for name, part in (parts or {}).items()},  # type: ignore[misc]
+        made,
+        {key: (networks.parameter_count(each), loaded) for key, (each, loaded, _) in known.items()},
         train_size=len(data.train),
         data={**settings.data, "samples": {"train": data.train.digest, "test": data.test.digest}},
-        loaded=loaded,
         score=loss.score,
         highest=loss.highest,
-        parameters=networks.parameter_count(network),
     )
     own = study.measurements(lambda cell: None)  # at files, which need no cell
     for file, entry in sorted({(p.file, p.entry) for m in own for p in m.at if p.file}):
@@ -69,20 +76,21 @@ def prepare(config: DictConfig, parts: Mapping[str, DictConfig] | None = None) -
         from lbdist.distributed import RaySession  # so that serial runs need no Ray
 
         session = RaySession(*given)
-    _try_out(study, session.cells.values(), settings, data, loss)
+    _try_out(study, session.cells.values(), data, loss)
     return session
 
 
-def _try_out(study: Study, cells: Collection[Cell], settings: Config, data: Dataset, loss: Loss) -> None:
+def _try_out(study: Study, cells: Collection[Cell], data: Dataset, loss: Loss) -> None:
     """Tries what the study is going to do, on a few samples."""
     every = (study, *study.studies.values())
     for each in every:
         for key, node in each.procedure_nodes.items():
             build(node, key)
     _check_cells(cells, data)
-    if any(each.plan.measures for each in every):
-        few = on_device(data.train.first(16), "cpu")
-        f = Objective(networks.make(settings.network), few, loss=loss)
+    few = on_device(data.train.first(16), "cpu")
+    measured = (each.plan.config.network for each in every if each.plan.measures)
+    for node in {repr(node): node for node in measured}.values():
+        f = Objective(networks.make(node), few, loss=loss)
         f(f.x)
 
 
@@ -142,11 +150,13 @@ def _network(
 
 def _check_cells(cells: Collection[Cell], data: Dataset) -> None:
     """Refuses what cells of one kind could not have, and takes a step of each kind of learner."""
-    alike = {(cell.remedy, cell.setting, cell.split, cell.precision): cell for cell in cells}
+    alike = {
+        (repr(c.network), repr(c.optimizer), c.remedy, c.setting, c.split, c.precision): c for c in cells
+    }
     for cell in alike.values():
         _check_run(cell, len(data.train))
     learners = {
-        (c.remedy, repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c
+        (repr(c.network), c.remedy, repr(c.optimizer), c.ghost_batch_size, c.micro_batch_size, c.precision): c
         for c in alike.values()
     }
     optimizers: set[str] = set()
@@ -156,26 +166,33 @@ def _check_cells(cells: Collection[Cell], data: Dataset) -> None:
 
 
 def make_study(
-    settings: Config, parts: Mapping[str, Config] | None = None, *, parameters: int, **learnt: Any
+    settings: Config,
+    parts: Mapping[str, Config],
+    known: Mapping[str, tuple[int, str | None]],
+    **learnt: Any,
 ) -> Study:
     """The study of a configuration, with the plans that it and its parts make their cells of.
 
     Args:
         settings: The configuration.
         parts: Those of the studies that it consists of, by name.
-        parameters: Of the network.
+        known: Of each network, by its node's `repr`, the parameters, and a digest of what it loads.
         learnt: What a plan takes beside configuration, remedies and measures.
 
     Raises:
         InputError: A setting that does not fit, naming its key.
     """
-    study = _planned(settings, parameters, learnt)
-    study.studies = {name: _planned(part, parameters, learnt) for name, part in (parts or {}).items()}
+    study = _planned(settings, known, learnt)
+    study.studies = {name: _planned(part, known, learnt) for name, part in parts.items()}
+    study.check_parts()
     return study
 
 
-def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> Study:
+def _planned(
+    settings: Config, known: Mapping[str, tuple[int, str | None]], learnt: Mapping[str, Any]
+) -> Study:
     """A study with its plan, checked."""
+    parameters, loaded = known[repr(settings.network)]
     remedies = {
         name: _candidates(name, node, settings.search.samples) for name, node in settings.remedy.items()
     }
@@ -193,7 +210,7 @@ def _planned(settings: Config, parameters: int, learnt: Mapping[str, Any]) -> St
         except InputError as error:
             raise InputError(f"measure.{name}.{error}") from error
     study: Study = build(_of_sets(settings.study), "study", kind=Study)
-    study.plan = Plan(settings, remedies=remedies, measures=measures, **learnt)
+    study.plan = Plan(settings, remedies=remedies, measures=measures, loaded=loaded, **learnt)
     study.check()
     for name, (_, measure) in measures.items():
         allowed = "a measure of one model" if study.points == (1,) else "a measure of one or two models"

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from lbdist.errors import short
+from lbdist.output import Output
 from lbdist.plan import Cell, Measurement, title
 from lbdist.results import final_name
 
@@ -33,6 +34,8 @@ class Progress:
         weight: How long a cell takes, in any unit.
         score: The metric that is shown of a finished cell.
         unit: Its unit.
+        point: Of a sweep, what a cell is told apart by.
+        out: Where to, without a terminal.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class Progress:
         weight: Callable[[Cell], float],
         score: str = "accuracy",
         unit: str = "%",
+        point: Callable[[Cell], str] = lambda cell: "",
+        out: Output | None = None,
     ) -> None:
-        self.cells, self.weight = cells, weight
+        self.cells, self.weight, self.point, self.out = cells, weight, point, out or Output()
         self.score, self.unit = score, f" {unit}".rstrip()
         self._before = {cell.id for cell in done}
         self._ended = set(self._before)
@@ -54,7 +59,7 @@ class Progress:
         self._first: tuple[float, float] | None = None
         self._workers = 0
         self._said = time.monotonic()
-        self.plain = not sys.stdout.isatty()
+        self.plain = self.out.plain or not sys.stdout.isatty()
         columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
         self.bar = Bar(
             TextColumn("{task.description}"), *columns, console=Console(), disable=self.plain, transient=True
@@ -72,11 +77,11 @@ class Progress:
         if not self.plain:  # rich before 14.3 ends the line even of a bar that it does not draw
             self.bar.stop()
 
-    def note(self, line: str) -> None:
-        """Says a line of its own."""
+    def note(self, line: str, event: str = "note", **values: Any) -> None:
+        """Says a line of its own, and what scripts want of it."""
         self._said = time.monotonic()
         if self.plain:
-            print(line, flush=True)
+            self.out.say(line, event, **values)
         else:
             self.bar.console.print(line, highlight=False, markup=False)
 
@@ -85,7 +90,7 @@ class Progress:
         if job.id in self._before:
             return
         self._running[job.id], self._place[job.id] = (job, {}), 0
-        name = job.label + (f", {job.workers} workers starting" if job.workers > 1 else "")
+        name = self._job(job) + (f", {job.workers} workers starting" if job.workers > 1 else "")
         self._tasks[job.id] = self.bar.add_task("  " + name, total=job.cells[0].epochs, note="")
         self._status()
 
@@ -122,9 +127,10 @@ class Progress:
             said = "" if math.isnan(score) else f"{split} {self.score} {score:.4g}{self.unit}, "
             said += f"{seconds:.1f} s"
         left = self._time_left()
-        self.note(
-            f"[{self.counted}/{self.total}] {job.label}: {said}{', ' + left if self.plain and left else ''}"
-        )
+        line = f"[{self.counted}/{self.total}] {self._job(job)}: {said}"
+        line += f", {left}" if self.plain and left else ""
+        done = {"done": self.counted, "total": self.total}
+        self.note(line, "cell", cells=[cell.id for cell in job.cells], **done, metrics=metrics)
         self.bar.update(self.task, completed=self.counted, total=self.total, note=left)
 
     def _look(self) -> None:
@@ -146,14 +152,19 @@ class Progress:
                 loss = f"loss {metrics['running_loss']:.3g}"
                 texts.append(f"{self._label(job)}: epoch {metrics['epoch']} of {cell.epochs}, {loss}")
             else:
-                texts.append(f"{job.label}: {f'{job.workers} workers ' if job.workers > 1 else ''}starting")
+                texts.append(
+                    f"{self._job(job)}: {f'{job.workers} workers ' if job.workers > 1 else ''}starting"
+                )
         self.note("; ".join([*texts, *([left] if left else [])]))
 
     def _cell(self, job: Job) -> Cell:
         return job.cells[self._place[job.id]]
 
     def _label(self, job: Job) -> str:
-        return job.label if job.at_once else self._cell(job).label
+        return self._job(job) if job.at_once else self._cell(job).label + self.point(self._cell(job))
+
+    def _job(self, job: Job) -> str:
+        return job.label + self.point(job.cells[0])
 
     def _pace(self, job: Job) -> None:
         """Takes the time from here where jobs of another number of workers begin to report."""
@@ -183,7 +194,8 @@ class Progress:
         self, missing: Sequence[Measurement], cost: Callable[[Measurement], float]
     ) -> None:
         """Turns to the measurements that have still to be made, and what each costs, in any unit."""
-        self.note(f"{several(len(missing), 'measurement')} to make")
+        if missing:
+            self.note(f"{several(len(missing), 'measurement')} to make")
         self.counted, self.total = 0, len(missing)
         self._cost = {measurement.id: cost(measurement) for measurement in missing}
         self.bar.reset(self.task, total=self.total, description="measurements", note="")
@@ -203,8 +215,9 @@ class Progress:
         if rows and rows[0].get("error"):
             self.note(f"{title(measurement.measure)} of {measurement.at[0].cell.label}: {rows[0]['error']}")
         elif self.plain and (time.monotonic() > self._said + LINE_SECONDS or self.counted == self.total):
-            measured = "measurement" + "s" * (self.total != 1)
-            self.note(f"[{self.counted}/{self.total}] {measured}{', ' + left if left else ''}")
+            line = f"[{self.counted}/{self.total}] measurement" + "s" * (self.total != 1)
+            done = {"done": self.counted, "total": self.total}
+            self.note(line + (f", {left}" if left else ""), "measurements", **done)
 
 
 def several(count: int, what: str) -> str:

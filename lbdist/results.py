@@ -16,6 +16,7 @@ Neither torch nor ray is imported here: reading results needs neither.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +129,7 @@ def gather(
     measurements: Mapping[str, str],
     study: str | None = None,
     read: Callable[[str], list[dict[str, Any]]] | None = None,
+    points: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """The rows of cells and measurements, with the columns that say what each cell is.
 
@@ -137,6 +140,8 @@ def gather(
             there have no rows. Nothing leaves what the study called it that measured it first.
         study: What `experiment` is to be; the rows are then written to `<study>/rows.parquet` as well.
         read: Gives the rows of a file; None reads them from the folder.
+        points: Of a sweep, the points that a cell or a measurement belongs to, by its id; it has its rows
+            once for each.
 
     Returns:
         A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
@@ -148,11 +153,13 @@ def gather(
     for cell, columns in cells.items():
         if rows := read(cell_file(cell)):
             ran[cell] = {name: rows[0][name] for name in RAN}  # its end is evaluated in float32
-            parts.append((rows, {**columns, "experiment": study}))
+            told = {**columns, "experiment": study}
+            parts += [(rows, {**told, "point": point}) for point in points.get(cell, [None])]
     for measurement, measure in measurements.items():
         for row in read(measurement_file(measurement)):
             columns = {**ran.get(row["cell"], {}), **cells.get(row["cell"], {}), "experiment": study}
-            parts.append(([row], {**columns, "measure": measure or row["measure"]}))
+            told = {**columns, "measure": measure or row["measure"]}
+            parts += [([row], {**told, "point": point}) for point in points.get(measurement, [None])]
     table = _sorted(_joined(parts))
     if study is not None and parts:
         write_rows(store / study, "rows.parquet", table)
@@ -207,7 +214,8 @@ def load(place: Place) -> pd.DataFrame:
             null since its studies share cells; or its URI.
 
     Returns:
-        A DataFrame with the columns of `SCHEMA`, in a fixed order of rows.
+        A DataFrame with the columns of `SCHEMA`, in a fixed order of rows; each key of a sweep is a column
+        after them.
 
     Raises:
         FileNotFoundError: There are no rows in the folder.
@@ -215,7 +223,7 @@ def load(place: Place) -> pd.DataFrame:
     """
     store = Store.of(place)
     if store.exists("rows.parquet"):
-        return _sorted(read_table(store, "rows.parquet")).to_pandas()
+        return _with_points(_sorted(read_table(store, "rows.parquet")).to_pandas())
     found, measurements = finished(store, CELLS), finished(store, MEASUREMENTS)
     if not found:
         raise FileNotFoundError(f"no rows under {store}")
@@ -223,6 +231,15 @@ def load(place: Place) -> pd.DataFrame:
     files.read_ahead(file_names(found, measurements))
     cells = {cell: files.json(cell_json(cell))["columns"] for cell in found}
     return gather(store, cells, dict.fromkeys(measurements, ""), read=files.rows)
+
+
+def _with_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a column for each key of the points that they belong to."""
+    found = {point: json.loads(point) for point in rows["point"].dropna().unique()}
+    keys = dict.fromkeys(key for point in found.values() for key in point)
+    for key in keys:
+        rows[key] = rows["point"].map({point: values.get(key) for point, values in found.items()})
+    return rows
 
 
 def file_names(cells: Iterable[str], measurements: Iterable[str]) -> list[str]:

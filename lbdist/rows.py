@@ -57,6 +57,7 @@ SCHEMA = pa.schema(
         ("rule", pa.string()),
         ("procedure", pa.string()),
         ("code", pa.string()),
+        ("point", pa.string()),
         # beyond the common columns: what a number needs to be believed
         ("measurement", pa.string()),
         ("start", pa.string()),

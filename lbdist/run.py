@@ -9,32 +9,33 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__" or sys.argv[0].rpartition("/")[2] == "lbdist":
+if __name__ == "__main__" or sys.argv[0].endswith(("/lbdist", "/lbdist/__main__.py")):
     # until `main` holds the signals, which takes some imports
     signal.signal(
         signal.SIGINT, lambda number, frame: os._exit(os.write(2, b"lbdist: interrupted\n") and 130)
     )
 
 import contextlib
+import difflib
 import gc
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from lbdist import processes
 from lbdist.errors import Failure, InputError, one_line, warn
 from lbdist.letters import HANDLER
 
-if TYPE_CHECKING:
-    pass
-
 _USAGE = """\
-usage: python -m lbdist.run [experiment=NAME] [KEY=VALUE ...] [--config-dir DIR] [--help | --cfg job]
+usage: lbdist [STUDY] [KEY=VALUE ...] [-m] [--config-dir DIR] [--help | --version | --cfg job]
 
 How large a batch can a model take, what does it cost, and which remedy buys it back?
-Every key can be overridden, in Hydra's syntax; a remedy's own keys are remedy.NAME.KEY. A folder of your own
-with the same groups in it (remedy/, network/, ...) joins by --config-dir.
+`lbdist gap` is `python -m lbdist.run experiment=gap`. Every key can be overridden, in Hydra's syntax; a
+remedy's own keys are remedy.NAME.KEY. With -m a key may have several values, optimizer.lr=0.001,0.003: one
+study, that compares them. A folder of your own with the same groups in it (remedy/, network/, ...) joins by
+--config-dir. Exit status: 0 done, 1 something failed, 2 wrong input, 130 interrupted.
 """
 
 _KEYS = {
@@ -53,6 +54,7 @@ _KEYS = {
     "combinations": "remedies together, as rows of their own: [[augmentation,robust]]",
     "measure.sharpness.solvers": "paper (as published), converged, or both",
     "storage": "folder or URI (s3://...) of the results: rows, checkpoints, Tune's folder, report",
+    "output": "text, or json: a line of JSON for each thing that is said",
     "dry_run": "dry_run=true prints the cells that would run, and stops",
 }
 
@@ -127,21 +129,25 @@ def _main(arguments: list[str], command: str) -> int:
     if {"--help", "-h"} & set(arguments):
         print(help_text(folders))
         return 0
+    if "--version" in arguments:
+        print(f"lbdist {metadata.version('lbdist')}")
+        return 0
     show = arguments[:2] if arguments[:1] == ["--cfg"] else arguments[-2:]
     if "--cfg" in arguments:
         if show != ["--cfg", "job"]:
             raise InputError("--cfg: must be followed by job, at the end of the command")
         arguments = [argument for argument in arguments if argument not in show]
-    wrong = [word for word in arguments if word.startswith("-") or ("=" not in word and word[:1] != "~")]
-    if wrong:
-        raise InputError(f"{wrong[0]}: must be KEY=VALUE, --help or --cfg job")
     # the signals are held by now: Hydra takes half a second to import
     from omegaconf import OmegaConf
 
     from lbdist.config import compose as configuration
-    from lbdist.config import schema
+    from lbdist.config import schema, sweep
 
-    config, parts = configuration.compose_parts(arguments, folders)
+    several = bool(set(sweep.FLAGS) & set(arguments))
+    arguments = [word for word in arguments if word not in sweep.FLAGS]
+    arguments = _study_by_name(arguments, configuration.options("experiment", folders))
+    composed = sweep.compose_sweep if several else configuration.compose_parts
+    config, parts = composed(arguments, folders)
     if show == ["--cfg", "job"]:
         print(OmegaConf.to_yaml(config), end="")
         return 0
@@ -150,13 +156,30 @@ def _main(arguments: list[str], command: str) -> int:
         checked.storage = processes.without_keys(checked.storage)  # a file of the user's may hold them
     with _uncollected():
         # torch and Ray take seconds to import: not before the configuration is known to be good
+        from lbdist.output import output
         from lbdist.prepare import prepare
 
         ready = prepare(config, parts)
     status = ready.run(command)
     if config.dry_run and status == 0 and config.name in configuration.options("experiment"):
-        print(configuration.left_out(config, arguments, folders))
+        output(config.output).say(configuration.left_out(config, arguments, folders))
     return status
+
+
+def _study_by_name(arguments: list[str], studies: Collection[str]) -> list[str]:
+    """The arguments with `experiment=gap` for the word `gap`; any other word is refused."""
+    words = [word for word in arguments if word.startswith("-") or ("=" not in word and word[:1] != "~")]
+    if not words:
+        return arguments
+    if words[1:] or words[0] not in studies:
+        word = words[-1] if words[0] in studies else words[0]
+        near = difflib.get_close_matches(word, studies, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if word.startswith("--"):
+            hint = f"; a key is set by {word.strip('-').replace('-', '_')}=VALUE"
+        allowed = "a study (--help lists them), KEY=VALUE, -m, --help, --version or --cfg job"
+        raise InputError(f"{word}: must be {allowed}{hint}")
+    return [f"experiment={word}" if word == words[0] else word for word in arguments]
 
 
 @contextlib.contextmanager

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from lbdist import code, dry_run, results
-from lbdist.analysis import terminal
 from lbdist.analysis.report import write_report
 from lbdist.analysis.runs import Runs, Score
 from lbdist.analysis.sections import reading
@@ -20,10 +16,11 @@ from lbdist.capacity import Capacity
 from lbdist.config.schema import Config
 from lbdist.data.base import Dataset, DataSource
 from lbdist.errors import require, warn
+from lbdist.output import output
 from lbdist.plan import AUTO, Cell, Measurement, Role, title
 from lbdist.progress import Progress, several
 from lbdist.storage import Store
-from lbdist.studies.base import Done, Study, cells_of, expected_of, whole
+from lbdist.studies.base import Done, Study, at_point, cells_of, expected_of, whole
 from lbdist.training import rehearsal
 from lbdist.tuning.book import Book
 from lbdist.tuning.schedule import Schedule
@@ -71,6 +68,7 @@ class Session(ABC):
         self.store = Store(self.config.storage)
         self.folder = self.store / self.config.name
         self.cells = cells_of(self.study, whole(self.study))
+        self.out = output(self.config.output)
         self._known_gradients: dict[str, tuple[int, float]] = {}
 
     @abstractmethod
@@ -117,9 +115,12 @@ class Session(ABC):
         head += several(len(measurements), "measurement")
         lines += self._remarks()
         if self.config.dry_run:
-            dry_run.show(self.study, measurements, self.data, self.store, [head, *lines])
+            dry_run.show(self.study, measurements, self.data, self.store, [head, *lines], self.out)
             return 0
-        print("\n".join([f"{head}, in {self.folder}", *lines]), flush=True)
+        counts = {"cells": len(self.cells), "measurements": len(measurements)}
+        self.out.say(f"{head}, in {self.folder}", "plan", study=self.config.name, **counts)
+        for line in lines:
+            self.out.say(line)
         with self.folder.lock():
             book = Book(self.store, warn, self.config.retrain == "changed")
             book.read_ahead(self.study)
@@ -127,6 +128,8 @@ class Session(ABC):
             book.compact(self.study)
         for line in failed:
             warn(line)
+        if self.out.plain:
+            self.out.say("", "end", status=1 if failed else 0, failed=failed)
         return 1 if failed else 0
 
     def within(self, capacity: Capacity) -> list[str]:
@@ -192,7 +195,9 @@ class Session(ABC):
         self.check_files(book)
         done = [cell for cell in cells_of(self.study, book).values() if book(cell) is not None]
         expected = lambda: expected_of(self.study, book).values()  # noqa: E731
-        with Progress(expected, done, self.weight, self.score.name, self.score.unit) as progress:
+        point = lambda cell: at_point(self.study, cell, book)  # noqa: E731
+        shown = self.score.name, self.score.unit, point, self.out
+        with Progress(expected, done, self.weight, *shown) as progress:
             failed, lost = self.work(book, progress, command)
         again = "; run the command again to retry"
         return [f"failed: {line}{again}" for line in _by_kind(failed)] + [
@@ -281,7 +286,8 @@ class Session(ABC):
             return ["no cell finished, so there is nothing to report"]
         measurements = {m.id: title(m.measure) for m in self.study.measurements(book)}
         columns = {key: cell.columns() for key, cell in finished.items()} | models
-        rows = results.gather(self.store, columns, measurements, self.config.name, book.rows)
+        name, swept = self.config.name, self.study.swept(book)
+        rows = results.gather(self.store, columns, measurements, name, book.rows, swept)
         runs = Runs(rows, self.score)
         results.append(self.store, self.config.name, self.study.derived(runs))
         sections = self.study.sections(runs, book)
@@ -294,15 +300,18 @@ class Session(ABC):
         heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
         # first the file: a terminal may be gone, or not know a letter
         written = write_report(self.folder, heading, sections, context, words)
-        print("".join(f"{line}\n" for line in words), end="")
-        terminal.show(sections, Console(width=None if sys.stdout.isatty() else terminal.WIDTH))
+        for line in words:
+            self.out.say(line)
+        self.out.sections(sections)
         went_on = _by_kind(
             (cell, f"went on with {row['num_workers']} of its {cell.num_workers} workers, to the same end")
             for key, cell in finished.items()
             for row in book.rows(results.cell_file(key))[:1]
             if cell.num_workers not in (AUTO, row["num_workers"])
         )
-        print("\n".join([*went_on, *others, f"report: {written}"]))
+        for line in (*went_on, *others):
+            self.out.say(line)
+        self.out.say(f"report: {written}", "report", path=written)
         wrong = rows[rows["error"].notna()]
         return [
             f"not measured: {line}"

@@ -233,6 +233,7 @@ def draw_panels(
     *,
     log: bool = False,
     log_y: Sequence[int] = (),
+    whole: bool = True,
 ) -> Figure:
     """Panels above each other that share their x axis, with error bars of one standard deviation.
 
@@ -241,6 +242,7 @@ def draw_panels(
         x_label: The x axis's name.
         log: Whether x is on a log axis, with a tick at each of its values.
         log_y: Panels whose y axis is logarithmic; values that are not positive have no place on it.
+        whole: Whether x has whole numbers alone, as ticks of an axis that is not logarithmic.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -284,6 +286,6 @@ def draw_panels(
         last.xaxis.set_minor_locator(NullLocator())
         last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     else:
-        last.xaxis.set_major_locator(MaxNLocator(integer=True))
+        last.xaxis.set_major_locator(MaxNLocator(integer=whole))
     last.set_xlabel(x_label)
     return figure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lbdist.analysis.numbers import interval, number, percent, phi
@@ -177,3 +178,21 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     brief: bool = False
+
+
+def under_a_name(name: str, section: Section, brief: bool) -> Section:
+    """A part's section under the part's name, with names of tables and figures that are its own.
+
+    Args:
+        name: Of the part.
+        section: The section.
+        brief: Whether it is on the terminal too.
+    """
+    files = re.sub(r"[^\w.=-]+", "_", name)
+    return replace(
+        section,
+        title=f"{name}: {section.title}",
+        tables=[replace(table, name=f"{files}-{table.name}") for table in section.tables],
+        figures=[replace(figure, name=f"{files}-{figure.name}") for figure in section.figures],
+        brief=brief,
+    )

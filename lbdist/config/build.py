@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lbdist.config.meant import a_model
 from lbdist.errors import InputError, one_line, require
 
 OWN = ("name", "search", "cell")
@@ -58,9 +59,13 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = objec
     try:
         target = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
+        model = a_model(path) if key == "network" and isinstance(path, str) else None
+        way = f"; did you mean {model}?" if model else ""
         raise InputError(
-            f"{key}._target_={path}: must be the dotted path of a class ({one_line(error)})"
+            f"{key}._target_={path}: must be the dotted path of a class ({one_line(error)}){way}"
         ) from error
+    if isinstance(target, type) and not issubclass(target, kind):
+        raise InputError(f"{key}._target_={path}: must be a {_path(kind)}{getattr(kind, 'instead', '')}")
     try:
         if dataclasses.is_dataclass(target):
             allowed = {f.name for f in dataclasses.fields(target)}
@@ -87,5 +92,9 @@ def build(node: Mapping[str, Any], key: str, *arguments: Any, kind: type = objec
     except Exception as error:
         given = ", ".join(f"{name}={value}" for name, value in values.items())
         raise InputError(f"{key}: {path}({given}): {type(error).__name__}: {one_line(error)}") from error
-    require(isinstance(made, kind), f"{key}._target_", path, f"a {kind.__module__}.{kind.__qualname__}")
+    require(isinstance(made, kind), f"{key}._target_", path, f"a {_path(kind)}")
     return made
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -6,7 +6,6 @@ It is typed by `Config`; every complaint is an `InputError` of one line.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -23,28 +22,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lbdist.config import meant
 from lbdist.config.build import allowed_type, plain
+from lbdist.config.choices import ALL as ALL
+from lbdist.config.choices import SEVERAL as SEVERAL
+from lbdist.config.choices import config_root as config_root
+from lbdist.config.choices import file
+from lbdist.config.choices import options as options
 from lbdist.config.schema import Config, Search
 from lbdist.config.text import as_typed, quoted, unparsed
 from lbdist.errors import InputError, one_line, require
-
-SEVERAL = ("remedy", "measure")
-"""Groups of which a study may choose several."""
-
-RENAMED = {"evaluations": "test_points", "replicas": "seeds_at_once", "data.image": "data.inputs"}
-"""Keys of earlier versions, and what they are called now."""
-
-ALL = "all"
-"""The choice of every remedy that there is, by which a new one joins the studies that compare them."""
-
-
-def config_root() -> Path:
-    """The folder `experiments/`: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for root in (package / "experiments", package.parent / "experiments"):
-        if (root / "config.yaml").is_file():
-            return root
-    raise InputError(f"experiments: no configuration found beside or inside {package}; reinstall lbdist")
 
 
 def compose(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> DictConfig:
@@ -115,7 +102,7 @@ def compose_parts(
     names = OmegaConf.is_list(parts) and len(parts) > 0 and all(isinstance(name, str) for name in parts)
     require(bool(names), "study.parts", parts, "a list of experiments")
     for name in parts:
-        nested = (_file("experiment", name, folders).get("study") or {}).get("parts")
+        nested = (file("experiment", name, folders).get("study") or {}).get("parts")
         require(not nested, "study.parts", list(parts), f"studies, not {name}, which consists of others")
     parts = list(dict.fromkeys(parts))
     rest = [text for text in overrides if text not in chosen]
@@ -134,11 +121,16 @@ def compose_parts(
     return made.pop(""), made
 
 
+def has_parts(overrides: Sequence[str], folders: Sequence[Path] = ()) -> bool:
+    """Whether the chosen study consists of others."""
+    return bool(_choice(overrides, folders))
+
+
 def _choice(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """The overrides that choose a study which consists of parts; none where it is another one."""
     chosen = [text for text in overrides if text.startswith(("experiment=", "study.parts="))]
     name = next((text.partition("=")[2] for text in chosen if text.startswith("experiment=")), "")
-    return chosen if (_file("experiment", name, folders).get("study") or {}).get("parts") else []
+    return chosen if (file("experiment", name, folders).get("study") or {}).get("parts") else []
 
 
 def _has(config: DictConfig, override: str) -> bool:
@@ -184,7 +176,8 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
     except HydraException as error:
         raise InputError(unparsed(text)) from error
     if sweep:
-        raise InputError(f"{text}: must be one value; a list is written {key}=[A,B]")
+        words = f"{text}: must be one value; a list is written {key}=[A,B], and -m runs a study at each"
+        raise InputError(words)
     if not key:
         raise InputError(f"{text}: must be KEY=VALUE, but there is no key")
     if re.match(r"hydra\b", key):
@@ -196,7 +189,8 @@ def _check_override(text: str, folders: Sequence[Path]) -> None:
         for name in chosen or nothing:
             if not isinstance(name, str) or name not in known:
                 number = "one or more" if key in SEVERAL else "one"
-                raise InputError(f"{text}: must be {number} of {', '.join(known)}")
+                way = meant.of_choice(key, name, folders)
+                raise InputError(f"{text}: must be {number} of {', '.join(known)}{way}")
 
 
 _SECTIONS = {"search": Search}
@@ -224,17 +218,11 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
         key = wrong[1]
         given = next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == key), key)
         group, _, rest = key.partition(".")
-        names = _fields(_SECTIONS[group]) if group in _SECTIONS else []
-        known = [f"{group}.{name}" for name in names] or [*_fields(Config), "experiment"]
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
-        told = names or not rest or key in RENAMED
-        hint = f"; did you mean {near[0]}?" if near and told else ""
-        member, _, last = rest.partition(".")
+        member = rest.partition(".")[0]
         if group in SEVERAL and f"Key '{member}'" in line and member in options(group, folders):
             hint = f", since {member} is not among those of the study; add it to {group}=[...]"
-        elif group in SEVERAL and member in options(group, folders):
-            near = difflib.get_close_matches(last, _keys(group, member, folders), n=1)
-            hint = f"; did you mean {group}.{member}.{near[0]}?" if near else ""
+        else:
+            hint = meant.of_key(key, overrides, folders)
         return f"{given}: there is no key {key}{hint} (`--help` lists the keys)"
     merging = next((o for o in overrides if f"Error merging override {o}: " in line), None)
     if merging:
@@ -245,21 +233,6 @@ def _complaint(error: BaseException, overrides: Sequence[str], folders: Sequence
     about = (o for o, key in keys if "${" in o or f"'{key}'" in line or f"${{{key}}}" in line)
     given = next(about, getattr(error, "full_key", None))
     return line if not given or given in line else f"{given}: {line}"
-
-
-def _keys(group: str, member: str, folders: Sequence[Path]) -> list[str]:
-    """The keys of a member of a group of which a study may choose several."""
-    return list(_file(group, member, folders).get(member) or {})
-
-
-def _file(group: str, member: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """What the YAML of a choice says, uncomposed; nothing where there is none."""
-    for root in (config_root(), *folders):
-        path = root / group / f"{member}.yaml"
-        if path.is_file():
-            found = yaml.safe_load(path.read_text())
-            return found if isinstance(found, dict) else {}
-    return {}
 
 
 def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Path] = ()) -> str:
@@ -286,14 +259,3 @@ def left_out(config: DictConfig, overrides: Sequence[str], folders: Sequence[Pat
         if a != b and key != ("scale", "name"):
             shown.append(f"{'.'.join(key)} {json.dumps(a)} instead of {json.dumps(b)}")
     return f"short of the published protocol (scale=paper): {'; '.join(shown)}" if shown else ""
-
-
-def options(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
-    """The choices of a config group and the word each YAML's first line says of it."""
-    found = {}
-    for root in (config_root(), *folders):
-        for path in (root / group).glob("*.yaml"):
-            lines = path.read_text().splitlines()
-            words = [s.lstrip("# ") for s in lines[:2] if s.startswith("#") and "@package" not in s]
-            found[path.stem] = words[0] if words else ""
-    return dict(sorted(found.items()))

@@ -21,6 +21,7 @@ RESERVED = ("cells", "measurements", "compacted")
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 EXECUTORS = ("ray", "serial")
+OUTPUTS = ("text", "json")
 DECAYS = ("constant", "cosine", "step")
 
 
@@ -92,6 +93,7 @@ class Config:
     derived: Derived = field(default_factory=Derived)
     search: Search = field(default_factory=Search)
     executor: str = MISSING
+    output: str = MISSING
     retrain: str | None = MISSING
     storage: str = MISSING
     max_concurrent: int | None = MISSING
@@ -116,7 +118,7 @@ def check(config: DictConfig) -> None:
     _check_numbers("", OmegaConf.to_container(config))
     _check_runs(config)
     _check_learning_rate(config)
-    for key, words in (("precision", ("auto", *PRECISIONS)), ("executor", EXECUTORS)):
+    for key, words in (("precision", ("auto", *PRECISIONS)), ("executor", EXECUTORS), ("output", OUTPUTS)):
         require(config[key] in words, key, config[key], one_of(words))
     require(config.retrain in (None, "changed"), "retrain", config.retrain, "null or changed")
     require(0 <= config.retries <= 10_000, "retries", config.retries, "from 0 to 10,000")

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -172,6 +172,10 @@ class DataSource(ABC):
         std: What they are divided by then, likewise.
     """
 
+    instead: ClassVar[str] = (
+        "; data=folder reads a folder of pictures, and data=dataset any map-style data set, as "
+        "data.train._target_= and data.test._target_="
+    )
     train_samples: int | None = None
     test_samples: int | None = None
     mean: Any = None

@@ -134,7 +134,8 @@ class Plan:
 
     def check_batch(self, field: str, given: float, limit: int, what: str) -> None:
         """Refuses a batch above a limit."""
-        require(self.batch(given) <= limit, field, given, f"a batch of at most {limit}, {what}")
+        shown = int(given) if given >= 1 else given
+        require(self.batch(given) <= limit, field, shown, f"a batch of at most {limit}, {what}")
 
     def within(self, devices: int) -> Plan:
         """The plan on so many devices."""
@@ -267,6 +268,21 @@ class Study(ABC):
         """Rows that are computed of the study's others, such as a model's parameters; by default none."""
         return []
 
+    def check_parts(self) -> None:
+        """Refuses studies that it cannot consist of.
+
+        Raises:
+            InputError: With what is wrong.
+        """
+
+    def swept(self, done: Done) -> Mapping[str, Sequence[str]]:
+        """Of a sweep, the points that each cell and each measurement belongs to, by id; by default none."""
+        return {}
+
+    def told(self, cell: Cell, done: Done) -> Mapping[str, Any]:
+        """What a trial of a cell is told by, beside what the cell says of itself; by default nothing."""
+        return {}
+
     @abstractmethod
     def sections(self, runs: Runs, done: Done) -> list[Section]:
         """What is shown of the runs."""
@@ -333,6 +349,11 @@ class OverEpochs(Study):
 def whole(study: Study) -> Done:
     """A `done` by which all is over and nothing stands out: the study's cells are then all of them."""
     return lambda cell: {final_name(study.plan.score, "validation"): 0.0}
+
+
+def at_point(study: Study, cell: Cell, done: Done) -> str:
+    """What a cell of a sweep is told apart by, as it follows its label; empty where there is no sweep."""
+    return "".join(f" {key}={value}" for key, value in study.told(cell, done).items())
 
 
 def expected_of(study: Study, done: Done) -> dict[str, Cell]:

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 
 from lbdist import compacted, results
+from lbdist.config import choices
 from lbdist.config import compose as configuration
 from lbdist.config.build import build
 from lbdist.config.compose import SEVERAL, compose, config_root, options
@@ -160,7 +161,7 @@ BAD = [
     ("large_batch=0", "large_batch=0.0: must be"),
     ("large_batch=1.5", "large_batch=1.5: must be"),
     ("large_batch=nan", "large_batch=nan: must be"),
-    ("large_batch=1e9", "large_batch=1000000000.0: must be a batch of at most 3200"),
+    ("large_batch=1e9", "large_batch=1000000000: must be a batch of at most 3200"),
     ("small_batch=400", "small_batch=400: must be a batch of at most 399, less than the large batch"),
     ("num_workers=0", "num_workers=0: must be auto or a whole number from 1 to 100,000"),
     ("num_workers=two", "num_workers=two: must be auto or"),
@@ -273,8 +274,8 @@ BAD = [
     ("search.validation_fraction=0.0001", "search.validation_fraction=0.0001: must be at least 0.00025"),
     ("network.init=x", "network.init=x: must be glorot or keep"),
     # syntax
-    ("epochs", "epochs: must be KEY=VALUE"),
-    ("--version", "--version: must be KEY=VALUE"),
+    ("epochs", "epochs: must be a study (--help lists them), KEY=VALUE"),
+    ("--verbose", "--verbose: must be a study (--help lists them), KEY=VALUE"),
     ("=3", "=3: must be KEY=VALUE"),
     ("seeds==3", "seeds==3: must be KEY=VALUE"),
     ("seeds=[", "seeds=[: must be KEY=VALUE"),
@@ -438,7 +439,8 @@ def test_wrong_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (tmp_path / group / path.name).write_text(path.read_text())
     (tmp_path / "experiment" / "gap.yaml").write_text("# @package _global_\nname: [\n")
     (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nname: typo\nseed: 3\n")
-    monkeypatch.setattr(configuration, "config_root", lambda: tmp_path)
+    for module in (configuration, choices):
+        monkeypatch.setattr(module, "config_root", lambda: tmp_path)
     with pytest.raises(InputError, match=r"gap\.yaml"):
         compose(["experiment=gap"])
     with pytest.raises(InputError, match="'seed'"):
@@ -590,6 +592,7 @@ def test_schema_types_every_key(key: str) -> None:
         "lr_rule",
         "schedule.decay",
         "executor",
+        "output",
         "retrain",
     ):  # what a type does not tell
         with pytest.raises(InputError, match=f"^{key}=abc: must be "):

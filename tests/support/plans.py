@@ -37,7 +37,8 @@ def make_study(*overrides: str, train_size: int = 4000) -> Study:
     config, *others = (OmegaConf.to_object(each) for each in (composed, *parts.values()))
     data = {key: value for key, value in config.data.items() if key != "root"}
     own = dict(zip(parts, others, strict=True))
-    return prepare.make_study(config, own, parameters=10_000, train_size=train_size, data=data)
+    known = {repr(each.network): (10_000, None) for each in (config, *others)}
+    return prepare.make_study(config, own, known, train_size=train_size, data=data)
 
 
 class Story:

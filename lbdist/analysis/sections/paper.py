@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from lbdist.analysis.claims import Claim, claims
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Section, Table
+from lbdist.analysis.section import Section, Table, under_a_name
 from lbdist.analysis.sections import beside, reading
 
 
@@ -26,24 +25,10 @@ def sections(parts: Mapping[str, tuple[Runs, Sequence[Section]]]) -> list[Sectio
     tables = [beside.claim_table(found)] if found else []
     summary = Section(beside.TITLE, said, [*tables, *(ours[name] for name in sorted(ours))], brief=True)
     shown = [
-        _named(name, part, place == 0)
+        under_a_name(name, part, brief=part.brief and place == 0)
         for name, (runs, own) in parts.items()
         if len(runs.cells)
         for place, part in enumerate(own)
         if part.title not in (reading.section().title, beside.TITLE) and (part.tables or part.figures)
     ]
     return [summary, *shown, reading.section()]
-
-
-def _named(name: str, section: Section, first: bool) -> Section:
-    """A part's section under the part's name, with names of tables and figures that are its own.
-
-    The first of a part is on the terminal as well.
-    """
-    return replace(
-        section,
-        title=f"{name}: {section.title}",
-        tables=[replace(table, name=f"{name}-{table.name}") for table in section.tables],
-        figures=[replace(figure, name=f"{name}-{figure.name}") for figure in section.figures],
-        brief=section.brief and first,
-    )
