@@ -7,9 +7,11 @@ what colour says.
 
 from __future__ import annotations
 
+import html
 import io
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -86,8 +88,17 @@ def seeds_text(counts: Iterable[int]) -> str:
     return f"{found[0]} to {found[-1]} seeds"
 
 
-def name_ends(axes: Axes, ends: list[tuple[str, float, float]], style: dict[str, Mark]) -> None:
-    """Writes each line's name beside the axes at its end's height, moved apart where lines end close."""
+def name_ends(
+    axes: Axes, ends: list[tuple[str, float, float]], style: dict[str, Mark], beside_each_other: int = 1
+) -> None:
+    """Writes each line's name beside the axes at its end's height, moved apart where lines end close.
+
+    Args:
+        axes: Where.
+        ends: Each line's name, and the point at which it ends.
+        style: How lines are drawn.
+        beside_each_other: How many panels share the figure's width.
+    """
     from matplotlib.lines import Line2D
 
     bottom, top = axes.get_ylim()
@@ -106,18 +117,16 @@ def name_ends(axes: Axes, ends: list[tuple[str, float, float]], style: dict[str,
         heights[1:] += push
         heights += max(0, -heights[0]) - max(0, heights[-1] - 1)
     beside = axes.get_yaxis_transform()
+    scale = 2.0 * beside_each_other - 1.0  # in shares of a panel's width
     for (label, epoch, _), start, height in zip(ends, wanted, heights, strict=True):
         mark = style[label]
         values = [bottom + part * (top - bottom) for part in (start, height)]
-        from_x = 1.0 if epoch == right else 1.005
-        axes.add_line(
-            Line2D([from_x, 1.025], values, transform=beside, clip_on=False, color=mark.color, linewidth=0.9)
-        )
-        axes.add_line(
-            Line2D([1.04], values[1:], transform=beside, clip_on=False, color=mark.color, marker=mark.marker,
-                   markersize=5, linestyle="none")
-        )  # fmt: skip
-        axes.text(1.06, values[1], label, transform=beside, va="center", fontweight=weight(label))
+        from_x = 1.0 if epoch == right else 1 + 0.005 * scale
+        common: dict[str, Any] = {"transform": beside, "clip_on": False, "color": mark.color}
+        axes.add_line(Line2D([from_x, 1 + 0.025 * scale], values, linewidth=0.9, **common))
+        common |= {"marker": mark.marker, "markersize": 5, "linestyle": "none"}
+        axes.add_line(Line2D([1 + 0.04 * scale], values[1:], **common))
+        axes.text(1 + 0.06 * scale, values[1], label, transform=beside, va="center", fontweight=weight(label))
 
 
 def draw_curve(axes: Axes, line: pd.DataFrame, mark: Mark, label: str, place: int, every: int) -> None:
@@ -204,8 +213,54 @@ def bands(counts: pd.Series) -> str:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as an SVG document; the same figure gives the same text."""
-    return render(figure, format="svg", salt=name).decode()
+    """A figure as an SVG document, in which marks say their values; the same figure gives the same text."""
+    said = _said_by_marks(figure)
+    head, *groups = render(figure, format="svg", salt=name).decode().split('<g id="marks-')
+    found = [head]
+    for group in groups:
+        number, _, rest = group.partition('"')
+        own, end, others = rest.partition("</g>")
+        line, *marks = re.split(r"(?=<use )", own)
+        titles = (f"><title>{html.escape(text, quote=False)}</title></use>" for text in said[int(number)])
+        marks = [mark.replace("/>", title, 1) for mark, title in zip(marks, titles, strict=True)]
+        found.append(f'<g id="marks-{number}"{line}{"".join(marks)}{end}{others}')
+    return "".join(found)
+
+
+def _said_by_marks(figure: Figure) -> list[list[str]]:
+    """What each mark of each line of a figure stands for; the lines are `marks-0` and so on in its SVG."""
+    said: list[list[str]] = []
+    for axes in figure.axes:
+        axes.get_xlim()  # by which the limits are set that transforms go by
+        names = {id(bars[0]): bars.get_label() for bars in axes.containers if isinstance(bars, tuple)}
+        x_is, y_is = _reads(axes.xaxis), _reads(axes.yaxis)
+        for line in axes.lines:
+            drawn = line.get_marker() not in ("None", "", " ", None, "|", "_")  # the last are ends of bars
+            if not drawn or line.get_transform() != axes.transData:
+                continue
+            every = line.get_markevery()
+            chosen = slice(every[0], None, every[1]) if isinstance(every, tuple) else slice(None, None, every)
+            points = np.asarray(line.get_xydata(), float)[chosen].reshape(-1, 2)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                there = np.isfinite(axes.transData.transform(points)).all(axis=1)  # else it has no mark
+            name = str(names.get(id(line)) or line.get_label())
+            start = "" if name.startswith("_") or name == "None" else f"{name}: "
+            line.set_gid(f"marks-{len(said)}")
+            said.append([start + ", ".join(filter(None, (x_is(x), y_is(y)))) for x, y in points[there]])
+    return said
+
+
+def _reads(axis: Axis) -> Callable[[float], str]:
+    """How a value on an axis is read: with the axis's name, or as what stands there, as in a list."""
+    from matplotlib.ticker import FixedLocator
+
+    name = axis.get_label_text()
+    if not name and isinstance(axis.get_major_locator(), FixedLocator):
+        places = list(axis.get_majorticklocs())
+        listed = dict(zip(places, axis.get_major_formatter().format_ticks(places), strict=True))
+        return lambda value: listed.get(value, "")
+    name = re.sub(r"[ (,]*\(?log scale\).*", "", name)
+    return lambda value: f"{name} {value:,.4g}".strip()
 
 
 def render(figure: Figure, salt: str, **options: Any) -> bytes:

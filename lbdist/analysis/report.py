@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import matplotlib
 from markupsafe import Markup, escape
 
 from lbdist.analysis import drawing, export
-from lbdist.analysis.section import Section
+from lbdist.analysis.section import Entry, Section
 from lbdist.storage import Store
 
 
@@ -32,6 +33,20 @@ def inline(document: str, name: str) -> Markup:
     ):
         text = re.sub(color, f"var(--{variable})", text, flags=re.IGNORECASE)
     return Markup(text)
+
+
+def _value(entry: Entry) -> Markup:
+    """What a cell of a table is sorted by, and its numbers in full, as attributes."""
+    numbers = {kind: value for kind, value in entry.values.items() if not _is_nan(value)}
+    main = numbers.get("")
+    if not isinstance(main, int | float):
+        return Markup("")
+    full = [f"{kind} {value:.6g}".strip() for kind, value in numbers.items() if not isinstance(value, str)]
+    return Markup(' data-v="{}" title="{}"').format(repr(float(main)), ", ".join(full))
+
+
+def _is_nan(value: float | str) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def write_report(
@@ -78,6 +93,7 @@ def write_report(
     environment.filters["lines"] = lambda text: Markup("<br/>").join(
         escape(line) for line in text.split("\n")
     )
+    environment.filters["value"] = _value
     environment.filters["nobreak"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     page = environment.get_template("report.html.jinja").render(
         title=title,

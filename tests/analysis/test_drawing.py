@@ -78,7 +78,7 @@ def test_captions_state_the_spread():
 
 
 def test_names_of_lines_do_not_overlap(rows):
-    figure = curves.draw_curves(Runs(rows).curves)
+    figure = curves.draw_curves({"test": Runs(rows).curves})
     figure.draw_without_rendering()
     boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
     assert len(boxes) == len(STORY)

@@ -8,15 +8,18 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lbdist.analysis import drawing, timings
 from lbdist.analysis import sections as package
+from lbdist.analysis.advice import Branch, Timed, advise
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import (
@@ -26,9 +29,10 @@ from lbdist.analysis.sections import (
     break_even,
     comparison,
     critical_batch,
-    fit,
     landscape,
+    recommendation,
     spectrum,
+    sweep,
     throughput,
     warm_start,
 )
@@ -97,17 +101,17 @@ def curves() -> None:
     for seed, value in enumerate((40.0, 50.0, 60.0)):
         for name, shift in (("SB", 20.0), ("LB", 0.0)):
             cell = training(name, seed, 60.0)
-            for epoch in (3, 6):
-                point = {"epoch": epoch, "step": epoch, "metric": "accuracy", "split": "test"}
-                cell.append({**cell[0], **point, "value": value + shift + epoch})
+            for epoch, split in itertools.product((3, 6), ("train", "test")):
+                point = {"epoch": epoch, "step": epoch, "metric": "accuracy", "split": split}
+                cell.append({**cell[0], **point, "value": value + shift + epoch + 5 * (split == "train")})
             rows += cell
-    (axes,) = drawn(comparison.sections(Runs(frame(rows))), "curves").axes
-    found = lines(axes)
-    close(found["SB"], [[3, 6], [73, 76]])
-    close(found["LB"], [[3, 6], [53, 56]])
-    heights = [band.get_paths()[0].vertices[:, 1] for band in axes.collections]
-    bands = sorted((float(ys.min()), float(ys.max())) for ys in heights)
-    close(bands, [(53 - 10, 56 + 10), (73 - 10, 76 + 10)])  # one standard deviation
+    for axes, more in zip(drawn(comparison.sections(Runs(frame(rows))), "curves").axes, (5, 0), strict=True):
+        found = lines(axes)
+        close(found["SB"], [[3, 6], [73 + more, 76 + more]])
+        close(found["LB"], [[3, 6], [53 + more, 56 + more]])
+        heights = [band.get_paths()[0].vertices[:, 1] for band in axes.collections]
+        bands = sorted((float(ys.min()), float(ys.max())) for ys in heights)  # one standard deviation
+        close(bands, [(53 + more - 10, 56 + more + 10), (73 + more - 10, 76 + more + 10)])
 
 
 @shows("scatter")
@@ -117,20 +121,6 @@ def scatter() -> None:
     for name in ("SB", "LB"):
         mean, std, phi, phi_std, *_ = STORY[name]
         close(found[name], [spread(phi, phi_std, 3), spread(mean, std, 3)])
-
-
-@shows("train_test")
-def train_test() -> None:
-    rows = []
-    for seed in (0, 1):
-        cell = training("LB", seed, 60.0)
-        for epoch, split in itertools.product((2, 4), ("train", "test")):
-            point = {"epoch": epoch, "step": epoch, "metric": "accuracy", "split": split}
-            cell.append({**cell[0], **point, "value": 10.0 * epoch + seed + 5 * (split == "train")})
-        rows += cell
-    train, test = drawn([fit.section(Runs(frame(rows)))], "train_test").axes
-    close(lines(train)["LB"], [[2, 4], [25.5, 45.5]])
-    close(lines(test)["LB"], [[2, 4], [20.5, 40.5]])
 
 
 @shows("slices")
@@ -324,6 +314,46 @@ def efficiency() -> None:
         close((workers, found), ([1, 2], [1.0, alone / (2 * two)]))
 
 
+@shows("loss_rise")
+def loss_rise() -> None:
+    """Branches of three seeds, whose losses are above those at SB's batch by what is drawn."""
+    batches, rises = (32, 64, 128), {"none": (0.0, 0.1, 0.3), "sqrt": (0.0, 0.05, 0.1)}
+    steps = [Timed(batch, 1, 0.01) for batch in batches]
+    branches = [
+        Branch(batch, rule, seed, 1.0 + rise + 0.02 * seed * (batch - 32))
+        for rule, found in rises.items()
+        for batch, rise in zip(batches, found, strict=True)
+        for seed in (-1, 0, 1)
+    ]
+    advice = advise(steps, branches, small=32, tolerance=0.2, slack=0.1)
+    shown = recommendation.section(Runs(frame(training("SB", 0, 60.0))), advice)
+    (axes,) = drawn([shown], "loss_rise").axes
+    spreads = [0.02 * (batch - 32) for batch in batches]
+    known = [
+        (batch, rise, std)
+        for found in rises.values()
+        for batch, rise, std in zip(batches, found, spreads, strict=True)
+    ]
+    close(bars(axes), known)
+    (limit,) = [line for line in axes.get_lines() if len(set(line.get_ydata())) == 1]
+    assert limit.get_ydata()[0] == 0.2
+
+
+@shows("sweep")
+def swept() -> None:
+    parts = {}
+    for lr in (0.001, 0.01):
+        rows = [row for name in ("SB", "LB") for seed in (0, 1) for row in training(name, seed, 60.0 + seed)]
+        rows = [
+            {**row, "value": row["value"] + 100 * lr} if row["metric"] == "accuracy" else row for row in rows
+        ]
+        parts[f"optimizer.lr={lr}"] = {"optimizer.lr": lr}, Runs(frame(rows)), []
+    (axes,) = drawn(sweep.sections(parts), "sweep").axes
+    means = [(lr, 60.5 + 100 * lr, 0.5**0.5) for lr in (0.001, 0.01)]
+    close(bars(axes), means * 2)
+    assert axes.get_xlabel() == "optimizer.lr" and axes.get_xscale() == "log"
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_figure_shows_the_numbers(name: str) -> None:
     SHOWN[name]()
@@ -334,3 +364,33 @@ def test_each_figure_is_here() -> None:
     for path in Path(package.__path__[0]).glob("*.py"):
         named |= set(re.findall(r'[^.]Figure\(\s*"(\w+)"', path.read_text()))
     assert named | {"slices"} == set(SHOWN)
+
+
+def said_in(page: ET.Element) -> list[str]:
+    return [str(e.text) for e in page.iter("{http://www.w3.org/2000/svg}title")]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_marks_say_their_values_and_each_its_own(log: bool) -> None:
+    """In the SVG, whatever has no place on an axis; ends of error bars say nothing."""
+    values = pd.DataFrame({"x": [1.0, 2.0, 4.0], "mean": [10.0, -1.0, 1234.5], "std": [1.0, 1.0, 1.0]})
+    style = drawing.marks(["SB"])["SB"]
+    with matplotlib.rc_context(drawing.STYLE):
+        panels = [("score (log scale)" if log else "score", [drawing.Series("S & <B>", values, style)])]
+        figure = drawing.draw_panels(panels, "batch", log_y=(0,) if log else ())
+        page = ET.fromstring(drawing.svg(figure, "one"))
+    titles = said_in(page)
+    known = ["S & <B>: batch 1, score 10", "S & <B>: batch 2, score -1", "S & <B>: batch 4, score 1,234"]
+    assert titles == [text for text in known if not (log and "-1" in text)]
+    uses = [e for e in page.iter() if e.tag.endswith("}use") and len(e)]
+    heights = [float(e.get("y", "nan")) for e in uses]
+    assert heights == sorted(heights, reverse=True) or not log
+    by_value = sorted(zip((10, -1, 1234), heights, strict=True)) if not log else []
+    assert [y for _, y in by_value] == sorted((y for _, y in by_value), reverse=True)
+
+
+def test_a_place_in_a_list_is_said_by_its_name() -> None:
+    figure = drawn(comparison.sections(Runs(study())), "leaderboard")
+    page = ET.fromstring(drawing.svg(figure, "board"))
+    titles = said_in(page)
+    assert len(titles) == 2 * len(STORY) and any(t.endswith(", LB + augmentation") for t in titles)

@@ -118,7 +118,7 @@ def test_the_paper_runs_to_its_report(tmp_path, cache):
     assert "LB generalises worse than SB" in out and "not settled" in out
     study = tmp_path / "paper"
     figures = {path.name for path in (study / "figures").glob("*.svg")}
-    shown = ["gap-train_test", "landscape-slices-lb", "landscape-planes", "batch_size-batch_size"]
+    shown = ["gap-curves", "landscape-slices-lb", "landscape-planes", "batch_size-batch_size"]
     shown += ["warm_start-warm_start", "sharpness_vs_loss-sharpness_vs_loss", "remedies-leaderboard"]
     for name in shown:
         assert f"{name}.svg" in figures

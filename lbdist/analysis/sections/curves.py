@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 
 def section(runs: Runs) -> Section:
     """The figures that the runs have data for."""
-    figures, curves, points = [], runs.curves, scatter_data(runs)
+    figures, points = [], scatter_data(runs)
     axis, name = runs.score.axis, runs.score.name
-    if len(curves):
+    curves = {split: runs.curves_on(split) for split in ("train", "test")}
+    curves = {split: data for split, data in curves.items() if len(data)}
+    if "test" in curves:
+        where = "on the training set (left) and on the test set (right)"
+        where = where if len(curves) > 1 else "on the test set"
         caption = (
-            f"Test {name} against epoch, evaluated in the runs' own precision: lines are means, "
-            f"{drawing.bands(curves['n'])}."
+            f"{name.capitalize()} against epoch, {where}, evaluated in the runs' own precision: lines are "
+            f"means, {drawing.bands(curves['test']['n'])}."
         )
-        title = f"Test {name} during training"
+        title = f"{name.capitalize()} during training"
         figures.append(Figure("curves", title, caption, lambda: draw_curves(curves, axis)))
     epsilon = runs.epsilon
     if epsilon is not None and (points["phi"] > 0).any():
@@ -38,7 +43,7 @@ def section(runs: Runs) -> Section:
             caption += f" {hidden} run{'s' * (hidden > 1)} with φ = 0 cannot be shown on a log axis."
         title = f"{name.capitalize()} against sharpness"
         figures.append(Figure("scatter", title, caption, lambda: draw_scatter(points, epsilon, axis)))
-    return Section("Figures", figures=figures)
+    return Section("During training, and at its end", figures=figures)
 
 
 def scatter_data(runs: Runs) -> pd.DataFrame:
@@ -47,25 +52,28 @@ def scatter_data(runs: Runs) -> pd.DataFrame:
     return cells.dropna(subset=["score", "phi"])[["label", "seed", "score", "phi"]].reset_index(drop=True)
 
 
-def draw_curves(data: pd.DataFrame, axis: str = "test accuracy (%)") -> Drawing:
-    """Test score against epoch, a line per method, named at its right end."""
+def draw_curves(curves: Mapping[str, pd.DataFrame], axis: str = "test accuracy (%)") -> Drawing:
+    """Score against epoch, a panel a split, a line per method, named at the right end of the last panel."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
-    axes = figure.add_subplot()
-    style = drawing.marks(data["label"])
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharex=True, squeeze=False)[0]
+    last = list(curves.values())[-1]
+    style = drawing.marks(last["label"])
+    shown = sorted(last["label"].unique(), key=lambda label: label in ("SB", "LB"))  # SB and LB on top
     ends: list[tuple[str, float, float]] = []
-    shown = sorted(data["label"].unique(), key=lambda label: label in ("SB", "LB"))  # SB and LB on top
-    for place, label in enumerate(shown):
-        line = data[data["label"] == label].sort_values("epoch")
-        drawing.draw_curve(axes, line, style[label], label, place, max(1, len(line) // 8))
-        ends.append((label, float(line["epoch"].iloc[-1]), float(line["mean"].iloc[-1])))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(axis)
-    axes.margins(x=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    drawing.name_ends(axes, ends, style)
+    for axes, (split, data) in zip(panels, curves.items(), strict=True):
+        for place, label in enumerate(shown):
+            line = data[data["label"] == label].sort_values("epoch")
+            drawing.draw_curve(axes, line, style[label], label, place, max(1, len(line) // 6))
+            if data is last:
+                ends.append((label, float(line["epoch"].iloc[-1]), float(line["mean"].iloc[-1])))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(axis.replace("test", split))
+        axes.margins(x=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawing.name_ends(panels[-1], ends, style, len(panels))
     return figure
 
 

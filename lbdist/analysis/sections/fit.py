@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import pandas as pd
-
-from lbdist.analysis import drawing
 from lbdist.analysis.derived import paired, ratio
 from lbdist.analysis.numbers import interval, number
 from lbdist.analysis.runs import EQUAL_LOSS, Runs
-from lbdist.analysis.section import Entry, Figure, Section, Table, of_number, of_summary
+from lbdist.analysis.section import Entry, Section, Table, of_number, of_summary
 from lbdist.analysis.statistics import difference, summarise
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
 
 
 def section(runs: Runs) -> Section:
-    """One table, the checks in words, and the curves on both splits."""
+    """Its tables, and the checks in words."""
     title = "Training and test set"
     cells = runs.counted
     if cells.empty or not cells["train_score"].notna().any():
@@ -52,14 +44,7 @@ def section(runs: Runs) -> Section:
         "set, so an upper bound on what early stopping could give. Distance: ‖x − x0‖ over all parameters."
     )
     tables = [fit, Table("moved", f"The runs, {over}", heads, moved, note, brief=False)]
-    figures = []
-    curves = {split: runs.curves_on(split) for split in ("train", "test")}
-    if all(len(data) for data in curves.values()):
-        caption = f"{name.capitalize()} against epoch, {drawing.bands(curves['test']['n'])}: "
-        caption += "on the training set (left) and on the test set (right)."
-        draw = lambda: _draw(curves, runs)  # noqa: E731
-        figures.append(Figure("train_test", f"{name.capitalize()} during training", caption, draw))
-    return Section(title, sentences(runs), tables, figures, brief=True)
+    return Section(title, sentences(runs), tables, brief=True)
 
 
 def sentences(runs: Runs) -> list[str]:
@@ -97,25 +82,3 @@ def sentences(runs: Runs) -> list[str]:
         text = f"SB ends {number(further.mean, 2)} times as far from its starting point as LB"
         found.append(text + (f" (95 % interval {interval(further)})." if further.n > 1 else "."))
     return found
-
-
-def _draw(curves: dict[str, pd.DataFrame], runs: Runs) -> Drawing:
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Canvas(figsize=(7.2, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
-    labels = runs.order()
-    style = drawing.marks(labels)
-    for axes, (split, data) in zip(panels, curves.items(), strict=True):
-        for place, label in enumerate(sorted(labels, key=lambda label: label in ("SB", "LB"))):
-            line = data[data["label"] == label]
-            drawing.draw_curve(axes, line, style[label], label, place, max(1, len(line) // 6))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(runs.score.axis.replace("test", split))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, names = panels[0].get_legend_handles_labels()
-    order = [names.index(label) for label in labels if label in names]
-    figure.legend([handles[place] for place in order], [names[place] for place in order], frameon=False,
-                  loc="outside upper center", ncols=min(4, len(order)))  # fmt: skip
-    return figure

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lbdist.analysis import critical
+from lbdist.analysis import critical, drawing
 from lbdist.analysis.advice import Advice
 from lbdist.analysis.numbers import interval, number
 from lbdist.analysis.runs import Runs
-from lbdist.analysis.section import Entry, Section, Table, of_difference, of_number, of_summary
+from lbdist.analysis.section import (
+    Entry,
+    Figure,
+    Section,
+    Table,
+    of_difference,
+    of_number,
+    of_summary,
+)
 from lbdist.analysis.sections import critical_batch
 from lbdist.analysis.statistics import difference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 TITLE = "What to take"
 
@@ -26,7 +37,34 @@ def section(runs: Runs, found: Advice | None = None, rate: float | None = None) 
     tables = [_batches(found, f" {runs.score.loss_unit}".rstrip())]
     if len(remedies):
         tables.append(_remedies(runs, remedies))
-    return Section(TITLE, _sentences(runs, found, rate, remedies), tables, brief=True)
+    figures = [_figure(found, f" ({runs.score.loss_unit})" if runs.score.loss_unit else "")]
+    return Section(TITLE, _sentences(runs, found, rate, remedies), tables, figures, brief=True)
+
+
+def _figure(found: Advice, unit: str) -> Figure:
+    """The evidence for the batch: how far the loss rises with it, by each rule."""
+    rules = list(dict.fromkeys(rule for option in found.options for rule in option.rises))
+    counts = pd.Series([rise.n for option in found.options for rise in option.rises.values()])
+    caption = (
+        "Training loss of short runs from SB's model above that at SB's batch, by batch and by the rule that "
+        f"the learning rate follows: means {drawing.bars(counts)}. Below the dashed line, the tolerance of "
+        f"{found.tolerance:g}, a batch keeps up; {number(found.batch)} is recommended."
+    )
+
+    def draw() -> Drawing:
+        marks = list(drawing.marks([str(place) for place in range(len(rules))]).values())[2:]
+        lines = []
+        for rule, mark in zip(rules, marks, strict=True):
+            rises = {option.batch: option.rises[rule] for option in found.options if rule in option.rises}
+            ends = {key: [getattr(rise, key) for rise in rises.values()] for key in ("mean", "std")}
+            label = "learning rate as it is" if rule == "none" else f"lr_rule={rule}"
+            lines.append(drawing.Series(label, pd.DataFrame({"x": list(rises), **ends}), mark))
+        panels = [(f"rise of the training loss{unit}", lines)]
+        figure = drawing.draw_panels(panels, "global batch (samples, log scale)", log=True)
+        figure.axes[0].axhline(found.tolerance, color=drawing.MUTED, linestyle=(0, (4, 1.6)), linewidth=1)
+        return figure
+
+    return Figure("loss_rise", "What a larger batch costs in training loss", caption, draw)
 
 
 def compared(runs: Runs) -> pd.DataFrame:
