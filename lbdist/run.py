@@ -143,11 +143,8 @@ def _main(arguments: list[str], command: str) -> int:
     from lbdist.config import compose as configuration
     from lbdist.config import schema, sweep
 
-    several = bool(set(sweep.FLAGS) & set(arguments))
-    arguments = [word for word in arguments if word not in sweep.FLAGS]
-    arguments = _study_by_name(arguments, configuration.options("experiment", folders))
-    composed = sweep.compose_sweep if several else configuration.compose_parts
-    config, parts = composed(arguments, folders)
+    arguments = _study_by_name(arguments, configuration.options("experiment", folders), sweep.FLAGS)
+    config, parts = sweep.compose_all(arguments, folders)
     if show == ["--cfg", "job"]:
         print(OmegaConf.to_yaml(config), end="")
         return 0
@@ -166,9 +163,10 @@ def _main(arguments: list[str], command: str) -> int:
     return status
 
 
-def _study_by_name(arguments: list[str], studies: Collection[str]) -> list[str]:
-    """The arguments with `experiment=gap` for the word `gap`; any other word is refused."""
+def _study_by_name(arguments: list[str], studies: Collection[str], flags: Collection[str]) -> list[str]:
+    """The arguments with `experiment=gap` for the word `gap`; any other word but flags is refused."""
     words = [word for word in arguments if word.startswith("-") or ("=" not in word and word[:1] != "~")]
+    words = [word for word in words if word not in flags]
     if not words:
         return arguments
     if words[1:] or words[0] not in studies:

@@ -81,6 +81,14 @@ class Score:
         return f"{value} {self.unit}".strip()
 
 
+def score_of(rows: pd.DataFrame) -> Score:
+    """What the rows of a study are scored by: the metric beside the loss at the ends of its runs."""
+    ends = rows[rows["measurement"].isna() & rows["epoch"].isna() & rows["split"].notna()]
+    names = [name for name in ends["metric"].unique() if name != "loss"]
+    known = {"r2": Score("r2", ""), "loss": Score("loss", "")}
+    return Score() if "accuracy" in names or not names else known.get(names[0], Score(names[0]))
+
+
 def _labels(cells: pd.DataFrame) -> list[str]:
     """What each cell is called in tables; where a method is confirmed in several settings, with its own."""
     columns = (cells[name] for name in ("method", "remedy", "role", "origin_epoch"))

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lbdist.config.compose import compose, has_parts
+from lbdist.config.compose import compose, compose_parts, has_parts
 from lbdist.config.text import quoted, unparsed
 from lbdist.errors import InputError
 
@@ -26,6 +26,18 @@ SHARED = (
     "checkpoint_key",
 )  # fmt: skip
 """Keys that the parts of a study share; of a network, its own keys may be swept."""
+
+
+def compose_all(
+    words: Sequence[str], folders: Sequence[Path] = ()
+) -> tuple[DictConfig, dict[str, DictConfig]]:
+    """`compose_parts`, or `compose_sweep` where `-m` is among the words.
+
+    Raises:
+        InputError: As these.
+    """
+    rest = [word for word in words if word not in FLAGS]
+    return compose_parts(rest, folders) if len(rest) == len(words) else compose_sweep(rest, folders)
 
 
 def compose_sweep(

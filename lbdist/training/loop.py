@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -332,8 +332,29 @@ def train(
         network = checkpoint.starting_point(store, cell, device, dtype)
         return make_learner(cell, network, group, arithmetic, together.gradient if together else None)
 
-    run = _Run(cell, data, make, store, allow, together.size if together else 1)
+    return _to_the_end(_Run(cell, data, make, store, allow, together.size if together else 1), report)
+
+
+def train_as(
+    cell: Cell, data: Dataset, make: Callable[[], Learner]
+) -> tuple[list[Row], Mapping[str, Tensor]]:
+    """Trains a learner as a cell says, whose network, loss and optimiser are the learner's own.
+
+    Args:
+        cell: Remedies, batch, epochs, seed, schedule.
+        data: Training and test set.
+        make: Makes the learner.
+
+    Returns:
+        The cell's rows, and the model as a state dict.
+    """
+    run = _Run(cell, data, make, None, unlimited, 1)
+    rows, _ = _to_the_end(run, lambda metrics: None)
+    return rows, run.learner.model()
+
+
+def _to_the_end(run: _Run, report: Report) -> tuple[list[Row], Tensor]:
     with run.aside:
-        while not run.course.over(cell):
+        while not run.course.over(run.cell):
             report(run.epoch())
         return run.end(), run.learner.model_x()
