@@ -299,6 +299,7 @@ class Session(ABC):
             context["other code"] = "; ".join(others)
         heading = " ".join([self.config.name, "of", runs.network, "on", runs.data])
         # first the file: a terminal may be gone, or not know a letter
+        self.folder.write("config.yaml", self.text.encode())
         written = write_report(self.folder, heading, sections, context, words)
         for line in words:
             self.out.say(line)

@@ -31,6 +31,7 @@ from lbdist.analysis.sections import (
     critical_batch,
     landscape,
     recommendation,
+    side_by_side,
     spectrum,
     sweep,
     throughput,
@@ -352,6 +353,18 @@ def swept() -> None:
     means = [(lr, 60.5 + 100 * lr, 0.5**0.5) for lr in (0.001, 0.01)]
     close(bars(axes), means * 2)
     assert axes.get_xlabel() == "optimizer.lr" and axes.get_xscale() == "log"
+
+
+@shows("differences")
+def differences() -> None:
+    sides = []
+    for shift in (0.0, 2.0):
+        rows = [row for n in ("SB", "LB") for k in (0, 1) for row in training(n, k, 60.0 + k + shift)]
+        sides.append(Runs(frame([{**row, "cell": f"{row['cell']}{shift}"} for row in rows])))
+    (axes,) = drawn(side_by_side.sections(*sides), "differences").axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["SB", "LB"]
+    half = 4.302652729696142 * 0.5**0.5  # Student's t of two degrees, by Welch
+    close(sorted(bars(axes, vertical=False), key=lambda bar: bar[1]), [(2.0, 0, half), (2.0, 1, half)])
 
 
 @pytest.mark.parametrize("name", SHOWN)

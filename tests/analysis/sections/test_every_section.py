@@ -76,6 +76,8 @@ def test_a_section_is_written_whatever_there_is(name, rows, tmp_path):
         runs, files = runs_of(rows, score), rows == "much" and score == Score()
         if name == "paper":
             found = module.sections({name: (runs, comparison.sections(runs)) for name in ("gap", "remedies")})
+        elif name == "side_by_side":
+            found = module.sections(runs, runs)
         elif name == "sweep":
             points = {f"lr={lr}": ({"lr": lr}, runs, comparison.sections(runs)) for lr in (0.1, 0.2)}
             found = module.sections(points)
