@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -74,12 +75,39 @@ def test_contents(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in about and "Requires-Python: >=3.10" in about
 
 
+def test_the_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """So what is installed of it runs as the wheel does."""
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, REPOSITORY]
+    run(command, tmp_path)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as opened:
+        opened.extractall(tmp_path, filter="data")
+        assert not [name for name in opened.getnames() if "/evidence/" in name]
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source], tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as one, zipfile.ZipFile(wheel) as other:
+        assert set(one.namelist()) == set(other.namelist())
+        for name in one.namelist():
+            assert one.read(name) == other.read(name), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (REPOSITORY / ".github" / "CITATION.cff").read_text()
+    assert f"version: {project()['version']}\n" in text
+    assert f"### {project()['version']}" in (REPOSITORY / "README.md").read_text()
+
+
 def test_runs_without_the_repository(environment: Path, cache: str, tmp_path: Path) -> None:
     python = environment / "bin" / "python"
     where = run([python, "-c", "import lbdist; print(lbdist.__file__)"], tmp_path).strip()
     assert Path(where).is_relative_to(environment)
     told = run([environment / "bin" / "lbdist", "--help"], tmp_path)
     assert "remedies" in told and "mnist1d" in told
+    for command in ([environment / "bin" / "lbdist"], [python, "-m", "lbdist"]):
+        assert run([*command, "--version"], tmp_path) == f"lbdist {project()['version']}\n"
+    for module in ("export", "compare"):
+        assert "usage: " in run([python, "-m", f"lbdist.{module}", "--help"], tmp_path)
     arguments = [
         "experiment=gap",
         "study.equal_loss=null",

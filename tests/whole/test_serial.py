@@ -15,6 +15,7 @@ from lbdist.config.compose import config_root
 from lbdist.run import main
 from lbdist.storage import Store
 from tests.support.commands import UNMEASURED, agree, here, serially, start, values, wait_for
+from tests.support.repository import project
 
 # `checkpoints` needs a file: see tests/studies/test_checkpoints.py
 STUDIES = sorted({path.stem for path in (config_root() / "experiment").glob("*.yaml")} - {"checkpoints"})
@@ -105,8 +106,9 @@ def test_studies_of_a_storage_folder_share_cells_and_measurements(copied, cache)
         content["provenance"]["commit"], content["code"]["lbdist"] = "0123abc", "other"
         results.write_cell(storage, path.parent.name, content)
     out = serially(storage, *alike)
-    assert "trained by other code: SB seed 0: by lbdist 0.1.0, commit 0123abc" in out
-    assert "today's is lbdist 0.1.0" in out and "measured by other code" not in out
+    version = project()["version"]
+    assert f"trained by other code: SB seed 0: by lbdist {version}, commit 0123abc" in out
+    assert f"today's is lbdist {version}" in out and "measured by other code" not in out
     assert "commit 0123abc" in (storage / "gap" / "report.html").read_text()
 
 
