@@ -25,14 +25,15 @@ from lbdist.networks.convolutional import Shallow
 from lbdist.run import main
 from tests.support.files import encode, experiment, utterances, write_idx, write_parquet
 from tests.support.layouts import npz, tar
-from tests.support.repository import BLOCKS, README
+from tests.support.repository import BLOCKS, EVIDENCE, ROOT, own_files
 
+# those of a cluster: see tests/cluster
 COMMANDS = [
     line.partition(" #")[0].strip().rpartition("&& ")[2]
     for kind, text in BLOCKS
     if kind == "bash"
     for line in text.splitlines()
-    if "-m lbdist." in line and not line.startswith("ray ")  # a cluster's: see tests/cluster
+    if ("-m lbdist." in line or line.startswith("lbdist ")) and not line.startswith("ray ")
 ]
 
 
@@ -81,12 +82,14 @@ def _bring(home: Path, random: np.random.Generator) -> None:
         for split, n in count.items()
     }
     tar(home / "SHARDS", shards)
+    for name, text in own_files().items():
+        (home / name).write_text(text)
     rows = [
         (1 + at % 5, 80.5 + at % 37, ("Ulm", "Bonn")[at % 2], 90000 + 1000 * (at % 37)) for at in range(450)
     ]
     lines = ["rooms,area,town,price", *(",".join(map(str, row)) for row in rows)]
     (home / "houses.csv").write_text("\n".join(lines))
-    (home / "my_model.py").write_text(
+    (home / "my_words.py").write_text(
         "from torch import nn\n\n\nclass Bag(nn.Sequential):\n    def __init__(self):\n"
         "        super().__init__(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(48, 2))\n"
     )
@@ -113,11 +116,15 @@ def test_a_command_is_taken_as_written(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
     words = shlex.split(os.path.expandvars(command))
+    if words[0] == "lbdist":
+        words = ["python", "-m", "lbdist.run", *words[1:]]
     assert words[:2] == ["python", "-m"]
     rest = words[3:]
     if words[2] == "lbdist.data.kaldi":
         assert kaldi.main(rest) == 0
         return
+    if words[2] in ("lbdist.export", "lbdist.compare"):
+        pytest.skip("of finished studies: below")
     assert words[2] == "lbdist.run"
     asks = {"--help", "dry_run=true"} & set(rest)
     assert main([*rest, *([] if asks else ["dry_run=true"])]) == 0
@@ -126,29 +133,47 @@ def test_a_command_is_taken_as_written(
     assert not (home / "results").exists()
 
 
+@pytest.mark.parametrize("module", sorted(own_files()))
+def test_what_is_the_users_own_trains_as_written(
+    module: str, home: Path, mnist1d_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that names it, shrunk, to its report."""
+    assert len(own_files()[module].strip().splitlines()) <= 15
+    (command,) = (line for line in COMMANDS if module.removesuffix(".py") + "." in line)
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mnist1d_cache))
+    small = ["executor=serial", "measure=[fit]", "epochs=1", "seeds=1", f"storage={tmp_path}"]
+    small += ["study.equal_loss=null", "study.check_workers=null", "study.check_precision=null"]
+    assert main([*shlex.split(command)[3:], *small]) == 0
+    (page,) = tmp_path.glob("*/report.html")
+    name = {"my_model.py": "Wide on mnist1d", "my_remedy.py": "LB + clip", "my_data.py": "on dataset"}
+    assert name.get(module, "LB") in page.read_text()
+
+
 def test_the_layout_names_every_room() -> None:
-    package = Path(__file__).parents[2] / "lbdist"
-    rooms = {
-        path.name.removesuffix(".py") for path in package.iterdir() if not path.name.startswith(("_", "py."))
-    }
+    package = ROOT / "lbdist"
+    rooms = {path.name.removesuffix(".py") for path in package.iterdir()}
+    rooms = {name for name in rooms if not name.startswith(("_", "py.", "README"))}
     rooms -= {"experiments"}  # the configuration, inside an installed package
-    layout = README[README.index("## Layout") : README.index("## Tests")]
+    text = (ROOT / "lbdist" / "README.md").read_text()
+    layout = text[: text.index("## Tests")]
     named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", layout)}
     assert rooms - {"random"} <= named, rooms - named
 
 
-EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
+ROWS = ROOT / "experiments" / "evidence"
 
 
 def test_the_papers_numbers_are_those_of_the_evidence() -> None:
     """Of Figures 4 and 6, only the parts of the study know which rows are theirs."""
-    found = claims(Runs(lbdist.results.load(EVIDENCE / "mnist1d")))
+    found = claims(Runs(lbdist.results.load(ROWS / "mnist1d")))
     told = [claim for claim in found if claim.where not in ("Figure 4", "Figure 6")]
     assert len(told) == 15
     for claim in told:
-        assert f"| {claim.text} | {claim.verdict} | {claim.ours} | {claim.theirs} |" in README
-    runs = Runs(lbdist.results.load(EVIDENCE / "f1-mnist")).counted
-    table = README[README.index("On the paper's own F1") :]
+        assert f"| {claim.text} | {claim.verdict} | {claim.ours} | {claim.theirs} |" in EVIDENCE
+    runs = Runs(lbdist.results.load(ROWS / "f1-mnist")).counted
+    table = EVIDENCE[EVIDENCE.index("On the paper's own F1") :]
     for column, row in (("train_score", "train accuracy, %"), ("score", "test accuracy, %")):
         values = [percent(summarise(runs.loc[runs["label"] == label, column])) for label in ("SB", "LB")]
         assert re.search(rf"\| {row} \| {values[0]} \(.*\) \| {values[1]} \(", table)
@@ -166,17 +191,17 @@ def test_the_papers_numbers_are_those_of_the_evidence() -> None:
     ],
 )
 def test_a_row_of_a_network_is_that_of_its_evidence(folder: str, what: str) -> None:
-    runs = Runs(lbdist.results.load(EVIDENCE / folder))
+    runs = Runs(lbdist.results.load(ROWS / folder))
     cells, said = runs.counted, {claim.text: claim.ours for claim in claims(runs)}
     scores = [cells.loc[cells["label"] == label, "score"] for label in ("SB", "LB")]
     row = [what, str(len(scores[0])), *(percent(summarise(score)) for score in scores)]
     row += [said["LB generalises worse than SB"], said.get("LB is sharper: full space, ε 1e-3", "–")]
     row.append(said["SB ends 3 to 10 times as far from x0 as LB"])
-    assert f"| {' | '.join(row)} |" in README
+    assert f"| {' | '.join(row)} |" in EVIDENCE
 
 
 def test_the_table_of_speeds_is_the_evidence() -> None:
-    data = speeds(Runs(lbdist.results.load(EVIDENCE / "f1-mnist-20000-benchmark")))
+    data = speeds(Runs(lbdist.results.load(ROWS / "f1-mnist-20000-benchmark")))
     rows = data[(data["workers"] == 1) | ~data["procedure"].str.startswith("bare")]
     assert len(rows) == 16
     for (workers, procedure), group in rows.groupby(["workers", "procedure"]):
@@ -184,14 +209,14 @@ def test_the_table_of_speeds_is_the_evidence() -> None:
             f"{number(row['rate'].mean)} ± {number(row['rate'].std)} | {number(row['whole'].mean, 1)}"
             for _, row in group.sort_values("batch").iterrows()
         ]
-        assert f"| {procedure} | {workers} | {' | '.join(pairs)} |" in README
-    assert sentences(data)[-3] in " ".join(README.split())
+        assert f"| {procedure} | {workers} | {' | '.join(pairs)} |" in EVIDENCE
+    assert sentences(data)[-3] in " ".join(EVIDENCE.split())
 
 
 def test_what_is_said_of_figure_6_is_the_evidence() -> None:
-    runs = Runs(lbdist.results.load(EVIDENCE / "f1-mnist-4000-along"))
+    runs = Runs(lbdist.results.load(ROWS / "f1-mnist-4000-along"))
     said = [claim.ours for claim in claims(runs) if claim.where == "Figure 6"]
-    assert len(said) == 2 and f"it is {said[0]} what" in README and f"SB's {said[1]}." in README
+    assert len(said) == 2 and f"it is {said[0]} what" in EVIDENCE and f"SB's {said[1]}." in EVIDENCE
 
 
 @pytest.mark.parametrize(
@@ -202,7 +227,7 @@ def test_what_is_said_of_figure_6_is_the_evidence() -> None:
     ],
 )
 def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None:
-    runs = Runs(lbdist.results.load(EVIDENCE / folder))
+    runs = Runs(lbdist.results.load(ROWS / folder))
     data, timed = to_score.points(runs), timings.timed(runs)
     goal = break_even.targets(data)["SB and LB"]
     for clock in break_even.measured_clocks(timed):
@@ -214,7 +239,7 @@ def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None
             number(found.paper, 2),
             f"{number(found.faster.mean, 2)} ({interval(times)})",
         ]
-        assert f"| {' | '.join(row)} |" in README
+        assert f"| {' | '.join(row)} |" in EVIDENCE
     if folder == "mnist1d-scaling":
         plain = data[data["remedy"] == "none"]
         top = critical.targets(plain)[-1]
@@ -223,6 +248,6 @@ def test_what_is_said_of_scaling_is_the_evidence(folder: str, what: str) -> None
         ends = f"{number(fit.critical)} ({number(fit.low)} to {number(fit.high)})"
         noise = critical.noise(runs).set_index("epoch")["noise"][5]
         branched = critical.branches(runs, 0.01).set_index("epoch")["batch"][5]
-        said = " ".join(README.split())
+        said = " ".join(EVIDENCE.split())
         assert f"is {ends} by the steps to {number(top, 1)} %, {branched} by branching from epoch 5" in said
         assert f"and {number(noise.mean)} ({number(noise.low)} to {number(noise.high)}) by the noise" in said

@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from lbdist import results
+from lbdist import compare, export, results
 from lbdist.networks.dense import Dense
 from lbdist.tuning.trial import grid
 from tests.support.commands import (
@@ -23,8 +23,11 @@ from tests.support.commands import (
     values,
     wait_for,
 )
-from tests.support.repository import BLOCKS, README
+from tests.support.repository import BLOCKS, KEYS, ROOT
 from tests.support.samples import signals
+
+MODULES = {"lbdist.export": export.main, "lbdist.compare": compare.main}
+"""The commands that look at finished studies."""
 
 
 def test_a_study_ends_with_rows_a_table_figures_and_a_page(remedies):
@@ -130,30 +133,60 @@ def test_the_paper_runs_to_its_report(tmp_path, cache):
     assert "local Ray" not in again and not ray.is_initialized()
 
 
-def test_readmes_code_runs_as_written(remedies, monkeypatch, capsys):
-    storage, _ = remedies
-    monkeypatch.chdir(storage.parent)
+@pytest.fixture
+def there(remedies, tmp_path, monkeypatch):
+    """A folder with the study in `results`, and once more in `other`, where a user types what README says."""
+    shutil.copytree(remedies[0], tmp_path / "results")
+    (tmp_path / "other").symlink_to(tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readmes_code_runs_as_written(there, capsys):
     data = signals()
     names = {
         "network": Dense(12, [8], 4),
         "inputs": torch.from_numpy(data.train.inputs),
         "labels": torch.from_numpy(data.train.labels),
     }
-    code = [text for kind, text in BLOCKS if kind == "python"]
+    code = [text for kind, text in BLOCKS if kind == "python" and not text.startswith("# my_")]
     assert len(code) == 4
     for text in code:
         exec(compile(text, "README.md", "exec"), names)
-    assert "SharpnessResult(value=" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "SharpnessResult(value=" in out and "LB + robust" in out
+    assert set(names["board"].index) > {"SB", "LB"} and (there / "only_robust" / "report.html").exists()
     network = Dense(40, [16, 16], 10)
     network.load_state_dict(names["state"])
 
 
+def test_readmes_commands_on_finished_studies_run_as_written(there, capsys):
+    lines = [line.partition(" #")[0].split() for kind, text in BLOCKS for line in text.splitlines()]
+    found = [words for words in lines if words[:1] == ["python"] and words[2] in MODULES]
+    assert {words[2] for words in found} == set(MODULES)
+    for words in found:
+        assert MODULES[words[2]](words[3:]) == 0
+    out = capsys.readouterr().out
+    assert "runs of results/remedies are in tensorboard" in out and "The same runs in both" in out
+    assert list((there / "results" / "remedies" / "tensorboard").iterdir())
+    assert (there / "compared" / "report.html").exists()
+
+
+def test_the_notebook_runs_as_written(there, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = {}
+    exec(compile((ROOT / "experiments" / "analyse.py").read_text(), "analyse.py", "exec"), names)
+    assert len(names["search"]) == 10 and len(names["runs"]) == 7
+    drawn = {path.name for path in there.glob("*.png")}
+    assert drawn == {"search.png", "sharpness.png", "curves.png"} and names["state"]
+    labels = [text.get_text() for text in names["axes"].get_legend().get_texts()]
+    assert {"SB", "LB", "LB + robust"} <= set(labels)
+
+
 def test_what_readme_says_of_folders_is_so(remedies):
     storage, _ = remedies
-    tree = next(
-        text for kind, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "cell.json" in text
-    )
-    for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html)", tree):
+    tree = next(text for text in re.findall(r"```\n(.*?)```", KEYS, re.DOTALL) if "cell.json" in text)
+    for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html|yaml)", tree):
         assert list(storage.rglob(name)), name
     assert storage.name == "results"
     for folder in ("figures", "tables", "tune"):
