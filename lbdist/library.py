@@ -103,8 +103,7 @@ def train(
         ghost_batch_size: Batch-norm group in samples; None for the whole batch.
 
     Returns:
-        A row per measured value, as a study has them: `epoch` (null for the end), `step`, `metric`, `value`,
-        `split`.
+        A row per measured value: `epoch` (null for the end), `step`, `metric`, `value`, `split`.
 
     Raises:
         InputError: What the network, the data or the optimiser does not allow.
@@ -121,27 +120,38 @@ def train(
         >>> print(f"{line.weight.item():.3f} {r2.iloc[-1]:.3f}")
         2.000 1.000
     """
-    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     require(epochs >= 1, "epochs", epochs, "at least 1")
     check(network)
-    data, learnt = Dataset(_split("train", train), _split("test", test)), loss or CrossEntropy()
-    allowed = f"at most {len(data.train)}, the samples"
-    require(batch_size <= len(data.train), "batch_size", batch_size, allowed)
-    learnt.check(Dataset(data.train, data.test, _classes(data)))
+    learnt = loss or CrossEntropy()
+    data = _dataset(train, test, learnt, batch_size)
     cell = Cell({}, {}, {}, {}, _remedies(remedy), batch_size, epochs, seed, test_points=epochs,
                 ghost_batch_size=ghost_batch_size)  # fmt: skip
 
-    def adam(parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for _, p in parameters], 1e-3)
-
     def make() -> Learner:
         own = copy.deepcopy(network)  # for a learner changes how its layers work
-        return Learner(own, optimizer or adam, Workers(), ghost_batch_size, criterion=learnt)
+        return Learner(own, optimizer or _adam, Workers(), ghost_batch_size, criterion=learnt)
 
     rows, model = loop.train_as(cell, data, make)
     network.load_state_dict(model)
     found = results.as_table(rows).to_pandas()
     return found[["epoch", "step", "metric", "value", "split"]]
+
+
+def _dataset(
+    train: tuple[ArrayLike, ArrayLike], test: tuple[ArrayLike, ArrayLike], loss: Loss, batch_size: int
+) -> Dataset:
+    """The samples, of which there is a batch, and which the loss takes."""
+    splits = _split("train", train), _split("test", test)
+    labels = [split.labels for split in splits]
+    classes = 1 + max(int(part.max()) for part in labels) if labels[0].dtype.kind in "iu" else None
+    data, count = Dataset(*splits, classes), len(splits[0])
+    require(1 <= batch_size <= count, "batch_size", batch_size, f"from 1 to {count}, the samples")
+    loss.check(data)
+    return data
+
+
+def _adam(parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    return torch.optim.Adam([p for _, p in parameters], 1e-3)
 
 
 def _remedies(remedy: str | Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
@@ -168,11 +178,6 @@ def _array(part: Any) -> np.ndarray:
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     return array if array.dtype == np.uint8 and array.ndim > 1 else array.astype(np.int64)
-
-
-def _classes(data: Dataset) -> int | None:
-    labels = (data.train.labels, data.test.labels)
-    return 1 + max(int(part.max()) for part in labels) if labels[0].dtype.kind in "iu" else None
 
 
 def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:

@@ -288,7 +288,6 @@ def draw_panels(
     *,
     log: bool = False,
     log_y: Sequence[int] = (),
-    whole: bool = True,
 ) -> Figure:
     """Panels above each other that share their x axis, with error bars of one standard deviation.
 
@@ -297,7 +296,6 @@ def draw_panels(
         x_label: The x axis's name.
         log: Whether x is on a log axis, with a tick at each of its values.
         log_y: Panels whose y axis is logarithmic; values that are not positive have no place on it.
-        whole: Whether x has whole numbers alone, as ticks of an axis that is not logarithmic.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -333,14 +331,13 @@ def draw_panels(
         axis.set_ylabel(name)
         if len(lines) > 1:
             axis.legend(loc="best", frameon=False)
-    last = axes[-1]
+    last, values = axes[-1], sorted({x for _, lines in panels for line in lines for x in line.data["x"]})
     if log:
-        values = sorted({value for _, lines in panels for line in lines for value in line.data["x"]})
         last.set_xscale("log")
         last.xaxis.set_major_locator(FixedLocator(values))
         last.xaxis.set_minor_locator(NullLocator())
         last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     else:
-        last.xaxis.set_major_locator(MaxNLocator(integer=whole))
+        last.xaxis.set_major_locator(MaxNLocator(integer=all(float(x).is_integer() for x in values)))
     last.set_xlabel(x_label)
     return figure

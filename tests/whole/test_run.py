@@ -185,7 +185,8 @@ def test_the_notebook_runs_as_written(there, monkeypatch):
 
 def test_what_readme_says_of_folders_is_so(remedies):
     storage, _ = remedies
-    tree = next(text for text in re.findall(r"```\n(.*?)```", KEYS, re.DOTALL) if "cell.json" in text)
+    trees = (text for _, text in re.findall(r"```(\w*)\n(.*?)```", KEYS, re.DOTALL))
+    tree = next(text for text in trees if "cell.json" in text)
     for name in re.findall(r"[\w]+\.(?:json|parquet|safetensors|html|yaml)", tree):
         assert list(storage.rglob(name)), name
     assert storage.name == "results"

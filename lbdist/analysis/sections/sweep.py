@@ -159,5 +159,4 @@ def _draw(data: pd.DataFrame, key: str, epsilon: float | None, axis: str) -> Dra
         panels.append((f"sharpness φ({epsilon_text(epsilon)})", lines("phi")))
     values = [row["point"][key] for _, row in data.iterrows()]
     log = min(values) > 0 and max(values) >= 4 * min(values)
-    whole = all(isinstance(value, int) for value in values)
-    return drawing.draw_panels(panels, key, log=log, log_y=(1,), whole=whole)
+    return drawing.draw_panels(panels, key, log=log, log_y=(1,))
