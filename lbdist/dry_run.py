@@ -17,6 +17,9 @@ from lbdist.studies.base import Study, at_point, cells_of, whole
 from lbdist.training import rehearsal
 from lbdist.tuning.book import Book
 
+LONG_SECONDS = 3600.0
+"""From which on a way to a first look is said."""
+
 
 def show(
     study: Study,
@@ -64,6 +67,10 @@ def show(
             "target loss and a maximum found early end sooner"
         )
         out.say(text, "estimate", training_seconds=training, measuring_seconds=measuring)
+    if training + measuring > LONG_SECONDS:
+        less = "scale.samples=500 epochs=3 seeds=2 measure=[fit]"
+        less += " study.equal_loss=null" if getattr(study, "equal_loss", None) else ""
+        out.say(f"a first look takes less: {less}")
 
 
 def _minutes(seconds: float) -> str:
