@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lbdist.config.choices import SEVERAL, config_root, file, options
 from lbdist.config.schema import Config, RateSchedule, Search
 
@@ -95,14 +97,17 @@ def of_key(key: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
         known = [field.name for field in dataclasses.fields(Config) if field.name != "derived"]
         return _near(key, [*known, "experiment"])
     if group in SEVERAL:
-        return _of_member(group, rest, folders)
+        member, _, last = rest.partition(".")
+        return _within(
+            f"{group}.{member}",
+            last,
+            [name for name in file(group, member, folders).get(member) or {} if name != "_target_"],
+        )
     if group in ("network", "data", "optimizer", "loss"):
         return _of_node(group, rest, overrides, folders)
     parts: dict[str, type] = {"search": Search, "schedule": RateSchedule}
-    if group not in parts:
-        return ""
-    names = [field.name for field in dataclasses.fields(parts[group])]
-    return _near(key, [f"{group}.{name}" for name in names]) or f"; {group} has {', '.join(names)}"
+    names = [field.name for field in dataclasses.fields(parts[group])] if group in parts else []
+    return _within(group, rest, names)
 
 
 def _said(way: str) -> str:
@@ -114,11 +119,11 @@ def _near(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _of_member(group: str, rest: str, folders: Sequence[Path]) -> str:
-    """Of a key of a remedy or a measure."""
-    member, _, last = rest.partition(".")
-    known = list(file(group, member, folders).get(member) or {})
-    return _near(f"{group}.{member}.{last}", [f"{group}.{member}.{name}" for name in known])
+def _within(node: str, name: str, known: Sequence[str], what: str = "") -> str:
+    """Of a key of a node, whose others are listed where none is near."""
+    if near := _near(name, known):
+        return near.replace("mean ", f"mean {node}.")
+    return f"; {what or node} has {', '.join(known)}" if known else ""
 
 
 def _of_node(group: str, rest: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
@@ -134,15 +139,11 @@ def _of_node(group: str, rest: str, overrides: Sequence[str], folders: Sequence[
         return f"; {target} takes it as +{group}.{rest}=..."
     if rest in _KEYS and group in _KEYS[rest]:
         return _said(_KEYS[rest])
-    if near := _near(rest, known):
-        return near.replace("mean ", f"mean {group}.")
-    return f"; {group}={member} has {', '.join(known)}" if known else ""
+    return _within(group, rest, known, f"{group}={member}")
 
 
 def _default(group: str) -> str:
     """The choice of a group where none is made."""
-    import yaml
-
     defaults = yaml.safe_load((config_root() / "config.yaml").read_text())["defaults"]
     return str(next((one[group] for one in defaults if isinstance(one, dict) and group in one), ""))
 
@@ -154,9 +155,8 @@ def _arguments(target: str) -> tuple[list[str], bool]:
     except (ImportError, AttributeError, TypeError, ValueError):
         return [], False
     named = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    return [name for name in named if name != "params"], any(
-        one.kind is one.VAR_KEYWORD for one in parameters
-    )
+    others = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return [name for name in named if name != "params"], others
 
 
 def of_choice(group: str, name: Any, folders: Sequence[Path]) -> str:

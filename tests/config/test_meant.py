@@ -50,6 +50,9 @@ MISTAKES = [
     ("resume=true", "the same command, given once more, goes on", "experiment=gap"),
     ("search.trials=3", "search has seeds, samples", "search.samples=3"),
     ("schedule.warm_up=3", "did you mean schedule.warmup?", "schedule.warmup=3"),
+    ("measure.sharpness.radius=1", "measure.sharpness has epsilons, spaces",
+     "measure.sharpness.epsilons=[1]"),
+    ("remedy.robust.radius=1", "remedy.robust has rho, ascent_steps", "remedy.robust.rho=1"),
     ("ghost_batch=32", "did you mean ghost_batch_size?", "ghost_batch_size=32"),
 ]  # fmt: skip
 
