@@ -63,7 +63,7 @@ def test_schema_holds_the_agreed_columns_first() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     made = {pa.string(): "text", pa.int64(): 2**40, pa.float64(): 0.1 + 0.2, pa.bool_(): True}
-    full = {field.name: made[field.type] for field in results.SCHEMA}
+    full = {field.name: made[field.type] for field in results.SCHEMA} | {"point": "{}"}
     results.write_rows(tmp_path, "rows.parquet", [full, {"metric": "loss", "value": float("inf")}])
     frame = results.load(tmp_path)
     assert list(frame.columns) == results.SCHEMA.names
