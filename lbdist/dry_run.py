@@ -83,8 +83,9 @@ def _measuring(measurements: Sequence[Measurement], data: Dataset, device: str) 
     cells = {}
     for measurement in measurements:
         cell = measurement.at[0].cell
-        cells[repr(cell.network)] = cell
-        costs[repr(cell.network)] += cost(measurement)
+        key = repr(cell.network)
+        cells[key] = cell
+        costs[key] += cost(measurement)
     return sum(costs[key] * rehearsal.seconds_of_f(cell, data, device) for key, cell in cells.items())
 
 
@@ -114,10 +115,10 @@ def _records(study: Study, cells: Collection[Cell], seconds: Mapping[str, float]
 
 def _groups(study: Study, cells: Collection[Cell]) -> dict[tuple[str, str, int | str], list[Cell]]:
     """The cells that differ only in their seed, by role, label and workers."""
-    known = cells_of(study, lambda cell: None)
+    known, told = cells_of(study, lambda cell: None), study.told(whole(study))
     groups: dict[tuple[str, str, int | str], list[Cell]] = {}
     for cell in cells:
-        label = cell.label_without_seed + at_point(study, cell, whole(study))
+        label = cell.label_without_seed + at_point(told, cell)
         if cell.setting and cell.id not in known:  # which setting it is, the search will say
             label = label.replace(cell.setting, "(the best)")
         groups.setdefault((cell.role, label, cell.num_workers), []).append(cell)

@@ -38,6 +38,9 @@ class Output:
             table.add_row(*("–" if value is None else str(value) for value in record.values()))
         Console(width=None if sys.stdout.isatty() else width).print(table)
 
+    def end(self, status: int, failed: Sequence[str]) -> None:
+        """Says with which status it ended and what failed, where the standard error is not read."""
+
     def sections(self, sections: Sequence[Section]) -> None:
         """Shows what a study found."""
         terminal.show(sections, Console(width=None if sys.stdout.isatty() else terminal.WIDTH))
@@ -56,6 +59,10 @@ class JsonLines(Output):
         """A line a record."""
         for record in records:
             self.say("", event, **{key.replace(" ", "_"): value for key, value in record.items()})
+
+    def end(self, status: int, failed: Sequence[str]) -> None:
+        """The last line."""
+        self.say("", "end", status=status, failed=failed)
 
     def sections(self, sections: Sequence[Section]) -> None:
         """A line a section, with the numbers behind its tables; and one a claim of the paper."""

@@ -23,7 +23,7 @@ from lbdist.remedies.base import Remedy, make_remedy
 from lbdist.serial import SerialSession
 from lbdist.session import Session
 from lbdist.sharpness.measure import Measure
-from lbdist.studies.base import Candidates, Plan, Study
+from lbdist.studies.base import Candidates, Plan, Study, at_point, whole
 from lbdist.training import rehearsal, user_checkpoint
 from lbdist.tuning import search_space
 
@@ -86,7 +86,7 @@ def _try_out(study: Study, cells: Collection[Cell], data: Dataset, loss: Loss) -
     for each in every:
         for key, node in each.procedure_nodes.items():
             build(node, key)
-    _check_cells(cells, data)
+    _check_cells(study, cells, data)
     few = on_device(data.train.first(16), "cpu")
     measured = (each.plan.config.network for each in every if each.plan.measures)
     for node in {repr(node): node for node in measured}.values():
@@ -148,11 +148,10 @@ def _network(
     return network, loaded, networks.sample_flops(network, data.train.inputs[:2], outputs)
 
 
-def _check_cells(cells: Collection[Cell], data: Dataset) -> None:
+def _check_cells(study: Study, cells: Collection[Cell], data: Dataset) -> None:
     """Refuses what cells of one kind could not have, and takes a step of each kind of learner."""
-    alike = {
-        (repr(c.network), repr(c.optimizer), c.remedy, c.setting, c.split, c.precision): c for c in cells
-    }
+    told = study.told(whole(study))
+    alike = {(at_point(told, c), c.remedy, c.setting, c.split, c.precision): c for c in cells}
     for cell in alike.values():
         _check_run(cell, len(data.train))
     learners = {

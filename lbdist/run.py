@@ -19,7 +19,7 @@ import contextlib
 import difflib
 import gc
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -143,7 +143,7 @@ def _main(arguments: list[str], command: str) -> int:
     from lbdist.config import compose as configuration
     from lbdist.config import schema, sweep
 
-    arguments = _study_by_name(arguments, configuration.options("experiment", folders), sweep.FLAGS)
+    arguments = _study_by_name(arguments, folders)
     config, parts = sweep.compose_all(arguments, folders)
     if show == ["--cfg", "job"]:
         print(OmegaConf.to_yaml(config), end="")
@@ -163,12 +163,15 @@ def _main(arguments: list[str], command: str) -> int:
     return status
 
 
-def _study_by_name(arguments: list[str], studies: Collection[str], flags: Collection[str]) -> list[str]:
-    """The arguments with `experiment=gap` for the word `gap`; any other word but flags is refused."""
+def _study_by_name(arguments: list[str], folders: Sequence[Path]) -> list[str]:
+    """The arguments with `experiment=gap` for the word `gap`; any other word but `-m` is refused."""
+    from lbdist.config import choices, sweep
+
     words = [word for word in arguments if word.startswith("-") or ("=" not in word and word[:1] != "~")]
-    words = [word for word in words if word not in flags]
+    words = [word for word in words if word not in sweep.FLAGS]
     if not words:
         return arguments
+    studies = choices.options("experiment", folders)
     if words[1:] or words[0] not in studies:
         word = words[-1] if words[0] in studies else words[0]
         near = difflib.get_close_matches(word, studies, n=1)

@@ -128,9 +128,9 @@ class Session(ABC):
             book.compact(self.study)
         for line in failed:
             warn(line)
-        if self.out.plain:
-            self.out.say("", "end", status=1 if failed else 0, failed=failed)
-        return 1 if failed else 0
+        status = 1 if failed else 0
+        self.out.end(status, failed)
+        return status
 
     def within(self, capacity: Capacity) -> list[str]:
         """Takes the study as it is on these devices; a line for what is left out since they are too few."""
@@ -195,7 +195,7 @@ class Session(ABC):
         self.check_files(book)
         done = [cell for cell in cells_of(self.study, book).values() if book(cell) is not None]
         expected = lambda: expected_of(self.study, book).values()  # noqa: E731
-        point = lambda cell: at_point(self.study, cell, book)  # noqa: E731
+        point = lambda cell: at_point(self.study.told(book), cell)  # noqa: E731
         shown = self.score.name, self.score.unit, point, self.out
         with Progress(expected, done, self.weight, *shown) as progress:
             failed, lost = self.work(book, progress, command)

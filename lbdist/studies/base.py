@@ -279,8 +279,8 @@ class Study(ABC):
         """Of a sweep, the points that each cell and each measurement belongs to, by id; by default none."""
         return {}
 
-    def told(self, cell: Cell, done: Done) -> Mapping[str, Any]:
-        """What a trial of a cell is told by, beside what the cell says of itself; by default nothing."""
+    def told(self, done: Done) -> Mapping[str, Mapping[str, Any]]:
+        """Of a sweep, what each cell is told by, by id, beside what it says of itself; by default nothing."""
         return {}
 
     @abstractmethod
@@ -351,9 +351,9 @@ def whole(study: Study) -> Done:
     return lambda cell: {final_name(study.plan.score, "validation"): 0.0}
 
 
-def at_point(study: Study, cell: Cell, done: Done) -> str:
+def at_point(told: Mapping[str, Mapping[str, Any]], cell: Cell) -> str:
     """What a cell of a sweep is told apart by, as it follows its label; empty where there is no sweep."""
-    return "".join(f" {key}={value}" for key, value in study.told(cell, done).items())
+    return "".join(f" {key}={value}" for key, value in told.get(cell.id, {}).items())
 
 
 def expected_of(study: Study, done: Done) -> dict[str, Cell]:

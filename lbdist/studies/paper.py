@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import paper
-from lbdist.plan import Cell, Measurement, title
-from lbdist.studies.base import Done, Study, cells_of
+from lbdist.plan import title
+from lbdist.studies.base import Done, cells_of
+from lbdist.studies.union import Union
 
 
 @dataclass
-class Paper(Study):
+class Paper(Union):
     """Every table and figure of the paper: the union of other studies.
 
     Attributes:
@@ -21,16 +21,6 @@ class Paper(Study):
     """
 
     parts: list[str] = field(default_factory=list)
-
-    def cells(self, done: Done) -> Iterator[Cell]:
-        """The cells of each part."""
-        for study in self.studies.values():
-            yield from study.cells(done)
-
-    def measurements(self, done: Done) -> Iterator[Measurement]:
-        """What each part measures at its own cells, each once."""
-        found = {m.id: m for study in self.studies.values() for m in study.measurements(done)}
-        yield from found.values()
 
     def sections(self, runs: Runs, done: Done) -> list[Section]:
         """Every claim, then what each part shows of its own runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,12 +11,12 @@ from lbdist.analysis.runs import Runs
 from lbdist.analysis.section import Section
 from lbdist.analysis.sections import sweep
 from lbdist.errors import InputError
-from lbdist.plan import Cell, Measurement
-from lbdist.studies.base import Done, Study, cells_of
+from lbdist.studies.base import Done, cells_of
+from lbdist.studies.union import Union
 
 
 @dataclass
-class Sweep(Study):
+class Sweep(Union):
     """The union of a study's variants, which share the cells that they have in common.
 
     Attributes:
@@ -36,16 +36,6 @@ class Sweep(Study):
                 raise InputError(f"-m: must sweep over what a run is computed from, but {same}")
             seen[cells] = name
 
-    def cells(self, done: Done) -> Iterator[Cell]:
-        """The cells of each part."""
-        for study in self.studies.values():
-            yield from study.cells(done)
-
-    def measurements(self, done: Done) -> Iterator[Measurement]:
-        """What each part measures at its own cells, each once."""
-        found = {m.id: m for study in self.studies.values() for m in study.measurements(done)}
-        yield from found.values()
-
     def swept(self, done: Done) -> dict[str, list[str]]:
         """The points that each cell and each measurement belongs to, by id."""
         found: dict[str, list[str]] = {}
@@ -54,10 +44,13 @@ class Sweep(Study):
                 found.setdefault(key, []).append(self.points_of[name])
         return found
 
-    def told(self, cell: Cell, done: Done) -> Mapping[str, Any]:
-        """The first point that a cell belongs to."""
-        own = (name for name, study in self.studies.items() if cell.id in cells_of(study, done))
-        return json.loads(self.points_of[next(own)])
+    def told(self, done: Done) -> dict[str, Mapping[str, Any]]:
+        """The first point that each cell belongs to, by id."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name, study in self.studies.items():
+            point = json.loads(self.points_of[name])
+            found = {**dict.fromkeys(cells_of(study, done), point), **found}
+        return found
 
     def sections(self, runs: Runs, done: Done) -> list[Section]:
         """The points side by side, then what each part shows of its own runs."""

@@ -58,7 +58,7 @@ class Trials(Searcher):
         job = schedule.next(trial_id)
         if job is None:
             return None if schedule.running or schedule.waiting() or schedule.again else Searcher.FINISHED
-        return {**schedule.study.told(job.cells[0], schedule.book), **job.describe()}
+        return {**schedule.study.told(schedule.book).get(job.id, {}), **job.describe()}
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         """Tells the watch what a trial reported."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import ray
@@ -148,6 +149,13 @@ def test_nodes_come_and_go_and_the_table_is_the_same(
     found = found[~group]
     assert found.index.equals(undisturbed.index)
     agree(found, undisturbed, least=len(found))
+
+    for name in ("leaderboard", "fit"):  # but for the seconds, which the first of them has
+        tables = [place / "remedies" / "tables" / f"{name}.csv" for place in (tmp_path / "mine", alone[0])]
+        read = (pd.read_csv(file, index_col="method") for file in tables)
+        ours, theirs = (found.drop(columns="seconds", errors="ignore") for found in read)
+        assert list(ours.index) == ["SB", "LB", "LB + robust"] and len(ours.columns) > 5
+        pd.testing.assert_frame_equal(ours, theirs.loc[ours.index], rtol=0, atol=1e-6)
 
     def plain(text: str) -> list[tuple[str, str]]:  # of each method
         return re.findall(r"^(SB|LB(?: \+ robust)?) {2,}(\d+\.\d+) ", table(text), re.MULTILINE)

@@ -25,10 +25,15 @@ def sections(parts: Mapping[str, tuple[Runs, Sequence[Section]]]) -> list[Sectio
     tables = [beside.claim_table(found)] if found else []
     summary = Section(beside.TITLE, said, [*tables, *(ours[name] for name in sorted(ours))], brief=True)
     shown = [
-        under_a_name(name, part, brief=part.brief and place == 0)
+        under_a_name(name, part, brief=part.brief and part is own[0])
         for name, (runs, own) in parts.items()
-        if len(runs.cells)
-        for place, part in enumerate(own)
-        if part.title not in (reading.section().title, beside.TITLE) and (part.tables or part.figures)
+        for part in of_part(runs, own)
     ]
     return [summary, *shown, reading.section()]
+
+
+def of_part(runs: Runs, own: Sequence[Section]) -> list[Section]:
+    """What a part of a study shows beside what the whole has itself; nothing where no run is finished."""
+    shared = (reading.section().title, beside.TITLE)
+    shown = [part for part in own if part.title not in shared and (part.tables or part.figures)]
+    return shown if len(runs.cells) else []

@@ -22,7 +22,7 @@ from lbdist.analysis.section import (
     starts,
     under_a_name,
 )
-from lbdist.analysis.sections import beside, leaderboard, reading
+from lbdist.analysis.sections import leaderboard, paper, reading
 from lbdist.analysis.statistics import difference, summarise
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def sections(parts: Mapping[str, Part]) -> list[Section]:
     shown = [
         under_a_name(name, section, brief=False)
         for name, (_, own, found) in parts.items()
-        if len(own.cells)
-        for section in found
-        if section.title not in (reading.section().title, beside.TITLE)
-        and (section.tables or section.figures)
+        for section in paper.of_part(own, found)
     ]
     return [Section(title, _sentences(data, runs), [table], figures, brief=True), *shown, reading.section()]
 
